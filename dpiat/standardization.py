@@ -1,0 +1,110 @@
+"""nn.Module -> Architecture: Algorithm 1 of the paper (appendix A.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from dpiat.architecture import Architecture, Block, Layer
+
+MODES = ("default", "paper")
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# The kinds that the paper matches. A module of one of these classes, or of a subclass, is one layer even if it has
+# children, such as timm's BatchNormAct2d.
+PAPER_KINDS = (*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear)
+# What Algorithm 1 counts to decide whether a list of layers is a block of its own.
+COUNTED = frozenset(cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear))
+
+
+def standardize(module: nn.Module, mode: str = "default") -> Architecture:
+    """Divide a network into blocks of layers, as its author nested its modules (section 3.1, Algorithm 1).
+
+    Every leaf module is a layer, activations included. A tensor that is no part of a leaf (a class token, a layer
+    scale) is a layer of kind "Parameter". With mode="paper", only convolutions, linear layers and batch norms have
+    shapes, as in the authors' code; the others stay in the list, where they lengthen the ranges of Eq. 3.
+
+    The module is only read: on any device, the meta device included.
+
+    Raises TypeError if `module` is not an nn.Module, ValueError if it has lazy parameters that no forward pass has
+    given a shape yet.
+
+        >>> print(standardize(torchvision.models.resnet18()))
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"a network must be a torch.nn.Module, got {type(module).__name__}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    elements = _blocks(module, "", mode == "paper")
+    blocks = (Block(e.name, (e,)) if isinstance(e, Layer) else e for e in elements)
+    return Architecture(type(module).__name__, tuple(blocks))
+
+
+def _blocks(module: nn.Module, name: str, paper: bool) -> list[Layer | Block]:
+    """The content of one node of the module tree: single layers and blocks, in order (Algorithm 1)."""
+    kind = paper_kind(type(module))
+    if kind or not module._modules:
+        return [_layer(module, name, kind, paper)]
+    prefix = f"{name}." if name else ""
+    content: list[Layer | Block] = []
+    if not paper:
+        content += [Layer(prefix + key, "Parameter", _shape(t, prefix + key)) for key, t in _own_tensors(module)]
+    for child_name, child in module.named_children():
+        inner = _blocks(child, prefix + child_name, paper)
+        nested = any(isinstance(e, Block) for e in inner)
+        if nested or sum(e.kind in COUNTED for e in inner) <= 1:
+            content += inner
+        else:
+            content.append(Block(prefix + child_name, tuple(inner)))
+    n_blocks = sum(isinstance(e, Block) and len(e.layers) > 1 for e in content)
+    if name and n_blocks < len(content) - n_blocks:
+        return [layer for e in content for layer in (e.layers if isinstance(e, Block) else (e,))]
+    return content
+
+
+@cache
+def paper_kind(cls: type[nn.Module]) -> str:
+    """The name of the paper's kind that a class belongs to, "" if to none."""
+    return next((kind.__name__ for kind in PAPER_KINDS if issubclass(cls, kind)), "")
+
+
+def _layer(module: nn.Module, name: str, kind: str, paper: bool) -> Layer:
+    if paper:
+        weight = module._parameters.get("weight") if kind else None
+        return Layer(name, kind or type(module).__name__, () if weight is None else _shape(weight, name))
+    shapes = [_shape(tensor, name) for tensor in _tensors(module)]
+    return Layer(name, kind or type(module).__name__, max(shapes, key=_size, default=()))
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """The parameters and saved buffers of a layer: its weight is the first of the largest ones."""
+    for _, tensor in _own_tensors(module):
+        yield tensor
+    for child in module._modules.values():
+        if child is not None:
+            yield from _tensors(child)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for key, tensor in module._parameters.items():
+        if tensor is not None:
+            yield key, tensor
+    for key, tensor in module._buffers.items():
+        if tensor is not None and key not in module._non_persistent_buffers_set:
+            yield key, tensor
+
+
+def _shape(tensor: Tensor, name: str) -> tuple[int, ...]:
+    if is_lazy(tensor):
+        raise ValueError(f"{name} has lazy parameters without a shape: run one forward pass first")
+    return tuple(tensor.shape)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
