@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,43 @@ class Architecture:
         """The score of this architecture matched with itself: one for every layer with weights (section 3.5)."""
         return sum(1 for layer in self.layers if layer.shape)
 
+    @cached_property
+    def compact(self) -> Compact:
+        return Compact(self.blocks)
+
     def __str__(self) -> str:
         head = f"{self.name}: {len(self.blocks)} blocks, {len(self.layers)} layers, {self.max_score} with weights"
         return "\n".join([head, *map(str, self.blocks)])
+
+
+class Compact:
+    """The blocks of an architecture as tables for the matching: equal blocks once, layers without weights left out.
+
+    `layers` are the different layers that have weights, `weighted` those of every block, `index` (blocks,) the column
+    of every block in the tables. `table` (width, columns) holds indices into `layers`, -1 below the end of a block, and
+    `positions` (width, columns) the places of these layers in their block.
+    """
+
+    def __init__(self, blocks: Sequence[Block]):
+        self.weighted = [[layer for layer in block.layers if layer.shape] for block in blocks]
+        signatures, index = _unique(block.signature for block in blocks)
+        self.index = np.array(index, dtype=int)
+        places = [[p for p, (_, shape) in enumerate(signature) if shape] for signature in signatures]
+        kinds, numbers = _unique(item for signature in signatures for item in signature if item[1])
+        self.layers = [Layer("", kind, shape) for kind, shape in kinds]
+        width = max(map(len, places), default=0)
+        self.table = np.full((width, len(signatures)), -1)
+        self.positions = np.zeros((width, len(signatures)), dtype=int)
+        number = iter(numbers)
+        for column, place in enumerate(places):
+            self.table[: len(place), column] = [next(number) for _ in place]
+            self.positions[: len(place), column] = place
+            # Below the end of a block scores are 0; any place will do that keeps the order.
+            self.positions[len(place) :, column] = place[-1] if place else 0
+
+
+def _unique(items: Iterable[Hashable]) -> tuple[list, list[int]]:
+    """The different items in the order of their first occurrence, and for each item its index among them."""
+    numbers: dict = {}
+    index = [numbers.setdefault(item, len(numbers)) for item in items]
+    return list(numbers), index

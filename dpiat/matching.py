@@ -8,13 +8,14 @@ elements,
                     dp[i-1, j],                                           target i receives nothing
                     max_k dp[k-1, j-1] + sum_{l=k..i} score(l, j) / sqrt(i-k+1) )   source j fills targets k..i
 
-The recurrence runs for all pairs of different blocks at once, in NumPy, one source position after the other.
+The recurrence runs in NumPy, one target element after the other, for all pairs of different blocks at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -71,51 +72,43 @@ def match_score(source: Architecture, target: Architecture) -> float:
 
 
 def ordered_scores(scores: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
-    """The recurrence above for a batch of score matrices: (..., n, m) -> dp, (..., n + 1, m + 1).
+    """The recurrence above for a batch of score matrices: (n, m, ...) -> dp, (n + 1, m + 1, ...).
 
-    `positions` (..., n) are the places of the target elements in their sequence, 0..n-1 if None: elements that
-    score 0 against everything can be left out of `scores`, while a range keeps its true length.
+    `positions` (n, ...) are the places of the target elements in their sequence, 0..n-1 if None: elements that score 0
+    against everything can be left out of `scores` while a range keeps its true length. The sums run from target i down
+    to k, in the order of the authors' loop, so that scores are equal to the last bit.
     """
-    n, m = scores.shape[-2:]
-    gains = _range_gains(scores, positions)  # (..., m, k, i)
-    dp = np.zeros((*scores.shape[:-2], n + 1, m + 1))
-    for j in range(m):
-        ranges = (dp[..., :-1, j, None] + gains[..., j, :, :]).max(axis=-2, initial=0.0)  # (..., i)
-        column = np.maximum(dp[..., 1:, j], ranges)
-        dp[..., 1:, j + 1] = np.maximum.accumulate(column, axis=-1)
+    n, m, *batch = scores.shape
+    if positions is None:
+        positions = np.arange(n).reshape(n, *(1 for _ in batch))
+    dp = np.zeros((n + 1, m + 1, *batch))
+    for i in range(n):
+        sums = np.cumsum(scores[i::-1], axis=0)  # (i + 1, m, ...): of targets i; i-1, i; i-2, i-1, i; ...
+        roots = np.sqrt(positions[i] - positions[i::-1] + 1)  # (i + 1, ...)
+        ranges = dp[i::-1, :-1] + sums / roots[:, None]  # (i + 1, m, ...)
+        best = np.maximum(ranges.max(axis=0), dp[i, 1:])
+        np.maximum.accumulate(best, axis=0, out=dp[i + 1, 1:])
     return dp
-
-
-def _range_gains(scores: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
-    """What source j gains from the targets k..i: (..., n, m) -> (..., m, k, i), -inf where k > i.
-
-    The sums run from i down to k, in the order of the authors' loop, so that scores are equal to the last bit.
-    """
-    n = scores.shape[-2]
-    p = np.arange(n) if positions is None else positions
-    length = p[..., None, :] - p[..., :, None] + 1  # (..., k, i)
-    valid = np.triu(np.ones((n, n), dtype=bool))
-    by_source = np.swapaxes(scores, -1, -2)[..., None]  # (..., m, k, 1)
-    sums = np.cumsum(np.where(valid, by_source, 0.0)[..., ::-1, :], axis=-2)[..., ::-1, :]  # (..., m, k, i)
-    root = np.where(valid, np.sqrt(np.maximum(length, 1)), 1.0)
-    return np.where(valid, sums / root[..., None, :, :], -np.inf)
 
 
 def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray | None = None) -> list[tuple[int, int]]:
     """The pairs (target, source) behind dp[n, m], 0-based, in the target's order; pairs that score 0 are left out."""
-    gains = _range_gains(scores, positions)  # (m, k, i)
-    pairs = []
     i, j = scores.shape
+    places = range(i) if positions is None else positions.tolist()
+    pairs = []
     while i > 0 and j > 0:
         if dp[i, j] == dp[i, j - 1]:
             j -= 1
         elif dp[i, j] == dp[i - 1, j]:
             i -= 1
         else:
-            ways = dp[:i, j - 1] + gains[j - 1, :i, i - 1]
-            k = int(np.flatnonzero(ways == dp[i, j])[-1])  # the shortest range
-            pairs += [(target, j - 1) for target in range(i - 1, k - 1, -1) if scores[target, j - 1] > 0]
-            i, j = k, j - 1
+            end, j, total = i, j - 1, 0.0
+            while True:  # the shortest range that reaches the score
+                i -= 1
+                total += scores[i, j]
+                if dp[i, j] + total / sqrt(places[end - 1] - places[i] + 1) == dp[end, j + 1]:
+                    break
+            pairs += [(target, j) for target in range(end - 1, i - 1, -1) if scores[target, j] > 0]
     return pairs[::-1]
 
 
@@ -123,45 +116,20 @@ class _PhaseOne:
     """The scores of all pairs of blocks. Equal blocks are computed once; layers without weights are left out."""
 
     def __init__(self, source: Architecture, target: Architecture):
-        self.source, self.target = _Blocks(source.blocks), _Blocks(target.blocks)
-        by_layer = score_matrix(self.target.layers, self.source.layers)
-        by_layer = np.pad(by_layer, ((0, 1), (0, 1)))  # the last row and column stand for "no layer here"
-        t, s = self.target.table, self.source.table  # (blocks, layers), indices into by_layer
-        self.scores = by_layer[t[:, None, :, None], s[None, :, None, :]]  # (target, source, n, m)
-        self.positions = self.target.positions[:, None, :]  # (target, 1, n)
-        self.dp = ordered_scores(self.scores, self.positions)  # (target, source, n + 1, m + 1)
-        self.block_scores = self.dp[:, :, -1, -1][np.ix_(self.target.index, self.source.index)]
+        self.source, self.target = source.compact, target.compact
+        by_layer = np.pad(score_matrix(self.target.layers, self.source.layers), ((0, 1), (0, 1)))
+        # A -1 in the tables means "no layer here" and takes the last row or column, which is 0.
+        rows, columns = self.target.table[:, None, :, None], self.source.table[None, :, None, :]
+        self.scores = by_layer[rows, columns]  # (n, m, target blocks, source blocks)
+        self.positions = self.target.positions[:, :, None]  # (n, target blocks, 1)
+        self.dp = ordered_scores(self.scores, self.positions)  # (n + 1, m + 1, target blocks, source blocks)
+        self.block_scores = self.dp[-1, -1][np.ix_(self.target.index, self.source.index)]
+        self.pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def layer_pairs(self, i: int, j: int) -> Iterable[LayerPair]:
         """The matched layers of target block i and source block j."""
         t, s = self.target.index[i], self.source.index[j]
-        for a, b in trace(self.dp[t, s], self.scores[t, s], self.positions[t, 0]):
+        if (t, s) not in self.pairs:
+            self.pairs[t, s] = trace(self.dp[..., t, s], self.scores[..., t, s], self.positions[:, t, 0])
+        for a, b in self.pairs[t, s]:
             yield LayerPair(self.source.weighted[j][b], self.target.weighted[i][a])
-
-
-class _Blocks:
-    """The blocks of a network as a table: a row for each different block, a column for each layer with weights."""
-
-    def __init__(self, blocks: Sequence[Block]):
-        self.weighted = [[layer for layer in block.layers if layer.shape] for block in blocks]
-        different, self.index = _unique(block.signature for block in blocks)
-        self.index = np.array(self.index, dtype=int)
-        first = [next(b for b, u in enumerate(self.index) if u == unique) for unique in range(len(different))]
-        places = [[p for p, layer in enumerate(blocks[b].layers) if layer.shape] for b in first]
-        width = max(map(len, places), default=0)
-        signatures, numbers = _unique(layer.signature for b in first for layer in self.weighted[b])
-        self.layers = [Layer("", kind, shape) for kind, shape in signatures]
-        self.table = np.full((len(first), width), -1)
-        self.positions = np.zeros((len(first), width), dtype=int)
-        row = iter(numbers)
-        for u, place in enumerate(places):
-            self.table[u, : len(place)] = [next(row) for _ in place]
-            self.positions[u, : len(place)] = place
-            self.positions[u, len(place) :] = np.arange(len(place), width) + (place[-1] + 1 if place else 0)
-
-
-def _unique(items: Iterable[Hashable]) -> tuple[list, list[int]]:
-    """The different items in the order of their first occurrence, and for each item its index among them."""
-    numbers: dict = {}
-    index = [numbers.setdefault(item, len(numbers)) for item in items]
-    return list(numbers), index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 
@@ -22,23 +23,19 @@ def score(target: Layer, source: Layer) -> float:
 
 def score_matrix(targets: Sequence[Layer], sources: Sequence[Layer]) -> np.ndarray:
     """Eq. 1 for every pair: float64 of shape (len(targets), len(sources))."""
-    rank = max((len(layer.shape) for layer in (*targets, *sources)), default=0)
-    t, s = _table(targets, rank), _table(sources, rank)  # (n, 1 + rank), (m, 1 + rank)
-    matrix = np.ones((len(targets), len(sources)))
-    for i in range(rank):
-        t_i, s_i = t[:, None, i], s[None, :, i]
-        matrix *= np.minimum(t_i, s_i) / np.maximum(t_i, s_i)
-    kinds = {key: number for number, key in enumerate({_family(layer) for layer in (*targets, *sources)})}
-    t_kind = np.array([kinds[_family(layer)] for layer in targets])
-    s_kind = np.array([kinds[_family(layer)] for layer in sources])
-    weighted = np.array([bool(layer.shape) for layer in targets])
-    return np.where((t_kind[:, None] == s_kind) & weighted[:, None], matrix, 0.0)
+    t, s = _table(targets), _table(sources)  # (dimensions, n), (dimensions, m)
+    product = np.ones((len(targets), len(sources)))
+    for t_i, s_i in zip_longest(t, s, fillvalue=np.ones(1)):
+        product *= np.minimum(t_i[:, None], s_i) / np.maximum(t_i[:, None], s_i)
+    numbers: dict[tuple[str, int], int] = {}
+    t_kind, s_kind = (
+        np.array([numbers.setdefault((layer.kind, len(layer.shape)), len(numbers)) for layer in layers], dtype=int)
+        for layers in (targets, sources)
+    )
+    weighted = np.array([bool(layer.shape) for layer in targets], dtype=bool)
+    return np.where((t_kind[:, None] == s_kind) & weighted[:, None], product, 0.0)
 
 
-def _family(layer: Layer) -> tuple[str, int]:
-    return layer.kind, len(layer.shape)
-
-
-def _table(layers: Sequence[Layer], rank: int) -> np.ndarray:
-    """Shapes as rows, filled up with ones, which change no product."""
-    return np.array([layer.shape + (1,) * (rank - len(layer.shape)) for layer in layers], dtype=float).reshape(-1, rank)
+def _table(layers: Sequence[Layer]) -> np.ndarray:
+    """Shapes as columns, filled up with ones, which change no product: (dimensions, layers)."""
+    return np.array(list(zip_longest(*(layer.shape for layer in layers), fillvalue=1)), dtype=float)

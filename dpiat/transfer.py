@@ -171,7 +171,7 @@ def _entries(source: nn.Module, target: nn.Module, pairs: Iterable[LayerPair], m
         if reason:
             yield Entry(name, shape, LEFT, reason=reason)
             continue
-        source_name = partner[owner].name + name[len(owner) :]
+        source_name = _counterpart(name, owner, partner[owner])
         source_shape = tuple(tensors[source_name].shape)
         filled = prod(map(min, shape, source_shape))
         action = COPIED if shape == source_shape else CROPPED if filled == prod(shape) else PARTLY
@@ -186,13 +186,17 @@ def _obstacle(
         return "no part of a layer that this mode matches"
     if owner not in partner:
         return "no source layer matched"
-    source_layer = partner[owner].name
-    source = tensors.get(source_layer + name[len(owner) :])
-    if source is None:
-        return f"{source_layer} has no {name[len(owner) + 1 :]}"
-    if source.dim() != len(shape):
-        return f"{source_layer} has {source.dim()} dimensions here"
+    counterpart = _counterpart(name, owner, partner[owner])
+    if counterpart not in tensors:
+        return f"the source has no {counterpart}"
+    if tensors[counterpart].dim() != len(shape):
+        return f"{counterpart} has {tensors[counterpart].dim()} dimensions"
     return ""
+
+
+def _counterpart(name: str, owner: str, partner: Layer) -> str:
+    """The name of a target tensor's counterpart: that of the same role ("weight", "bias", ...) in the matched layer."""
+    return ".".join(filter(None, [partner.name, name[len(owner) :].removeprefix(".")]))
 
 
 def _owner(name: str, layers: set[str]) -> str | None:

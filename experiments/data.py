@@ -12,7 +12,9 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,14 +51,19 @@ def load(settings: DatasetSettings, cache_dir: str) -> Data:
 
     Raises UserError if the name is unknown or the data cannot be had.
     """
-    if settings.name not in READERS:
-        near = difflib.get_close_matches(settings.name, READERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(READERS)}"
-        raise UserError(f"unknown data set {settings.name!r}: {hint}")
+    check(settings.name)
     data = READERS[settings.name](settings, Path(cache_dir).expanduser())
     if settings.train_subset is not None:
         data.train = stratified(data.train, settings.train_subset)
     return data
+
+
+def check(name: str) -> None:
+    """Raise UserError if there is no data set of this name."""
+    if name not in READERS:
+        near = difflib.get_close_matches(name, READERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(READERS)}"
+        raise UserError(f"unknown data set {name!r}: {hint}")
 
 
 def stratified(split: Split, count: int, seed: int = 0) -> Split:
@@ -146,33 +153,37 @@ def _splits(root: Path) -> list[Path]:
     return []
 
 
+class _ImageFile(NamedTuple):
+    label: str
+    name: str
+    read: Callable[[], bytes]
+
+
 def _decode(parts: list[Path], settings: DatasetSettings) -> Data:
-    images: dict[bool, list[tuple[str, Callable[[], bytes]]]] = {True: [], False: []}
+    files: dict[str, list[_ImageFile]] = {"train": [], "test": []}
     for part in parts:
-        images[part.name.startswith("train")] += _image_files(part)
-    classes = sorted({label for files in images.values() for label, _ in files})
-    number = {label: i for i, label in enumerate(classes)}
+        files["train" if part.name.startswith("train") else "test"] += _image_files(part)
+    classes = sorted({file.label for split in files.values() for file in split})
     splits = []
-    for train in (True, False):
-        files = images[train]
+    for split in files.values():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            arrays = list(pool.map(lambda file: _pixels(file[1](), settings.stored_size), files))
-        sizes = {array.shape for array in arrays}
-        if len(sizes) != 1:
+            images = list(pool.map(lambda file: _pixels(file, settings.stored_size), split))
+        sizes = len({image.shape for image in images})
+        if sizes != 1:
             raise UserError(
-                f"{settings.name} under {settings.root} has images of {len(sizes)} sizes: set dataset.stored_size "
-                "to crop and resize them to one side, for example dataset.stored_size=128"
+                f"{settings.name} under {settings.root} has images of {sizes} sizes: set dataset.stored_size to crop "
+                "and resize them to one side, for example dataset.stored_size=128"
             )
-        splits.append(_from_arrays(np.stack(arrays), [number[label] for label, _ in files]))
+        splits.append(_from_arrays(np.stack(images), [classes.index(file.label) for file in split]))
     return Data(*splits, classes)
 
 
-def _image_files(part: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """(class, a function that reads the bytes) of every image of a split's folder or zip, in the order of names."""
+def _image_files(part: Path) -> Iterator[_ImageFile]:
+    """The images in a split's folder or zip, in the order of their names; the class is the folder they are in."""
     if part.is_dir():
         for file in sorted(part.glob("*/*")):
             if file.suffix.lower() in IMAGE_SUFFIXES:
-                yield file.parent.name, file.read_bytes
+                yield _ImageFile(file.parent.name, str(file), file.read_bytes)
         return
     try:
         archive = zipfile.ZipFile(part)
@@ -180,12 +191,15 @@ def _image_files(part: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         raise UserError(f"{part} is not a complete zip file: get it again") from error
     for name in sorted(archive.namelist()):
         if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-            yield Path(name).parent.name, lambda name=name: archive.read(name)
+            yield _ImageFile(Path(name).parent.name, f"{part}/{name}", partial(archive.read, name))
 
 
-def _pixels(data: bytes, side: int | None) -> np.ndarray:
-    """The pixels of an encoded image, (h, w, 3); cropped at the centre to a square and resized if a side is given."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+def _pixels(file: _ImageFile, side: int | None) -> np.ndarray:
+    """The pixels of an image, (h, w, 3); cropped at the centre to a square and resized if a side is given."""
+    try:
+        image = Image.open(io.BytesIO(file.read())).convert("RGB")
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file.name} is not an image that can be read: get it again or remove it") from error
     if side is not None and image.size != (side, side):
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2

@@ -10,7 +10,6 @@ from torch import nn
 
 import dpiat
 from experiments import models
-from experiments.settings import UserError
 
 # A trained source is asked for only by those that need one.
 Source = Callable[[], nn.Module]
@@ -18,8 +17,6 @@ Source = Callable[[], nn.Module]
 
 def initialize(name: str, model: str, classes: int, seed: int, mode: str, source: Source) -> tuple[nn.Module, dict]:
     """The network `model` with its first weights, drawn by `seed`, and facts about them for the record."""
-    if name not in INITIALIZATIONS:
-        raise UserError(f"unknown initialization {name!r}: known are {', '.join(INITIALIZATIONS)}")
     torch.manual_seed(seed)
     return INITIALIZATIONS[name](model, classes, mode, source)
 

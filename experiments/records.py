@@ -6,11 +6,14 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
+
+import pandas as pd
 
 VERSIONED = ("torch", "torchvision", "timm", "numpy")
 EFFECTIVENESS_EPOCHS = 4
@@ -89,3 +92,41 @@ def _cpu() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+# --- committed evidence -----------------------------------------------------------------------------------------------
+
+
+def collect(records_folder: Path, evidence: Path) -> None:
+    """Write the finished records of a folder as two tables: `trials.csv`, a row a trial; `epochs.csv`, a row an epoch.
+
+    Raises ValueError, and writes nothing, if a record does not come from a clean commit.
+    """
+    found = [record for file in sorted(records_folder.glob("*.json")) if (record := read(file))]
+    for record in found:
+        if record["dirty"] or not record["commit"]:
+            raise ValueError(f"{record['id']} was not run from a clean commit: commit, run it again, then collect")
+    if not found:
+        raise ValueError(f"no finished records in {records_folder}: run an experiment first")
+    trials = pd.json_normalize([{k: v for k, v in record.items() if k != "epochs"} for record in found])
+    trials = trials.drop(columns="trial.source", errors="ignore")  # None where there is no source
+    epochs = pd.DataFrame([{"id": record["id"], **row} for record in found for row in record["epochs"]])
+    for name, table in (("trials", trials), ("epochs", epochs)):
+        atomic_write(evidence / f"{name}.csv", lambda f, table=table: table.to_csv(f, index=False, lineterminator="\n"))
+
+
+def evidence(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trials of a folder that `collect` wrote, with their `best_accuracy`, and their epochs."""
+    trials, epochs = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "epochs.csv")
+    first = epochs[epochs["epoch"] <= EFFECTIVENESS_EPOCHS]
+    best = first.groupby("id")["test_accuracy"].max().rename("best_accuracy")
+    return trials.merge(best, left_on="id", right_index=True), epochs
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m experiments.records RECORDS_FOLDER EVIDENCE_FOLDER")
+    try:
+        collect(Path(sys.argv[1]), Path(sys.argv[2]))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

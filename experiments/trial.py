@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +19,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dpiat.standardization import MODES
 from experiments import data, models, records
-from experiments.initialization import initialize
+from experiments.initialization import INITIALIZATIONS, initialize
 from experiments.settings import Settings, UserError
 from experiments.tracking import tracking
 from experiments.training import Recipe, train
 
 WEIGHTS = ("scratch", "imagenet", "imagenet_finetuned")
+# The paper's learning rates: from random init or from sources trained from scratch, and where ImageNet weights come in.
+LR, LR_IMAGENET = 4e-3, 1e-3
 
 
 @dataclass(frozen=True)
@@ -65,34 +69,38 @@ def run(settings: Settings) -> Outcome:
     runner = _Runner(settings)
     if target.init == "random":
         return Outcome(runner.record(target), None)
-    baseline = replace(target, init="random", mode="", source=None, recipe=_recipe(settings, settings.target, "random"))
+    recipe = replace(target.recipe, lr=settings.baseline_lr or LR)
+    baseline = replace(target, init="random", mode="", source=None, recipe=recipe)
     return Outcome(runner.record(target), runner.record(baseline))
 
 
 def plan(settings: Settings) -> Trial:
     """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
+    data.check(settings.dataset.name)
     models.check(settings.target)
     init = settings.init.name
+    _check_choice("initialization", init, INITIALIZATIONS)
+    _check_choice("init.mode", settings.init.mode, MODES)
+    _check_choice("source_weights", settings.source_weights, WEIGHTS)
+    imagenet = init == "pretrained" or (init == "dpiat" and settings.source_weights != "scratch")
+    recipe = _recipe(settings, settings.target, settings.lr or (LR_IMAGENET if imagenet else LR))
+    target = _trial(settings, settings.target, init, recipe)
     if init != "dpiat":
-        return _trial(settings, settings.target, init, _recipe(settings, settings.target, init))
+        return target
     models.check(settings.source)
-    source = _source(settings)
-    recipe = _recipe(settings, settings.target, source.init)
-    return replace(_trial(settings, settings.target, init, recipe), mode=settings.init.mode, source=source)
+    return replace(target, mode=settings.init.mode, source=_source(settings))
+
+
+def _check_choice(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UserError(f"unknown {key} {value!r}: known are {', '.join(known)}")
 
 
 def _source(settings: Settings) -> Trial:
-    weights = settings.source_weights
-    if weights not in WEIGHTS:
-        raise UserError(f"unknown source_weights {weights!r}: known are {', '.join(WEIGHTS)}")
-    init = "random" if weights == "scratch" else "pretrained"
-    epochs = 0 if weights == "imagenet" or settings.source_checkpoint else settings.source_epochs
-    recipe = replace(
-        _recipe(settings, settings.source, init),
-        epochs=epochs,
-        lr=settings.source_lr or _paper_lr(init),
-        seed=settings.source_seed,
-    )
+    init = "random" if settings.source_weights == "scratch" else "pretrained"
+    epochs = 0 if settings.source_weights == "imagenet" or settings.source_checkpoint else settings.source_epochs
+    lr = settings.source_lr or (LR if init == "random" else LR_IMAGENET)
+    recipe = replace(_recipe(settings, settings.source, lr), epochs=epochs, seed=settings.source_seed)
     source = _trial(settings, settings.source, init, recipe)
     if settings.source_checkpoint is None:
         return source
@@ -107,22 +115,16 @@ def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
     return Trial(dataset.name, dataset.stored_size, dataset.train_subset, model, init, recipe)
 
 
-def _recipe(settings: Settings, model: str, init: str) -> Recipe:
-    """The target's recipe when it starts from `init`, or from a source that did."""
-    given = settings.baseline_lr if init == "random" and settings.init.name != "random" else settings.lr
+def _recipe(settings: Settings, model: str, lr: float) -> Recipe:
+    """How `model` is trained when it is the target."""
     return Recipe(
         epochs=settings.target_epochs,
-        lr=given or _paper_lr(init),
+        lr=lr,
         schedule_epochs=settings.schedule_epochs,
         batch_size=settings.batch_size,
         image_size=settings.dataset.image_size or models.input_size(model),
         seed=settings.seed,
     )
-
-
-def _paper_lr(init: str) -> float:
-    """4e-3 for random init and for sources trained from scratch, 1e-3 where ImageNet weights are involved (recipe)."""
-    return 1e-3 if init == "pretrained" else 4e-3
 
 
 class _Runner:

@@ -1,0 +1,64 @@
+"""Networks that tests share."""
+
+import timm
+import torch
+from torch import nn
+
+PAPER = {
+    "Eff-B0": "tf_efficientnet_b0",
+    "Eff-B1": "tf_efficientnet_b1",
+    "Eff-B2": "tf_efficientnet_b2",
+    "Mix-L": "mixnet_l",
+    "Mix-M": "mixnet_m",
+    "ReX1.5": "rexnet_150",
+    "ReX": "rexnet_100",
+    "Mnas": "mnasnet_100",
+    "SeMnas": "semnasnet_100",
+}
+
+
+def on_meta(name: str) -> nn.Module:
+    """A timm network without memory for its weights."""
+    with torch.device("meta"):
+        return timm.create_model(name)
+
+
+def trained(name: str, seed: int) -> nn.Module:
+    """A timm network in eval mode with no tensor, batch-norm statistics included, at its initial value."""
+    torch.manual_seed(seed)
+    network = timm.create_model(name, num_classes=10).eval()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(0.9).add_(0.02 * torch.rand_like(tensor))
+            else:
+                tensor.add_(7)
+    return network
+
+
+def small(num_classes: int, width: int = 16) -> nn.Module:
+    """A network of the user's own: convolutions with batch norms, trained in seconds on a CPU."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, 2, 1),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * width, num_classes),
+    )
+
+
+def larger(num_classes: int) -> nn.Module:
+    return small(num_classes, 24)
+
+
+def no_network(num_classes: int) -> str:
+    return "a string"
+
+
+def unlike(num_classes: int) -> nn.Module:
+    """No layer here is of a kind that the others have."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.ConvTranspose2d(3, num_classes, 1), nn.Flatten())

@@ -1,0 +1,94 @@
+"""Who may import whom (the order of the layers), and what `import dpiat` may cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What each module may import from this repository. Nothing goes back.
+ALLOWED = {
+    "dpiat.architecture": set(),
+    "dpiat.standardization": {"architecture"},
+    "dpiat.scoring": {"architecture"},
+    "dpiat.operators": set(),
+    "dpiat.matching": {"architecture", "scoring"},
+    "dpiat.similarity": {"architecture", "matching", "standardization"},
+    "dpiat.transfer": {"architecture", "matching", "operators", "standardization"},
+    "experiments.settings": set(),
+    "experiments.records": set(),
+    "experiments.data": {"records", "settings"},
+    "experiments.models": {"settings"},
+    "experiments.initialization": {"models", "settings"},
+    "experiments.tracking": {"settings"},
+    "experiments.training": {"data"},
+    "experiments.trial": {"data", "initialization", "models", "records", "settings", "tracking", "training"},
+    "experiments.tables": {"models", "records"},
+    "experiments.figures": {"records", "tables"},
+}
+MAY_USE_DPIAT = {"experiments.initialization", "experiments.trial", "experiments.tables", "experiments.figures"}
+NO_TORCH = {"experiments.records", "experiments.tables", "experiments.settings"}  # when they are imported
+
+
+def violations(module: str, text: str) -> list[str]:
+    """The imports of a module's text that its place does not allow."""
+    package, found = module.partition(".")[0], []
+    for node in ast.walk(ast.parse(text)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module in ("dpiat", "experiments"):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        for name in names:
+            owner, _, rest = name.partition(".")
+            if owner == package and rest.partition(".")[0] not in ALLOWED[module]:
+                found.append(name)
+            if owner != package and (owner == "experiments" or (owner == "dpiat" and module not in MAY_USE_DPIAT)):
+                found.append(name)
+    return found
+
+
+def sources() -> dict[str, Path]:
+    files = [file for folder in ("dpiat", "experiments") for file in sorted((ROOT / folder).glob("*.py"))]
+    return {f"{file.parent.name}.{file.stem}": file for file in files if file.stem != "__init__"}
+
+
+def test_every_module_has_its_place():
+    assert set(sources()) == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_imports_go_one_way(module):
+    assert violations(module, sources()[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("dpiat.scoring", "from dpiat.matching import match"),
+        ("dpiat.matching", "from experiments import models"),
+        ("dpiat.architecture", "import dpiat.transfer"),
+        ("experiments.training", "from experiments.initialization import initialize"),
+        ("experiments.data", "from dpiat import transfer"),
+    ],
+)
+def test_a_planted_violation_is_found(module, line):
+    assert violations(module, sources()[module].read_text() + "\n" + line)
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
+
+
+def test_the_library_needs_torch_and_numpy_alone():
+    assert not loaded_by("import dpiat") & {"hydra", "wandb", "timm", "pandas", "matplotlib", "scipy", "experiments"}
+
+
+def test_records_and_tables_need_no_torch():
+    assert "torch" not in loaded_by(f"import {', '.join(sorted(NO_TORCH))}")

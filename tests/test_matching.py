@@ -1,0 +1,102 @@
+"""The matching against brute force and against the literal transcription of Eq. 2 and 3."""
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import oracle
+import pytest
+from networks import PAPER, on_meta
+
+from dpiat.architecture import Architecture, Block, Layer
+from dpiat.matching import match, match_score, ordered_scores, trace
+from dpiat.scoring import score, score_matrix
+from dpiat.standardization import standardize
+
+
+def random_scores(rng: random.Random) -> list[list[float]]:
+    """Up to 6 × 6, with many zeros and ties."""
+    values = rng.choice([[0, 0.25, 0.5, 1], [0, 0, 1], [rng.random() for _ in range(9)]])
+    return [
+        [rng.choice(values) for _ in range(width)] for width in [rng.randint(1, 6)] for _ in range(rng.randint(1, 6))
+    ]
+
+
+def random_architecture(rng: random.Random, name: str) -> Architecture:
+    kinds = [("Conv2d", (rng.choice([4, 8]), rng.choice([2, 4]), 3, 3)), ("BatchNorm2d", (8,)), ("BatchNorm2d", (4,))]
+    kinds += [("ReLU", ()), ("Linear", (5, 8))]
+    blocks = []
+    for b in range(rng.randint(1, 4)):
+        layers = [Layer(f"{name}{b}.{i}", *rng.choice(kinds)) for i in range(rng.randint(1, 4))]
+        blocks.append(Block(f"{name}{b}", tuple(layers)))
+    return Architecture(name, tuple(blocks))
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_one_phase_equals_brute_force_and_its_pairs_add_up(seed):
+    scores = random_scores(random.Random(seed))
+    matrix = np.array(scores)
+    dp = ordered_scores(matrix)
+    assert dp[-1, -1] == pytest.approx(oracle.brute_force(scores), abs=1e-12)
+    ranges = {}
+    for target, source in trace(dp, matrix):
+        first, _ = ranges.get(source, (target, target))
+        ranges[source] = first, target
+    matching = [(source, first, last) for source, (first, last) in ranges.items()]
+    assert oracle.value(matching, scores) == pytest.approx(dp[-1, -1], abs=1e-12)
+    assert matching == sorted(matching) and all(a[2] < b[1] for a, b in pairwise(matching))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_both_phases_equal_brute_force_and_the_transcription(seed):
+    rng = random.Random(seed)
+    source, target = random_architecture(rng, "s"), random_architecture(rng, "t")
+    by_block = [
+        [oracle.brute_force([[oracle.score(a, b) for b in s.layers] for a in t.layers]) for s in source.blocks]
+        for t in target.blocks
+    ]
+    found = match(source, target)
+    assert found.score == pytest.approx(oracle.brute_force(by_block), abs=1e-12)
+    total, pairs = oracle.match(source, target)
+    assert found.score == total == match_score(source, target)
+    assert [(pair.source.name, pair.target.name) for pair in found.layers] == pairs
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("Eff-B2", "Eff-B0"), ("Mix-M", "ReX"), ("Mnas", "SeMnas"), ("ReX1.5", "Mix-M"), ("SeMnas", "Eff-B1")],
+)
+def test_real_networks_equal_the_transcription(source, target):
+    source, target = standardize(on_meta(PAPER[source])), standardize(on_meta(PAPER[target]))
+    found = match(source, target)
+    total, pairs = oracle.match(source, target)
+    assert found.score == total  # to the last bit
+    assert [(pair.source.name, pair.target.name) for pair in found.layers] == pairs
+
+
+def test_an_architecture_matches_itself_layer_by_layer():
+    for name in ("tf_efficientnet_b0", "mixnet_m", "densenet121", "vit_tiny_patch16_224"):
+        architecture = standardize(on_meta(name))
+        found = match(architecture, architecture)
+        assert found.score == architecture.max_score
+        assert [pair.target for pair in found.layers] == [layer for layer in architecture.layers if layer.shape]
+        assert all(pair.source is pair.target for pair in found.layers)
+
+
+def test_scores_are_equation_one():
+    conv = Layer("a", "Conv2d", (32, 16, 3, 3))
+    assert score(conv, Layer("b", "Conv2d", (16, 32, 3, 5))) == 0.5 * 0.5 * (3 / 5)
+    assert score(conv, Layer("b", "ConvTranspose2d", (32, 16, 3, 3))) == 0
+    assert score(conv, Layer("b", "Conv2d", (32, 16, 3))) == 0
+    assert score(Layer("a", "ReLU"), Layer("b", "ReLU")) == 0
+    rng = random.Random(0)
+    layers = [layer for _ in range(20) for layer in random_architecture(rng, "x").layers]
+    expected = [[oracle.score(t, s) for s in layers[::2]] for t in layers]
+    assert score_matrix(layers, layers[::2]).tolist() == expected
+
+
+def test_networks_without_weights_match_nothing():
+    empty, flat = Architecture("none", ()), Architecture("flat", (Block("act", (Layer("act", "ReLU"),)),))
+    real = random_architecture(random.Random(1), "r")
+    for source, target in [(empty, real), (real, empty), (flat, real), (real, flat), (empty, empty)]:
+        assert match(source, target).score == 0 and match(source, target).layers == ()

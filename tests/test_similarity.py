@@ -1,0 +1,52 @@
+"""Eq. 4 and 5, and the acceptance test of the algorithm: the paper's Table 11 from the paper's own tables."""
+
+import pandas as pd
+import pytest
+from networks import PAPER, on_meta
+from torch import nn
+
+from dpiat import coverage, similarity, standardize
+from experiments import tables
+
+# What the settled rules give with timm 1.0.31; the paper prints .77 .68 .55 .88 .92 .83.
+TABLE_11 = {6: 0.765, 1: 0.676, 7: 0.546, 8: 0.879, 9: 0.917, 10: 0.832}
+
+
+@pytest.fixture(scope="module")
+def architectures():
+    return {label: standardize(on_meta(name), "paper") for label, name in PAPER.items()}
+
+
+def test_table_11(architectures):
+    computed = tables.similarities(architectures)
+    found = tables.table11(computed).set_index("table")
+    for table, expected in TABLE_11.items():
+        assert found.loc[table, "ours"] == pytest.approx(expected, abs=0.005)
+    committed = pd.read_csv(tables.RESULTS / "tables" / "similarity.csv")
+    pd.testing.assert_frame_equal(computed.round(6), committed)
+
+
+def test_efficientnets_b2_and_b0(architectures):
+    assert similarity(architectures["Eff-B2"], architectures["Eff-B0"]) == pytest.approx(0.804, abs=0.0005)
+
+
+def test_both_modes_agree_on_the_papers_networks(architectures):
+    assert similarity(on_meta(PAPER["Mix-L"]), on_meta(PAPER["ReX"])) == similarity(
+        architectures["Mix-L"], architectures["ReX"]
+    )
+
+
+def test_similarity_is_symmetric_and_coverage_is_not(architectures):
+    small, large = architectures["Eff-B0"], architectures["Eff-B1"]
+    assert similarity(small, large) == similarity(large, small)
+    assert coverage(large, small) > coverage(small, large)
+    assert similarity(small, small) == coverage(small, small) == 1
+
+
+def test_networks_without_weights_are_similar_to_nothing():
+    assert similarity(nn.ReLU(), nn.ReLU()) == similarity(nn.ReLU(), nn.Linear(2, 2)) == 0
+
+
+def test_what_is_not_a_network_is_refused():
+    with pytest.raises(TypeError, match=r"target must be a torch\.nn\.Module or an Architecture, got str"):
+        similarity(nn.Linear(2, 2), "efficientnet_b0")

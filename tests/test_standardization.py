@@ -1,0 +1,94 @@
+"""Algorithm 1 on the paper's examples and on small networks of each topology."""
+
+import pytest
+import torch
+from networks import PAPER, on_meta
+from torch import nn
+
+from dpiat import standardize
+
+
+def blocks(network: nn.Module, mode: str = "default") -> list[list[str]]:
+    return [[layer.kind for layer in block.layers] for block in standardize(network, mode).blocks]
+
+
+def conv_bn(channels: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, channels, 3), nn.BatchNorm2d(channels), nn.ReLU()]
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*conv_bn(8), *conv_bn(8))
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+
+
+def test_an_inverted_residual_is_one_block_with_its_squeeze_and_excitation():
+    """Figure 7."""
+    architecture = standardize(on_meta("tf_efficientnet_b0"))
+    (block,) = [block for block in architecture.blocks if block.name == "blocks.1.1"]
+    weighted = [layer.name.removeprefix("blocks.1.1.") for layer in block.layers if layer.shape]
+    assert weighted == ["conv_pw", "bn1", "conv_dw", "bn2", "se.conv_reduce", "se.conv_expand", "conv_pwl", "bn3"]
+    assert block.layers[0].kind == "Conv2d" and block.layers[0].shape == (144, 24, 1, 1)
+
+
+def test_an_efficientnet_is_stem_blocks_and_head():
+    """Figure 8: single layers before and after, 16 blocks between."""
+    sizes = [len(block.layers) > 3 for block in standardize(on_meta("tf_efficientnet_b0")).blocks]
+    assert sum(sizes) == 16 and sizes.index(True) == 2 and sizes[-5:] == [False] * 5
+
+
+def test_layer_counts_are_near_those_of_the_paper():
+    """Appendix A.3: 199, 281, 291, 183; pooling and dropout are nested a little differently in today's timm."""
+    for name, count in {"Eff-B0": 199, "Eff-B2": 281, "Mix-L": 291, "ReX": 183}.items():
+        assert abs(len(standardize(on_meta(PAPER[name])).layers) - count) <= 2
+
+
+def test_plain_layers_stay_single():
+    assert blocks(nn.Sequential(*conv_bn(4))) == [["Conv2d"], ["BatchNorm2d"], ["ReLU"]]
+
+
+def test_groups_of_blocks_are_unpacked_one_level():
+    stage = nn.Sequential(nn.Sequential(*conv_bn(4), *conv_bn(4)), nn.Sequential(*conv_bn(4), *conv_bn(4)))
+    assert [len(block) for block in blocks(nn.Sequential(nn.Conv2d(3, 4, 3), stage, nn.Linear(4, 2)))] == [1, 6, 6, 1]
+
+
+def test_a_child_with_one_convolution_joins_its_parent():
+    network = nn.Sequential(nn.Sequential(nn.Sequential(*conv_bn(4)), nn.Sequential(*conv_bn(4))), nn.Linear(4, 2))
+    assert blocks(network) == [["Conv2d", "BatchNorm2d", "ReLU"] * 2, ["Linear"]]
+
+
+def test_a_subclass_with_children_is_one_layer_of_its_kind():
+    class NormAct(nn.BatchNorm2d):
+        def __init__(self, channels: int):
+            super().__init__(channels)
+            self.act = nn.ReLU()
+
+    (block,) = standardize(NormAct(4)).blocks
+    assert [(layer.kind, layer.shape) for layer in block.layers] == [("BatchNorm2d", (4,))]
+
+
+def test_bare_parameters_are_layers_but_not_in_paper_mode():
+    network = nn.Sequential(Residual(), nn.Linear(8, 2))
+    assert [layer.name for layer in standardize(network).layers if layer.kind == "Parameter"] == ["0.scale"]
+    assert all(layer.kind != "Parameter" for layer in standardize(network, "paper").layers)
+
+
+def test_paper_mode_gives_other_kinds_no_shape():
+    network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4, affine=False))
+    assert [layer.shape for layer in standardize(network, "paper").layers] == [(4, 4), (), ()]
+    assert [layer.shape for layer in standardize(network).layers] == [(4, 4), (4,), (4,)]
+
+
+def test_printing_shows_every_layer():
+    text = str(standardize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())))
+    assert "2 blocks, 2 layers, 1 with weights" in text and "0: Conv2d[4, 3, 3, 3]" in text and "1: ReLU" in text
+
+
+def test_what_is_not_a_network_is_refused():
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, got dict"):
+        standardize({})
+    with pytest.raises(ValueError, match="mode must be one of default, paper, got 'fast'"):
+        standardize(nn.ReLU(), "fast")
+    with pytest.raises(ValueError, match="1 has lazy parameters without a shape: run one forward pass first"):
+        standardize(nn.Sequential(nn.ReLU(), nn.LazyLinear(3)))

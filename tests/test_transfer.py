@@ -1,0 +1,203 @@
+"""What a transfer writes, what it leaves, and what it says about both."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from networks import trained
+from torch import nn
+
+from dpiat import plan, similarity, standardize, transfer
+from dpiat.operators import clip
+
+
+def state(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+# Plain convolutions, squeeze-and-excitation, mixed kernels, dense connections; then what the paper does not treat.
+FAMILIES = ["resnet18", "tf_efficientnet_b0", "mixnet_s", "densenet121", "vit_tiny_patch16_224", "convnext_atto"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_network_transferred_to_itself_is_the_same_function(name):
+    source, target = trained(name, 0), trained(name, 1)
+    images = torch.randn(2, 3, 224, 224) if name.startswith("vit") else torch.randn(2, 3, 64, 64)
+    assert not torch.equal(source(images), target(images))
+    report = transfer(source, target)
+    assert torch.equal(source(images), target(images))
+    assert report.share == 1 and similarity(source, target) == 1
+
+
+def test_nothing_is_changed_by_looking():
+    source, target = trained("mnasnet_small", 0), trained("tf_efficientnet_lite0", 1).train()
+    target.conv_stem.weight.requires_grad_(False)
+    for network in (source, target):
+        before, versions = state(network), {name: t._version for name, t in network.state_dict(keep_vars=True).items()}
+        flags = [(m.training, [p.requires_grad for p in m.parameters(False)]) for m in network.modules()]
+        similarity(source, target)
+        plan(source, target)
+        plan(source, target, mode="paper")
+        after = network.state_dict(keep_vars=True)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert versions == {name: t._version for name, t in after.items()}
+        assert flags == [(m.training, [p.requires_grad for p in m.parameters(False)]) for m in network.modules()]
+
+
+def test_only_the_target_is_written_and_in_place():
+    source, target = trained("tf_efficientnet_lite0", 0), trained("mnasnet_small", 1).train()
+    target.conv_stem.weight.requires_grad_(False)
+    before, tensors = state(source), dict(target.state_dict(keep_vars=True))
+    transfer(source, target)
+    assert all(torch.equal(before[name], tensor) for name, tensor in source.state_dict().items())
+    assert all(tensors[name] is tensor for name, tensor in target.state_dict(keep_vars=True).items())
+    assert target.training and not target.conv_stem.weight.requires_grad and target.bn1.weight.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["default", "paper"])
+def test_the_report_is_what_happens(mode):
+    source, target = trained("mixnet_s", 0), trained("mnasnet_100", 1)
+    given, before = state(source), state(target)
+    dry = str(plan(source, target, mode))
+    report = transfer(source, target, mode)
+    assert str(report) == dry
+    for entry in report.entries:
+        after, expected = target.state_dict()[entry.target], before[entry.target].clone()
+        if entry.action != "left":
+            to, by = clip(entry.shape, entry.source_shape)
+            expected[to] = given[entry.source][by]
+            assert expected[to].numel() == entry.filled
+        assert torch.equal(after, expected)
+        assert (entry.action == "left") == (entry.filled == 0) == bool(entry.reason)
+    assert [entry.target for entry in report.entries] == list(before)
+    assert sum(report.elements.values()) == sum(tensor.numel() for tensor in before.values())
+
+
+def test_paper_mode_copies_parameters_alone():
+    source, target = trained("resnet18", 0), trained("resnet18", 1)
+    before = state(target)
+    transfer(source, target, mode="paper")
+    for name, tensor in target.state_dict().items():
+        is_parameter = isinstance(target.state_dict(keep_vars=True)[name], nn.Parameter)
+        assert torch.equal(tensor, source.state_dict()[name] if is_parameter else before[name])
+
+
+def mobile_net(width: int) -> nn.Module:
+    """Convolutions, a depthwise one, batch norms and a classifier; the widths alone differ."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, groups=width),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 1),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * width, 7),
+    ).eval()
+
+
+@pytest.mark.parametrize("widths", [(4, 9), (5, 8), (6, 6)])
+@torch.no_grad()
+def test_a_wider_copy_with_zeros_elsewhere_is_the_same_function(widths):
+    """Section 3.4."""
+    torch.manual_seed(0)
+    source, target = (mobile_net(width) for width in widths)
+    for tensor in source.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand_like(tensor))
+    for parameter in target.parameters():
+        parameter.zero_()
+    transfer(source, target)
+    images = torch.randn(4, 3, 12, 12)
+    torch.testing.assert_close(target(images), source(images), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_real_network_wider_everywhere_is_the_same_function():
+    source = trained("mobilenetv2_100", 0)
+    target = timm.create_model("mobilenetv2_140", num_classes=10).eval()
+    for parameter in target.parameters():
+        parameter.zero_()
+    transfer(source, target)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(target(images), source(images), atol=1e-4, rtol=1e-4)
+
+
+def test_centre_crops_start_at_the_lower_half():
+    """Appendix A.2, 0-based: 4 into 9 lands on 2..5; of 9 into 4, 2..5 is taken."""
+    assert clip((9, 3), (4, 3)) == ((slice(2, 6), slice(0, 3)), (slice(0, 4), slice(0, 3)))
+    assert clip((4,), (9,)) == ((slice(0, 4),), (slice(2, 6),))
+    assert clip((), ()) == ((), ())
+
+
+def test_a_shared_tensor_is_written_once():
+    def tied(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        network[2].weight = network[0].weight
+        return network
+
+    source, target = tied(0), tied(1)
+    report = transfer(source, target)
+    assert torch.equal(target[2].weight, source[0].weight) and target[2].weight is target[0].weight
+    assert sum(report.elements.values()) == 16 + 4 + 4
+    assert "the same tensor as 0.weight" in str(report)
+
+
+def test_layers_without_a_bias_are_reported():
+    report = transfer(nn.Linear(4, 4, bias=False), nn.Linear(4, 4))
+    assert [(e.target, e.action, e.reason) for e in report.entries] == [
+        ("weight", "copied", ""),
+        ("bias", "left", "the source has no bias"),
+    ]
+
+
+def test_a_lone_layer_meets_one_inside_a_network():
+    source, target = nn.Sequential(nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 4)
+    transfer(source, target)
+    assert torch.equal(target.weight, source[1].weight) and torch.equal(target.bias, source[1].bias)
+
+
+def test_batch_norms_without_weights_carry_their_statistics():
+    source, target = nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(6, affine=False)
+    source.running_mean += 3
+    assert transfer(source, target).elements["partly filled"] == 8
+    assert target.running_mean.tolist() == [0, 3, 3, 3, 3, 0]
+
+
+def test_dtypes_are_kept():
+    source, target = nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16)
+    transfer(source, target)
+    assert torch.equal(target.weight, source.weight.to(torch.bfloat16))
+
+
+def test_mistakes_are_named():
+    with pytest.raises(TypeError, match=r"source must be a torch\.nn\.Module, got OrderedDict"):
+        transfer(nn.Linear(2, 2).state_dict(), nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"target must be a torch\.nn\.Module, got Architecture"):
+        transfer(nn.Linear(2, 2), standardize(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="mode must be one of default, paper, got 'exact'"):
+        plan(nn.Linear(2, 2), nn.Linear(2, 2), mode="exact")
+
+
+def test_nothing_is_written_unless_everything_can_be():
+    source, target = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    source[1] = nn.Linear(2, 2, device="meta")
+    before = copy.deepcopy(target)
+    with pytest.raises(ValueError, match=r"1\.weight is on the meta device and has no values"):
+        transfer(source, target)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), target.parameters(), strict=True))
+
+
+def test_a_plan_that_no_longer_fits_is_refused():
+    target = nn.Sequential(nn.Linear(2, 2))
+    planned = plan(nn.Sequential(nn.Linear(2, 2)), target)
+    target[0] = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"0\.weight now has shape 3×3; it was planned with 2×2: make a new plan"):
+        planned.apply()

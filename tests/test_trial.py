@@ -1,0 +1,201 @@
+"""A trial from its settings to its records, on real digits with small networks of the user's own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import models, records, trial
+from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def settings(folder: Path, **changes) -> Settings:
+    changes = {
+        "dataset": DatasetSettings(name="digits", image_size=16, train_subset=512),
+        "init": InitSettings(name="dpiat"),
+        "source": "networks:larger",
+        "target": "networks:small",
+        "source_epochs": 2,
+        "target_epochs": 2,
+        "device": "cpu",
+        "threads": 1,
+        "output_dir": str(folder),
+    } | changes
+    return Settings(**changes)
+
+
+def metrics(record: dict) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in record["epochs"]]
+
+
+def test_equal_seeds_give_equal_metrics_and_others_do_not(tmp_path):
+    first, again = (trial.run(settings(tmp_path / name)) for name in ("a", "b"))
+    assert metrics(first.record) == metrics(again.record) and metrics(first.baseline) == metrics(again.baseline)
+    other = trial.run(settings(tmp_path / "a", seed=1))
+    assert metrics(other.record) != metrics(first.record) and metrics(other.baseline) != metrics(first.baseline)
+
+
+def test_a_trial_leaves_records_that_explain_themselves(tmp_path):
+    outcome = trial.run(settings(tmp_path))
+    on_disk = {record["id"]: record for record in map(json.loads, (f.read_text() for f in tmp_path.glob("records/*")))}
+    assert len(on_disk) == 3  # the source, the baseline and the target
+    assert on_disk[outcome.record["id"]] == outcome.record and on_disk[outcome.baseline["id"]] == outcome.baseline
+    record = outcome.record
+    assert record["status"] == "finished" and record["trial"]["source"]["model"] == "networks:larger"
+    assert record["trial"]["recipe"]["lr"] == 4e-3 and [row["epoch"] for row in record["epochs"]] == [1, 2]
+    assert 0 < record["initialization"]["similarity"] < 1 and 0 < record["initialization"]["filled"] <= 1
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0] and record["train_images"] == 512
+    assert set(record) >= {"commit", "dirty", "cpu", "device", "threads", "started", "seconds"}
+    assert records.effectiveness(outcome.record, outcome.baseline) > 0
+
+
+def test_nothing_is_run_twice(tmp_path, capsys):
+    trial.run(settings(tmp_path))
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    trial.run(settings(tmp_path))
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    assert capsys.readouterr().out.count("finished before") == 2
+    trial.run(settings(tmp_path, seed=1))  # another target from the same source
+    assert len(list(tmp_path.glob("checkpoints/*.pt"))) == 1
+
+
+def test_a_transfer_starts_from_the_same_random_weights_as_its_baseline(tmp_path):
+    """lr=0 trains nothing but the batch-norm statistics: a target that nothing was transferred to is the baseline."""
+    unlike = settings(tmp_path, source="networks:unlike", source_epochs=1, lr=1e-30, baseline_lr=1e-30)
+    outcome = trial.run(unlike)
+    assert outcome.record["initialization"]["filled"] == 0
+    assert metrics(outcome.record) == metrics(outcome.baseline)
+
+
+def test_learning_rates_are_the_papers(tmp_path):
+    def rates(**changes) -> tuple[float, float | None]:
+        planned = trial.plan(settings(tmp_path, **changes))
+        return planned.recipe.lr, planned.source and planned.source.recipe.lr
+
+    assert rates() == (4e-3, 4e-3)
+    assert rates(source="eff_lite0", source_weights="imagenet") == (1e-3, 1e-3)
+    assert rates(source="eff_lite0", source_weights="imagenet_finetuned") == (1e-3, 1e-3)
+    assert rates(init=InitSettings(name="random")) == (4e-3, None)
+    assert rates(init=InitSettings(name="pretrained")) == (1e-3, None)
+    assert rates(lr=0.5, source_lr=0.25) == (0.5, 0.25)
+    recipe = trial.plan(settings(tmp_path, target_epochs=100)).recipe
+    assert [recipe.learning_rate(epoch) for epoch in (0, 50, 100)] == pytest.approx([4e-3, 2.2e-3, 4e-4])
+
+
+def test_inputs_have_the_networks_own_size_unless_told(tmp_path):
+    digits = DatasetSettings(name="digits")
+    planned = trial.plan(settings(tmp_path, dataset=digits, source="eff_b2", target="eff_b1"))
+    assert (planned.source.recipe.image_size, planned.recipe.image_size) == (260, 240)
+
+
+def test_a_damaged_checkpoint_or_record_is_made_again(tmp_path, capsys):
+    outcome = trial.run(settings(tmp_path))
+    (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    (tmp_path / "records" / f"{outcome.record['id']}.json").write_text('{"id": ')
+    again = trial.run(settings(tmp_path))
+    assert metrics(again.record) == metrics(outcome.record)
+    assert capsys.readouterr().out.count("cannot be read") == 2
+
+
+def test_a_users_checkpoint_is_the_source(tmp_path):
+    torch.manual_seed(3)
+    weights = models.build("networks:larger", 10).state_dict()
+    torch.save({"state_dict": weights}, tmp_path / "mine.pt")
+    outcome = trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / "mine.pt")))
+    assert outcome.record["trial"]["source"]["init"] == "checkpoint" and not list(tmp_path.glob("checkpoints/*"))
+    ours = trial.run(settings(tmp_path))
+    (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
+    again = trial.run(settings(tmp_path, source_checkpoint=str(checkpoint)))
+    assert metrics(again.record) == metrics(ours.record)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    trial.run(settings(tmp_path))
+    (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
+    with pytest.raises(UserError, match="is of other settings: model is 'networks:larger' there, not 'networks:small'"):
+        trial.run(settings(tmp_path, source="networks:small", source_checkpoint=str(checkpoint)))
+    planned = trial.plan(settings(tmp_path, source_epochs=1))
+    checkpoint.rename(checkpoint.with_name(f"{planned.source.id}.pt"))
+    with pytest.raises(UserError, match="is of other settings: recipe is"):
+        trial.run(settings(tmp_path, source_epochs=1))
+    with pytest.raises(UserError, match=r"nowhere\.pt does not exist"):
+        trial.run(settings(tmp_path, source_checkpoint="nowhere.pt"))
+    torch.save(models.build("networks:small", 10).state_dict(), tmp_path / "small.pt")
+    with pytest.raises(UserError, match=r"source_checkpoint does not fit the source: .* size mismatch"):
+        trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / "small.pt")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "eff_b22"}, "unknown network 'eff_b22': did you mean eff_b2"),
+        ({"target": "efficientnet_b00"}, "unknown network 'efficientnet_b00': did you mean efficientnet_b0"),
+        ({"target": "no_module_here:net"}, "cannot import 'no_module_here:net': No module named 'no_module_here'"),
+        ({"target": "networks:missing"}, "cannot import 'networks:missing': module networks has no 'missing'"),
+        ({"target": "networks:no_network"}, "networks:no_network gave a str, not a torch.nn.Module"),
+        ({"source": "networks:small", "source_weights": "imagenet"}, "networks:small has no ImageNet weights"),
+        ({"source_weights": "finetuned"}, "unknown source_weights 'finetuned'"),
+        ({"init": InitSettings(name="xavier")}, "unknown initialization 'xavier'"),
+        ({"init": InitSettings(name="dpiat", mode="exact")}, "unknown init.mode 'exact'"),
+        ({"dataset": DatasetSettings(name="cifar1000")}, "unknown data set 'cifar1000': did you mean cifar100"),
+        ({"dataset": DatasetSettings(name="digits", train_subset=9999)}, "train_subset must be from 1 to 1433"),
+        ({"batch_size": 1000}, "512 training images do not fill one batch of 1000"),
+        ({"device": "gpu"}, "device=gpu cannot be used"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        trial.run(settings(tmp_path, **changes))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    file = tmp_path / "record.json"
+    records.save({"n": 1}, file)
+
+    def broken(f):
+        f.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        records.atomic_write(file, broken)
+    assert json.loads(file.read_text()) == {"n": 1} and list(tmp_path.iterdir()) == [file]
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_line_names_mistakes_in_one_line(tmp_path):
+    done = run("dataset=digits", "source=eff_b3x", f"output_dir={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown network 'eff_b3x': did you mean") and done.stderr.count("\n") == 1
+    for words in (["learning_rate=1"], ["seed=many"], ["dataset=cifar1000"]):
+        done = run(*words)
+        assert done.returncode == 1 and "Traceback" not in done.stderr and words[0].partition("=")[2] in done.stderr
+
+
+def test_help_explains_every_key():
+    text = run("--help").stdout
+    for key in ("dataset.image_size=null", "source_epochs=100", "baseline_lr=null", "logger.mode=offline"):
+        assert key in text
+
+
+def test_wandb_logs_offline(tmp_path):
+    pytest.importorskip("wandb")
+    words = ["dataset=digits", "scale=smoke", "source=eff_lite0", "source_weights=imagenet", "target=networks:small"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "run.py", *words, "logger=wandb", "threads=1", f"output_dir={tmp_path}"],
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 2
+    assert "effectiveness within 4 epochs" in done.stdout and len(list(tmp_path.glob("plots/*.png"))) == 1
