@@ -17,6 +17,7 @@ ALLOWED = {
     "dpiat.operators": set(),
     "dpiat.matching": {"architecture", "scoring"},
     "dpiat.similarity": {"architecture", "matching", "standardization"},
+    "dpiat.plotting": {"architecture", "matching", "similarity"},
     "dpiat.transfer": {"architecture", "matching", "operators", "standardization"},
     "experiments.settings": set(),
     "experiments.records": set(),
