@@ -1,29 +1,81 @@
-"""Records -> figures."""
+"""Records -> figures, as PNG and SVG under results/figures: python -m experiments.figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from experiments import tables
+from experiments.records import atomic_write
+
+# One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def comparison(record: dict[str, Any], baseline: dict[str, Any], folder: Path) -> Path:
     """Test accuracy over epochs from both initializations, saved as a PNG named after the trial."""
     trial = record["trial"]
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(title=f"{trial['model']} on {trial['dataset']}")
     label = f"{trial['init']} from {trial['source']['model']}" if trial["source"] else trial["init"]
-    for rows, name, style in ((record["epochs"], label, "C2o-"), (baseline["epochs"], "random init", "ko-")):
-        axes.plot([row["epoch"] for row in rows], [row["test_accuracy"] for row in rows], style, label=name)
-    axes.set(xlabel="epoch", ylabel="test accuracy", title=f"{trial['model']} on {trial['dataset']}", ylim=(0, 1))
+    for rows, name, colour in ((record["epochs"], label, COLOURS[0]), (baseline["epochs"], "random init", "black")):
+        axes.plot(
+            [row["epoch"] for row in rows], [row["test_accuracy"] for row in rows], "o-", color=colour, label=name
+        )
+    _finish(axes)
+    file = folder / f"{record['id']}.png"
+    atomic_write(file, lambda f: figure.savefig(f, format="png", dpi=150))
+    return file
+
+
+def curves(experiment: str) -> Figure:
+    """Test accuracy over epochs of an experiment, a panel for each target: the mean over seeds, and their range.
+
+    The legend gives the learning rate and, in brackets, the number of seeds.
+    """
+    trials, epochs = tables.experiment_evidence(experiment)
+    rows = epochs.merge(trials, on="id", suffixes=("_of_epoch", ""))
+    targets = trials.loc[trials["init"] != "random", "model"].unique()
+    figure = Figure(figsize=(4.5 * len(targets), 4), layout="constrained")
+    panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
+    sources = sorted(trials["source"].unique())  # "" is random init
+    for axes, target in zip(panels, targets, strict=True):
+        cells = rows[rows["model"] == target].groupby(["source", "init", "lr"])
+        for (source, init, lr), cell in cells:
+            label = f"{init} from {source}" if source else f"{init} init"
+            by_epoch = cell.groupby("epoch")["test_accuracy"]
+            mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
+            colour = COLOURS[sources.index(source) - 1] if source else "black"
+            style = "o--" if not source and lr == tables.PAPER_LR else "o-"
+            axes.plot(mean.index, mean, style, color=colour, label=f"{label}, {lr:g} ({cell['seed'].nunique()})")
+            axes.fill_between(mean.index, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set_title(target)
+        _finish(axes)
+    figure.suptitle(tables.scale_line(experiment), fontsize=9)
+    return figure
+
+
+def _finish(axes: Axes) -> None:
+    axes.set(xlabel="epoch", ylabel="test accuracy", ylim=(0, 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
+
+
+def main() -> None:
+    folder = tables.RESULTS / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{record['id']}.png"
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-    return file
+    for experiment in tables.experiments_run():
+        figure = curves(experiment)
+        with rc_context({"svg.hashsalt": "dpiat"}):  # equal records, equal files
+            figure.savefig(folder / f"{experiment}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{experiment}.png", dpi=150)
+        print(folder / f"{experiment}.png")
+
+
+if __name__ == "__main__":
+    main()

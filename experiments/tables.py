@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 
+PAPER_LR = 4e-3  # for random init
+
 # The paper's tables of results behind each correlation in its Table 11.
 TABLE_11 = {
     6: ("CIFAR10", "random", "table06_cifar10_effectiveness"),
@@ -87,33 +89,37 @@ def table11(similarity: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["table", "dataset", "source_weights", "cells", "paper", "ours"])
 
 
+def experiment_evidence(experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The committed trials and epochs of an experiment; `source` is "" where there is none."""
+    trials, epochs = evidence(RESULTS / "trials" / experiment)
+    trials = trials.rename(columns=lambda name: name.removeprefix("trial.").removeprefix("recipe."))
+    trials["source"] = trials["source.model"].fillna("")
+    return trials, epochs
+
+
 def transfer_table(experiment: str) -> pd.DataFrame:
     """An experiment's targets by initialization: accuracy within 4 epochs and effectiveness, mean ± sd (n) over seeds.
 
     The effectiveness divides by the random-init trial of the same seed: once at the same learning rate, so that only
-    the first weights differ, once at 4e-3, the paper's rate for random init.
+    the first weights differ, once at the paper's rate for random init.
     """
-    trials, _ = evidence(RESULTS / "trials" / experiment)
-    trials = trials.rename(columns=lambda name: name.removeprefix("trial.").removeprefix("recipe."))
-    trials["source"] = trials["source.model"].fillna("")
-    similar = trials.groupby(["model", "source"])["initialization.similarity"].first()
-    random = trials[trials["init"] == "random"].set_index(["model", "lr", "seed"])["best_accuracy"]
+    trials, _ = experiment_evidence(experiment)
+    random = trials[trials["init"] == "random"].set_index(["model", "epochs", "lr", "seed"])["best_accuracy"]
     rows = []
-    targets = trials[trials["epochs"] == trials.loc[trials["init"] != "random", "epochs"].max()]
-    for (model, init, source, lr), group in targets.groupby(["model", "init", "source", "lr"], sort=True):
-        group = group.set_index("seed")["best_accuracy"]
+    for (model, init, source, epochs, lr), cell in trials.groupby(["model", "init", "source", "epochs", "lr"]):
+        accuracy = cell.set_index("seed")["best_accuracy"]
         row = {
-            "target": model,
-            "init": init,
-            "source": source,
-            "lr": f"{lr:.0e}".replace("e-0", "e-"),
-            "similarity": "" if init == "random" else f"{similar[model, source]:.2f}",
-            "accuracy": _mean(group),
+            "network": model,
+            "initialization": f"{init} from {source}" if source else init,
+            "epochs": epochs,
+            "learning rate": f"{lr:g}",
+            "similarity": f"{cell['initialization.similarity'].iloc[0]:.2f}" if source else "",
+            "accuracy within 4 epochs": _mean(accuracy),
         }
-        for name, rate in (("effectiveness", lr), ("effectiveness, random at 4e-3", 4e-3)):
-            known = [(model, rate, seed) in random.index for seed in group.index]
-            base = pd.Series({seed: random.get((model, rate, seed)) for seed in group.index})
-            row[name] = _mean(group / base) if all(known) else "not run"
+        for name, rate in (("effectiveness", lr), (f"effectiveness, random at {PAPER_LR:g}", PAPER_LR)):
+            baseline = {seed: random.get((model, epochs, rate, seed)) for seed in accuracy.index}
+            missing = None in baseline.values()
+            row[name] = "not run" if missing else _mean(accuracy / pd.Series(baseline))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -152,13 +158,12 @@ def _all(values: pd.Series) -> str:
 
 
 def scale_line(experiment: str) -> str:
-    """The deviations that a reader of an experiment's table must know, from its records."""
-    trials, _ = evidence(RESULTS / "trials" / experiment)
-    t = trials.rename(columns=lambda name: name.removeprefix("trial.").removeprefix("recipe."))
+    """What a reader of an experiment's table must know about its scale, from its records."""
+    t, _ = experiment_evidence(experiment)
     return (
         f"Scale {_all(t['scale'])}: {_all(t['dataset'])}, {_all(t['train_images'].map('{:,}'.format))} training images "
         f"at {_all(t['image_size'].astype(str))} px, {_all(t['test_images'].map('{:,}'.format))} test images, "
-        f"{t['epochs'].max()} epochs at most, {_all(t['device'])}."
+        f"{_all(t['device'])}."
     )
 
 
@@ -174,21 +179,21 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
 def build() -> dict[Path, str]:
     """Every generated file and its content."""
     computed = similarities(paper_architectures()).round(6)
-    tables = {"similarity": computed, "table11": table11(computed).round(4)}
+    tables = {"similarity": computed, "table11": table11(computed)}
     tables |= {name: transfer_table(name) for name in experiments_run()}
     files = {}
     for name, table in tables.items():
-        files[RESULTS / "tables" / f"{name}.csv"] = table.to_csv(index=False, lineterminator="\n")
+        files[RESULTS / "tables" / f"{name}.csv"] = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
         if name != "similarity":
             head = f"{scale_line(name)}\n\n" if name in experiments_run() else ""
             files[RESULTS / "tables" / f"{name}.md"] = head + markdown(table)
-    files[RESULTS / "README.md"] = _between(RESULTS / "README.md", {"provenance": markdown(provenance_table())})
+    files[RESULTS / "README.md"] = with_blocks(RESULTS / "README.md", {"provenance": markdown(provenance_table())})
     blocks = {name: files[RESULTS / "tables" / f"{name}.md"] for name in tables if name != "similarity"}
-    files[ROOT / "README.md"] = _between(ROOT / "README.md", blocks)
+    files[ROOT / "README.md"] = with_blocks(ROOT / "README.md", blocks)
     return files
 
 
-def _between(file: Path, blocks: Mapping[str, str]) -> str:
+def with_blocks(file: Path, blocks: Mapping[str, str]) -> str:
     """The text of a file with the blocks between `<!-- name -->` and `<!-- /name -->` replaced where it has them."""
     text = file.read_text()
     for name, block in blocks.items():

@@ -1,0 +1,36 @@
+PYTHON ?= .venv/bin/python
+UV = .venv/bin/uv
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
+
+setup: .venv/ready ## an environment of its own in .venv, with the locked versions
+.venv/ready: requirements.txt pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) pip install --quiet --compile-bytecode --python .venv/bin/python --requirements requirements.txt
+	$(UV) pip install --quiet --no-deps --python .venv/bin/python --editable .
+	touch .venv/ready
+
+demo: setup ## transfer ImageNet weights to another architecture and train both; under 3 minutes on two cores
+	$(PYTHON) run.py experiment=demo
+
+test: setup lint ## lint, generated files, tests
+	$(PYTHON) -m experiments.tables --check
+	$(PYTHON) -m pytest
+
+lint: setup ## style and format
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+tables: setup ## rebuild results/tables and the generated parts of the READMEs from the records
+	$(PYTHON) -m experiments.tables
+
+figures: setup ## rebuild results/figures from the records
+	$(PYTHON) -m experiments.figures
+
+lock: setup ## renew requirements.txt from requirements.in
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-package dpiat --no-annotate \
+		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
+
+.PHONY: help setup demo test lint tables figures lock
