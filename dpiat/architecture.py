@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 
@@ -74,29 +75,42 @@ class Architecture:
 
 
 class Compact:
-    """The blocks of an architecture as tables for the matching: equal blocks once, layers without weights left out.
+    """An architecture as tables for the matching: equal blocks and equal layers once, layers without weights left out.
 
-    `layers` are the different layers that have weights, `weighted` those of every block, `index` (blocks,) the column
-    of every block in the tables. `table` (width, columns) holds indices into `layers`, -1 below the end of a block, and
-    `positions` (width, columns) the places of these layers in their block.
+    `shapes` (dimensions, layers) are the shapes of the different layers, filled up with ones, and `families` their
+    kinds and numbers of dimensions. `groups` hold the different blocks that have weights: those of one such layer, and
+    the others. `place[i]` says where the i-th block of the architecture is: (group, column), None without weights.
+    `weighted[i]` are its layers with weights.
     """
 
     def __init__(self, blocks: Sequence[Block]):
         self.weighted = [[layer for layer in block.layers if layer.shape] for block in blocks]
         signatures, index = _unique(block.signature for block in blocks)
-        self.index = np.array(index, dtype=int)
-        places = [[p for p, (_, shape) in enumerate(signature) if shape] for signature in signatures]
-        kinds, numbers = _unique(item for signature in signatures for item in signature if item[1])
-        self.layers = [Layer("", kind, shape) for kind, shape in kinds]
-        width = max(map(len, places), default=0)
-        self.table = np.full((width, len(signatures)), -1)
-        self.positions = np.zeros((width, len(signatures)), dtype=int)
+        layers, numbers = _unique(item for signature in signatures for item in signature if item[1])
+        self.families = [(kind, len(shape)) for kind, shape in layers]
+        self.shapes = np.array(list(zip_longest(*(shape for _, shape in layers), fillvalue=1)), dtype=float)
         number = iter(numbers)
-        for column, place in enumerate(places):
-            self.table[: len(place), column] = [next(number) for _ in place]
-            self.positions[: len(place), column] = place
-            # Below the end of a block scores are 0; any place will do that keeps the order.
-            self.positions[len(place) :, column] = place[-1] if place else 0
+        columns = [[(next(number), p) for p, item in enumerate(signature) if item[1]] for signature in signatures]
+        grouped = [[c for c in columns if len(c) == 1], [c for c in columns if len(c) > 1]]
+        self.groups = [Group(group) for group in grouped]
+        where = {id(column): (g, c) for g, group in enumerate(grouped) for c, column in enumerate(group)}
+        self.place = [where.get(id(columns[i])) for i in index]
+
+
+class Group:
+    """Different blocks as the columns of tables; a column holds the block's layers with weights, from the top.
+
+    `numbers` (width, columns) are indices of layers, -1 below the end of a block; `positions` (width, columns) their
+    places in the block, layers without weights counted.
+    """
+
+    def __init__(self, columns: Sequence[Sequence[tuple[int, int]]]):
+        width = max(map(len, columns), default=0)
+        self.numbers = np.full((width, len(columns)), -1)
+        self.positions = np.zeros((width, len(columns)), dtype=int)
+        for c, column in enumerate(columns):
+            self.numbers[: len(column), c], self.positions[: len(column), c] = zip(*column, strict=True)
+            self.positions[len(column) :, c] = column[-1][1]  # scores are 0 there; any place that keeps the order
 
 
 def _unique(items: Iterable[Hashable]) -> tuple[list, list[int]]:

@@ -13,8 +13,9 @@ The recurrence runs in NumPy, one target element after the other, for all pairs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import sqrt
 from typing import NamedTuple
 
@@ -81,11 +82,12 @@ def ordered_scores(scores: np.ndarray, positions: np.ndarray | None = None) -> n
     n, m, *batch = scores.shape
     if positions is None:
         positions = np.arange(n).reshape(n, *(1 for _ in batch))
+    roots = np.sqrt(np.maximum(positions[:, None] - positions + 1, 1))[:, :, None]  # (i, k, 1, ...)
     dp = np.zeros((n + 1, m + 1, *batch))
     for i in range(n):
-        sums = np.cumsum(scores[i::-1], axis=0)  # (i + 1, m, ...): of targets i; i-1, i; i-2, i-1, i; ...
-        roots = np.sqrt(positions[i] - positions[i::-1] + 1)  # (i + 1, ...)
-        ranges = dp[i::-1, :-1] + sums / roots[:, None]  # (i + 1, m, ...)
+        ranges = np.cumsum(scores[i::-1], axis=0)  # (i + 1, m, ...): of targets i; i-1, i; i-2, i-1, i; ...
+        ranges /= roots[i, i::-1]
+        ranges += dp[i::-1, :-1]
         best = np.maximum(ranges.max(axis=0), dp[i, 1:])
         np.maximum.accumulate(best, axis=0, out=dp[i + 1, 1:])
     return dp
@@ -113,23 +115,34 @@ def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray | None = Non
 
 
 class _PhaseOne:
-    """The scores of all pairs of blocks. Equal blocks are computed once; layers without weights are left out."""
+    """The scores of all pairs of blocks; equal blocks are computed once."""
 
     def __init__(self, source: Architecture, target: Architecture):
         self.source, self.target = source.compact, target.compact
-        by_layer = np.pad(score_matrix(self.target.layers, self.source.layers), ((0, 1), (0, 1)))
-        # A -1 in the tables means "no layer here" and takes the last row or column, which is 0.
-        rows, columns = self.target.table[:, None, :, None], self.source.table[None, :, None, :]
-        self.scores = by_layer[rows, columns]  # (n, m, target blocks, source blocks)
-        self.positions = self.target.positions[:, :, None]  # (n, target blocks, 1)
-        self.dp = ordered_scores(self.scores, self.positions)  # (n + 1, m + 1, target blocks, source blocks)
-        self.block_scores = self.dp[-1, -1][np.ix_(self.target.index, self.source.index)]
-        self.pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        layers = np.pad(score_matrix(self.target, self.source), ((0, 1), (0, 1)))  # numbers of -1 find a zero there
+        self.groups = {}  # (target group, source group) -> scores (n, m, T, S) and dp (n + 1, m + 1, T, S)
+        for t, s in product(range(len(self.target.groups)), range(len(self.source.groups))):
+            into, by = self.target.groups[t], self.source.groups[s]
+            scores = layers[into.numbers[:, None, :, None], by.numbers[None, :, None, :]]
+            self.groups[t, s] = scores, ordered_scores(scores, into.positions[:, :, None])
+        self.block_scores = np.zeros((len(target.blocks), len(source.blocks)))
+        for (t, s), (_, dp) in self.groups.items():
+            into, rows = _columns(self.target.place, t)
+            by, columns = _columns(self.source.place, s)
+            self.block_scores[np.ix_(into, by)] = dp[-1, -1][np.ix_(rows, columns)]
+        self.pairs: dict[tuple, list[tuple[int, int]]] = {}
 
     def layer_pairs(self, i: int, j: int) -> Iterable[LayerPair]:
         """The matched layers of target block i and source block j."""
-        t, s = self.target.index[i], self.source.index[j]
-        if (t, s) not in self.pairs:
-            self.pairs[t, s] = trace(self.dp[..., t, s], self.scores[..., t, s], self.positions[:, t, 0])
-        for a, b in self.pairs[t, s]:
+        key = (t, row), (s, column) = self.target.place[i], self.source.place[j]
+        if key not in self.pairs:
+            scores, dp = (array[..., row, column] for array in self.groups[t, s])
+            self.pairs[key] = trace(dp, scores, self.target.groups[t].positions[:, row])
+        for a, b in self.pairs[key]:
             yield LayerPair(self.source.weighted[j][b], self.target.weighted[i][a])
+
+
+def _columns(places: Sequence[tuple[int, int] | None], group: int) -> tuple[list[int], list[int]]:
+    """The blocks of a group: their indices in the architecture, and their columns in the group."""
+    found = [(block, place[1]) for block, place in enumerate(places) if place and place[0] == group]
+    return [block for block, _ in found], [column for _, column in found]

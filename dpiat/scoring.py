@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
 
-from dpiat.architecture import Layer
+from dpiat.architecture import Compact, Layer
 
 
 def score(target: Layer, source: Layer) -> float:
@@ -18,24 +17,22 @@ def score(target: Layer, source: Layer) -> float:
         >>> score(Layer("a", "Conv2d", (32, 16, 3, 3)), Layer("b", "Conv2d", (16, 16, 3, 3)))
         0.5
     """
-    return float(score_matrix([target], [source])[0, 0])
+    if not target.shape or target.kind != source.kind or len(target.shape) != len(source.shape):
+        return 0.0
+    product = 1.0
+    for t_i, s_i in zip(target.shape, source.shape, strict=True):
+        product *= min(t_i, s_i) / max(t_i, s_i)
+    return product
 
 
-def score_matrix(targets: Sequence[Layer], sources: Sequence[Layer]) -> np.ndarray:
-    """Eq. 1 for every pair: float64 of shape (len(targets), len(sources))."""
-    t, s = _table(targets), _table(sources)  # (dimensions, n), (dimensions, m)
-    product = np.ones((len(targets), len(sources)))
-    for t_i, s_i in zip_longest(t, s, fillvalue=np.ones(1)):
+def score_matrix(target: Compact, source: Compact) -> np.ndarray:
+    """Eq. 1 for all pairs of different layers of two architectures: (target layers, source layers)."""
+    product = np.ones((len(target.families), len(source.families)))
+    for t_i, s_i in zip_longest(target.shapes, source.shapes, fillvalue=np.ones(1)):
         product *= np.minimum(t_i[:, None], s_i) / np.maximum(t_i[:, None], s_i)
     numbers: dict[tuple[str, int], int] = {}
-    t_kind, s_kind = (
-        np.array([numbers.setdefault((layer.kind, len(layer.shape)), len(numbers)) for layer in layers], dtype=int)
-        for layers in (targets, sources)
+    t, s = (
+        np.array([numbers.setdefault(family, len(numbers)) for family in families], dtype=int)
+        for families in (target.families, source.families)
     )
-    weighted = np.array([bool(layer.shape) for layer in targets], dtype=bool)
-    return np.where((t_kind[:, None] == s_kind) & weighted[:, None], product, 0.0)
-
-
-def _table(layers: Sequence[Layer]) -> np.ndarray:
-    """Shapes as columns, filled up with ones, which change no product: (dimensions, layers)."""
-    return np.array(list(zip_longest(*(layer.shape for layer in layers), fillvalue=1)), dtype=float)
+    return np.where(t[:, None] == s, product, 0.0)

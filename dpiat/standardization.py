@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from math import prod
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -65,6 +67,33 @@ def _blocks(module: nn.Module, name: str, paper: bool) -> list[Layer | Block]:
     return content
 
 
+class LayerTensor(NamedTuple):
+    """A tensor of a network: the name of its layer, its own name within the layer, and itself."""
+
+    layer: str
+    local: str
+    tensor: Tensor
+
+    @property
+    def name(self) -> str:
+        """As in the state dict."""
+        return ".".join(filter(None, (self.layer, self.local)))
+
+
+def layer_tensors(module: nn.Module, name: str = "") -> Iterator[LayerTensor]:
+    """The parameters and saved buffers of a network by layer, in the order of its state dict."""
+    prefix = f"{name}." if name else ""
+    if not module._modules or paper_kind(type(module)):
+        for local, tensor in _tensors(module):
+            yield LayerTensor(name, local, tensor)
+        return
+    for key, tensor in _own_tensors(module):
+        yield LayerTensor(prefix + key, "", tensor)
+    for key, child in module._modules.items():
+        if child is not None:
+            yield from layer_tensors(child, prefix + key)
+
+
 @cache
 def paper_kind(cls: type[nn.Module]) -> str:
     """The name of the paper's kind that a class belongs to, "" if to none."""
@@ -75,17 +104,17 @@ def _layer(module: nn.Module, name: str, kind: str, paper: bool) -> Layer:
     if paper:
         weight = module._parameters.get("weight") if kind else None
         return Layer(name, kind or type(module).__name__, () if weight is None else _shape(weight, name))
-    shapes = [_shape(tensor, name) for tensor in _tensors(module)]
-    return Layer(name, kind or type(module).__name__, max(shapes, key=_size, default=()))
+    shapes = [_shape(tensor, name) for _, tensor in _tensors(module)]
+    return Layer(name, kind or type(module).__name__, max(shapes, key=prod, default=()))
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """The parameters and saved buffers of a layer: its weight is the first of the largest ones."""
-    for _, tensor in _own_tensors(module):
-        yield tensor
-    for child in module._modules.values():
+def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The parameters and saved buffers of a layer and its children: its weight is the first of the largest ones."""
+    for key, tensor in _own_tensors(module):
+        yield prefix + key, tensor
+    for key, child in module._modules.items():
         if child is not None:
-            yield from _tensors(child)
+            yield from _tensors(child, f"{prefix}{key}.")
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -98,13 +127,7 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _shape(tensor: Tensor, name: str) -> tuple[int, ...]:
+    """() for a tensor without elements: nothing can be moved there."""
     if is_lazy(tensor):
         raise ValueError(f"{name} has lazy parameters without a shape: run one forward pass first")
-    return tuple(tensor.shape)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+    return tuple(tensor.shape) if tensor.numel() else ()

@@ -9,10 +9,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from dpiat.architecture import Layer
 from dpiat.matching import LayerPair, Matching, match
 from dpiat.operators import clip
-from dpiat.standardization import MODES, standardize
+from dpiat.standardization import MODES, layer_tensors, standardize
 
 COPIED, CROPPED, PARTLY, LEFT = "copied", "cropped", "partly filled", "left"
 
@@ -97,14 +96,17 @@ class Plan:
         Nothing is written unless everything can be. Raises ValueError if a tensor that takes part is on the meta
         device or no longer has the shape it was planned with.
         """
-        source, target = saved_tensors(self.source), saved_tensors(self.target)
+        source = {tensor.name: tensor.tensor for tensor in layer_tensors(self.source)}
+        target = {tensor.name: tensor.tensor for tensor in layer_tensors(self.target)}
         copies = []
         for entry in self.report.entries:
             if entry.action == LEFT:
                 continue
             to, by = _usable(target, entry.target, entry.shape), _usable(source, entry.source, entry.source_shape)
-            to_index, by_index = clip(entry.shape, entry.source_shape)
-            copies.append((to[to_index], by[by_index]))
+            if entry.shape != entry.source_shape:
+                to_index, by_index = clip(entry.shape, entry.source_shape)
+                to, by = to[to_index], by[by_index]
+            copies.append((to, by))
         with torch.no_grad():
             for to, by in copies:
                 to.copy_(by)
@@ -146,64 +148,33 @@ def plan(source: nn.Module, target: nn.Module, mode: str = "default") -> Plan:
     return Plan(source, target, matching, Report(tuple(_entries(source, target, matching.layers, mode))))
 
 
-def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a module by name, as in its state dict: parameters and saved buffers, themselves, no copies."""
-    return {k: t for k, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-
-
 def _entries(source: nn.Module, target: nn.Module, pairs: Iterable[LayerPair], mode: str) -> Iterable[Entry]:
     """One entry for each target tensor, in the order of its state dict."""
-    tensors = saved_tensors(source)
-    partner = {pair.target.name: pair.source for pair in pairs}
-    owners = {layer.name for layer in standardize(target, mode).layers}
+    sources = {(tensor.layer, tensor.local): tensor for tensor in layer_tensors(source)}
+    partner = {pair.target.name: pair.source.name for pair in pairs}
     seen: dict[int, str] = {}
-    for name, tensor in saved_tensors(target).items():
-        if id(tensor) in seen:  # a shared tensor has one entry with elements, the first
-            yield Entry(name, (0,), LEFT, reason=f"the same tensor as {seen[id(tensor)]}")
-            continue
-        seen[id(tensor)] = name
-        shape = tuple(tensor.shape)
-        if mode == "paper" and not isinstance(tensor, nn.Parameter):
+    for tensor in layer_tensors(target):
+        name, shape = tensor.name, tuple(tensor.tensor.shape)
+        first = seen.setdefault(id(tensor.tensor), name)
+        found = sources.get((partner.get(tensor.layer), tensor.local))
+        if first != name:  # its elements are counted once
+            yield Entry(name, (0,), LEFT, reason=f"the same tensor as {first}")
+        elif mode == "paper" and not isinstance(tensor.tensor, nn.Parameter):
             yield Entry(name, shape, LEFT, reason="a buffer, which paper mode does not copy")
-            continue
-        owner = _owner(name, owners)
-        reason = _obstacle(name, shape, owner, partner, tensors)
-        if reason:
-            yield Entry(name, shape, LEFT, reason=reason)
-            continue
-        source_name = _counterpart(name, owner, partner[owner])
-        source_shape = tuple(tensors[source_name].shape)
-        filled = prod(map(min, shape, source_shape))
-        action = COPIED if shape == source_shape else CROPPED if filled == prod(shape) else PARTLY
-        yield Entry(name, shape, action, filled, source_name, source_shape)
+        elif tensor.layer not in partner:
+            yield Entry(name, shape, LEFT, reason="no source layer matched")
+        elif found is None:
+            yield Entry(name, shape, LEFT, reason=f"{partner[tensor.layer] or 'the source'} has no {tensor.local}")
+        elif found.tensor.dim() != len(shape):
+            yield Entry(name, shape, LEFT, reason=f"{found.name} has {found.tensor.dim()} dimensions")
+        else:
+            yield _filled(name, shape, found.name, tuple(found.tensor.shape))
 
 
-def _obstacle(
-    name: str, shape: tuple[int, ...], owner: str | None, partner: Mapping[str, Layer], tensors: Mapping[str, Tensor]
-) -> str:
-    """Why a target tensor receives nothing; "" if it does receive something."""
-    if owner is None:
-        return "no part of a layer that this mode matches"
-    if owner not in partner:
-        return "no source layer matched"
-    counterpart = _counterpart(name, owner, partner[owner])
-    if counterpart not in tensors:
-        return f"the source has no {counterpart}"
-    if tensors[counterpart].dim() != len(shape):
-        return f"{counterpart} has {tensors[counterpart].dim()} dimensions"
-    return ""
-
-
-def _counterpart(name: str, owner: str, partner: Layer) -> str:
-    """The name of a target tensor's counterpart: that of the same role ("weight", "bias", ...) in the matched layer."""
-    return ".".join(filter(None, [partner.name, name[len(owner) :].removeprefix(".")]))
-
-
-def _owner(name: str, layers: set[str]) -> str | None:
-    """The layer that a tensor belongs to: the longest prefix of its name that is a layer."""
-    while name and name not in layers:
-        name = name.rpartition(".")[0]
-    return name or ("" if "" in layers else None)
+def _filled(name: str, shape: tuple[int, ...], source: str, source_shape: tuple[int, ...]) -> Entry:
+    filled, elements = prod(map(min, shape, source_shape)), prod(shape)
+    action = COPIED if shape == source_shape else CROPPED if filled == elements else PARTLY
+    return Entry(name, shape, action, filled, source, source_shape)
 
 
 def _usable(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

@@ -151,10 +151,10 @@ def test_a_shared_tensor_is_written_once():
 
 
 def test_layers_without_a_bias_are_reported():
-    report = transfer(nn.Linear(4, 4, bias=False), nn.Linear(4, 4))
+    report = transfer(nn.Sequential(nn.ReLU(), nn.Linear(4, 4, bias=False)), nn.Linear(4, 4))
     assert [(e.target, e.action, e.reason) for e in report.entries] == [
         ("weight", "copied", ""),
-        ("bias", "left", "the source has no bias"),
+        ("bias", "left", "1 has no bias"),
     ]
 
 

@@ -1,0 +1,97 @@
+"""How fast the library is, as ratios to a literal transcription of Eq. 2 and 3 and to a plain memory copy, in one run.
+
+    python scripts/bench_matching.py
+
+Prints medians; the machine's noise shows in the quartiles. The transcription is the tests' oracle.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import timm
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import oracle
+from networks import PAPER, on_meta
+
+from dpiat import plan, similarity, standardize, transfer
+from dpiat.architecture import Architecture, Block, Layer
+from dpiat.matching import match_score
+
+
+def quartiles(function: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+    """Seconds of a call: lower quartile, median, upper quartile."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return tuple(statistics.quantiles(times, n=4)) if repeats > 1 else (times[0],) * 3
+
+
+def show(what: str, times: tuple[float, float, float], baseline: float | None = None) -> float:
+    low, median, high = (1e3 * t for t in times)
+    ratio = f"  {baseline / times[1]:8.1f}x" if baseline else ""
+    print(f"{what:56} {median:9.3f} ms  ({low:.3f} to {high:.3f}){ratio}", flush=True)
+    return times[1]
+
+
+def pairs() -> None:
+    architectures = [standardize(on_meta(name), "paper") for name in PAPER.values()]
+    both = list(product(architectures, repeat=2))
+
+    def literal() -> None:
+        for source, target in both[::9]:
+            oracle.match(source, target)
+            oracle.match(target, source)
+
+    def ours() -> None:
+        for source, target in both:
+            similarity(source, target)
+
+    baseline = [t / len(both[::9]) for t in quartiles(literal, 1)]
+    show("similarity, literal transcription, mean of 9 pairs", baseline)
+    show("similarity, mean of the 81 pairs", [t / len(both) for t in quartiles(ours, 7)], baseline[1])
+
+
+def whole_transfer() -> None:
+    source, target = timm.create_model("tf_efficientnet_b2"), timm.create_model("tf_efficientnet_b0")
+
+    def literal() -> None:
+        a, b = standardize(source), standardize(target)
+        oracle.match(a, b)
+        transfer(source, target)
+
+    baseline = show("transfer Eff-B2 -> Eff-B0, literal matching", quartiles(literal, 3))
+    show("transfer Eff-B2 -> Eff-B0", quartiles(lambda: transfer(source, target), 31), baseline)
+    show("  standardize both", quartiles(lambda: (standardize(source), standardize(target)), 31))
+    show("  plan", quartiles(lambda: plan(source, target), 31))
+    planned = plan(source, target)
+    apply = show("  apply", quartiles(planned.apply, 31))
+    tensors = target.state_dict()
+    size = sum(tensors[e.target].element_size() * e.filled for e in planned.report.entries)
+    a, b = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+    copy = show("  plain copy of the same bytes", quartiles(lambda: a.copy_(b), 31))
+    print(f"  apply / plain copy: {apply / copy:.2f}")
+
+
+def large_and_long() -> None:
+    with torch.device("meta"):
+        b8, b7 = (timm.create_model(f"tf_efficientnet_b{i}") for i in (8, 7))
+    show("plan Eff-B8 -> Eff-B7", quartiles(lambda: plan(b8, b7), 7))
+    for count in (100, 300):
+        shapes = [("Conv2d", (64 + i % 7, 32 + i % 5, 3, 3)) for i in range(count)]
+        blocks = [Block(str(i), (Layer(str(i), *shape),)) for i, shape in enumerate(shapes)]
+        flat = Architecture("flat", tuple(blocks))
+        show(f"one direction, {count:,} layers one by one", quartiles(lambda flat=flat: match_score(flat, flat), 3))
+
+
+if __name__ == "__main__":
+    pairs()
+    whole_transfer()
+    large_and_long()
