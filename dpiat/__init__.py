@@ -7,13 +7,14 @@ transfer(source, target)  # target, any architecture, now starts from what sourc
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import Matching, match
-from dpiat.similarity import coverage, similarity
+from dpiat.similarity import Candidate, coverage, rank, similarity
 from dpiat.standardization import standardize
 from dpiat.transfer import Entry, Plan, Report, plan, transfer
 
 __all__ = [
     "Architecture",
     "Block",
+    "Candidate",
     "Entry",
     "Layer",
     "Matching",
@@ -22,6 +23,7 @@ __all__ = [
     "coverage",
     "match",
     "plan",
+    "rank",
     "similarity",
     "standardize",
     "transfer",

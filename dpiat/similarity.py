@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Mapping
+from math import prod, sqrt
+from typing import NamedTuple
 
 from torch import nn
 
 from dpiat.architecture import Architecture
-from dpiat.matching import match_score
+from dpiat.matching import match, match_score
 from dpiat.standardization import standardize
 
 
@@ -32,6 +34,38 @@ def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture)
     """
     source, target = as_architecture(source, "source"), as_architecture(target, "target")
     return match_score(source, target) / target.max_score if target.max_score else 0.0
+
+
+class Candidate(NamedTuple):
+    """What a source has to offer to a target; every number is in [0, 1]."""
+
+    source: str
+    similarity: float  # Eq. 5
+    to_target: float  # Eq. 4 of the transfer
+    to_source: float  # Eq. 4 of the transfer back
+    filled: float  # part of the elements of the target's weight tensors that the source fills
+
+
+def rank(target: nn.Module | Architecture, sources: Mapping[str, nn.Module | Architecture]) -> list[Candidate]:
+    """The sources, by name, in the order of their similarity to the target: the best first. Changes no network.
+
+    The paper's advice for a choice among trained networks (section 1.2): similarity predicts how much the target gains
+    (appendix B.7). Raises TypeError if one is neither an nn.Module nor an Architecture.
+
+        >>> rank(new_network, {"resnet18": resnet18, "efficientnet_b0": efficientnet_b0})[0].source
+    """
+    target = as_architecture(target, "target")
+    elements = sum(prod(layer.shape) for layer in target.layers if layer.shape)
+    candidates = []
+    for name, network in sources.items():
+        source = as_architecture(network, name)
+        found = match(source, target)
+        to_target = found.score / target.max_score if target.max_score else 0.0
+        to_source = coverage(target, source)
+        filled = sum(prod(map(min, pair.source.shape, pair.target.shape)) for pair in found.layers)
+        values = sqrt(to_target * to_source), to_target, to_source, filled / elements if elements else 0.0
+        candidates.append(Candidate(name, *values))
+    return sorted(candidates, key=lambda candidate: -candidate.similarity)
 
 
 def as_architecture(network: nn.Module | Architecture, role: str) -> Architecture:

@@ -19,6 +19,7 @@ ALLOWED = {
     "dpiat.similarity": {"architecture", "matching", "standardization"},
     "dpiat.plotting": {"architecture", "matching", "similarity"},
     "dpiat.transfer": {"architecture", "matching", "operators", "standardization"},
+    "dpiat.__main__": {"similarity", "standardization", "transfer"},
     "experiments.settings": set(),
     "experiments.records": set(),
     "experiments.data": {"records", "settings"},

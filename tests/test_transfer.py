@@ -8,7 +8,7 @@ import torch
 from networks import trained
 from torch import nn
 
-from dpiat import plan, similarity, standardize, transfer
+from dpiat import Plan, plan, similarity, standardize, transfer
 from dpiat.operators import clip
 
 
@@ -201,3 +201,74 @@ def test_a_plan_that_no_longer_fits_is_refused():
     target[0] = nn.Linear(3, 3)
     with pytest.raises(ValueError, match=r"0\.weight now has shape 3×3; it was planned with 2×2: make a new plan"):
         planned.apply()
+
+
+def classifier(classes: int, width: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width, classes))
+
+
+def test_a_classifier_of_other_classes_is_left():
+    source, target = classifier(1000), classifier(10, 6)
+    before = state(target)
+    report = transfer(source, target)
+    assert torch.equal(target[3].weight, before["3.weight"]) and torch.equal(target[3].bias, before["3.bias"])
+    assert "a classifier of 10 classes, of 1000 in the source" in str(report)
+    assert torch.equal(target[0].weight, source[0].weight[1:7])
+    transfer(source, target, head="copy")
+    assert torch.equal(target[3].weight, source[3].weight[495:505, 1:7])
+
+
+def test_a_classifier_of_as_many_classes_is_copied_unless_told():
+    source, target = classifier(10), classifier(10)
+    before = state(target)
+    assert "head='skip'" in str(transfer(source, target, head="skip"))
+    assert torch.equal(target[3].weight, before["3.weight"])
+    transfer(source, target)
+    assert torch.equal(target[3].weight, source[3].weight)
+    paper = {entry.target: entry.action for entry in plan(classifier(1000), target, mode="paper").report.entries}
+    assert paper["3.weight"] == paper["3.bias"] == "cropped"  # like any other layer
+
+
+def test_backbones_have_no_classifier():
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    assert plan(nn.Sequential(nn.Conv2d(3, 9, 1), nn.BatchNorm2d(9)), backbone).report.share == 1
+
+
+def test_a_plan_kept_as_text_writes_the_same():
+    source, first, second = trained("mixnet_s", 0), trained("mnasnet_100", 1), trained("mnasnet_100", 1)
+    planned = plan(source, first)
+    kept = Plan.from_json(planned.to_json(), source, second)
+    assert kept.report == planned.report
+    planned.apply()
+    kept.apply()
+    assert all(torch.equal(a, b) for a, b in zip(state(first).values(), state(second).values(), strict=True))
+    with pytest.raises(ValueError, match="not a plan that to_json wrote"):
+        Plan.from_json("[]", source, second)
+
+
+def test_a_plan_can_be_edited():
+    source, target = classifier(10), classifier(10)
+    before = state(target)
+    edited = plan(source, target).drop("0").drop("3.bias")
+    edited.apply()
+    assert torch.equal(target[0].weight, before["0.weight"]) and torch.equal(target[3].bias, before["3.bias"])
+    assert torch.equal(target[3].weight, source[3].weight) and str(edited).count("dropped") == 3
+    deep = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    plan(deep, deep).pair(source="0", target="1").apply()
+    assert torch.equal(deep[1].weight, deep[0].weight) and torch.equal(deep[1].bias, deep[0].bias)
+    for change, message in (
+        (lambda: plan(source, target).drop("9"), "the target has no '9'"),
+        (lambda: plan(source, target).pair("9", "0"), "the source has no layer '9' with weights"),
+        (lambda: plan(source, target).pair("0", "2"), "the target has no layer '2' with weights"),
+        (lambda: plan(source, nn.Sequential(nn.Embedding(3, 4))).pair("0", "0"), "no tensor of '0' has one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            change()
+
+
+def test_a_shared_tensor_is_filled_through_the_name_that_matches():
+    target = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    target[1].weight = target[0].weight
+    source = nn.Sequential(nn.ReLU(), nn.Linear(4, 5))
+    report = transfer(source, target, head="copy")
+    assert torch.equal(target[0].weight, source[1].weight) and report.share == 1

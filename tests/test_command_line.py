@@ -1,0 +1,84 @@
+"""dpiat similarity, rank and plan, as a user calls them."""
+
+import json
+import subprocess
+import sys
+from math import prod
+
+import pytest
+from networks import on_meta, small
+
+from dpiat import Plan, rank, standardize
+from dpiat.__main__ import main
+
+
+def printed(capsys, *words: str) -> str:
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_similarity(capsys):
+    assert printed(capsys, "similarity", "tf_efficientnet_b2", "tf_efficientnet_b0") == "0.804\n"
+    values = json.loads(printed(capsys, "similarity", "--json", "tf_efficientnet_b2", "tf_efficientnet_b0"))
+    assert values["similarity"] == pytest.approx((values["to_target"] * values["to_source"]) ** 0.5)
+
+
+def test_rank_puts_the_most_similar_first(capsys):
+    lines = printed(capsys, "rank", "tf_efficientnet_b0", "resnet1?t", "resnet18", "tf_efficientnet_b1")
+    lines = [line.split() for line in lines.splitlines()]
+    assert lines[0] == ["source", "similarity", "to_target", "to_source", "filled"]
+    assert lines[1][0] == "tf_efficientnet_b1"
+    assert sorted(line[0] for line in lines[2:]) == ["resnet10t", "resnet14t", "resnet18"]
+    assert lines[1:] == sorted(lines[1:], key=lambda line: -float(line[1]))
+    rows = json.loads(printed(capsys, "rank", "tf_efficientnet_b0", "tf_efficientnet_b0", "--json"))
+    assert rows == [{"source": "tf_efficientnet_b0", "similarity": 1, "to_target": 1, "to_source": 1, "filled": 1}]
+
+
+def test_rank_counts_the_weights_that_would_be_filled():
+    (candidate,) = rank(small(10, 32), {"narrow": standardize(small(10, 16))})
+    weights = [(32, 3, 3, 3), (32,), (64, 32, 3, 3), (64,), (10, 64)]
+    given = [(16, 3, 3, 3), (16,), (32, 16, 3, 3), (32,), (10, 32)]
+
+    def elements(shapes):
+        return sum(prod(shape) for shape in shapes)
+
+    assert candidate.filled == pytest.approx(elements(given) / elements(weights))
+    with pytest.raises(TypeError, match=r"bad must be a .*Module or an Architecture, got int"):
+        rank(small(10), {"bad": 3})
+
+
+def test_plan(capsys):
+    text = printed(capsys, "plan", "resnet18", "resnet34")
+    source, target = on_meta("resnet18"), on_meta("resnet34")
+    elements = sum(tensor.numel() for tensor in target.state_dict().values())
+    assert "layer1.0.conv1.weight" in text and f"of the target's {elements:,} elements filled" in text
+    kept = Plan.from_json(printed(capsys, "plan", "resnet18", "resnet34", "--json", "--head", "skip"), source, target)
+    assert [e.reason for e in kept.report.entries if e.target == "fc.weight"] == [
+        "the classifier, which head='skip' leaves"
+    ]
+
+
+def test_a_network_of_the_users_own(capsys):
+    assert printed(capsys, "similarity", "torch.nn:Identity", "resnet18") == "0.000\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("similarity", "resnet81", "resnet18"), "dpiat: unknown network 'resnet81': did you mean resnet18"),
+        (("rank", "resnet18", "resnext_none*"), "dpiat: no timm name is like 'resnext_none*'"),
+        (("plan", "nowhere:net", "resnet18"), "dpiat: cannot build 'nowhere:net': No module named 'nowhere'"),
+        (("plan", "torch.nn:Linear", "resnet18"), "dpiat: cannot build 'torch.nn:Linear': "),
+        (("plan", "builtins:dict", "resnet18"), "dpiat: builtins:dict gave a dict, not a torch.nn.Module"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(capsys, words, message):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message) and error.count("\n") == 1
+
+
+def test_every_command_shows_an_example():
+    for command in ("similarity", "rank", "plan"):
+        words = [sys.executable, "-m", "dpiat", command, "--help"]
+        assert f"example: dpiat {command}" in subprocess.check_output(words, text=True)
