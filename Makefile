@@ -4,8 +4,10 @@ UV = .venv/bin/uv
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
 
-setup: .venv/ready ## an environment of its own in .venv, with the locked versions
+# With PYTHON=python, everything runs in the environment that is active, and nothing is set up.
+setup: $(if $(filter .venv/%,$(PYTHON)),.venv/ready) ## an environment of its own in .venv, with the locked versions
 .venv/ready: requirements.txt pyproject.toml
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python3 must be 3.11 or newer")'
 	python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(UV) pip install --quiet --compile-bytecode --python .venv/bin/python --requirements requirements.txt
@@ -29,8 +31,11 @@ tables: setup ## rebuild results/tables and the generated parts of the READMEs f
 figures: setup ## rebuild results/figures from the records
 	$(PYTHON) -m experiments.figures
 
+bench: setup ## time the matching and the transfer against a literal transcription
+	$(PYTHON) scripts/bench_matching.py
+
 lock: setup ## renew requirements.txt from requirements.in
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-package dpiat --no-annotate \
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
 
-.PHONY: help setup demo test lint tables figures lock
+.PHONY: help setup demo test lint tables figures bench lock

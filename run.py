@@ -20,6 +20,8 @@ def main(config: DictConfig) -> None:
         record, baseline = trial.run(settings)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: trials that were finished are kept, the same command goes on from there")
     if baseline is not None:
         print(tables.side_by_side(record, baseline))
         print("plot:", figures.comparison(record, baseline, Path(settings.output_dir).expanduser() / "plots"))

@@ -77,6 +77,7 @@ def run(settings: Settings) -> Outcome:
 def plan(settings: Settings) -> Trial:
     """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
     data.check(settings.dataset.name)
+    _check_positive(settings)
     models.check(settings.target)
     init = settings.init.name
     _check_choice("initialization", init, INITIALIZATIONS)
@@ -89,6 +90,15 @@ def plan(settings: Settings) -> Trial:
         return target
     models.check(settings.source)
     return replace(target, mode=settings.init.mode, source=_source(settings))
+
+
+def _check_positive(settings: Settings) -> None:
+    counts = ("source_epochs", "target_epochs", "schedule_epochs", "batch_size", "threads")
+    values = {key: getattr(settings, key) for key in (*counts, "lr", "source_lr", "baseline_lr")}
+    values |= {f"dataset.{key}": getattr(settings.dataset, key) for key in ("image_size", "stored_size")}
+    for key, value in values.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{key} must be positive, got {value}")
 
 
 def _check_choice(key: str, value: str, known: Iterable[str]) -> None:
@@ -177,7 +187,7 @@ class _Runner:
         return network
 
     def _train(self, trial: Trial) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        start, recipe = time.perf_counter(), trial.recipe
+        recipe = trial.recipe
         record = {
             "id": trial.id,
             "status": "finished",
@@ -193,9 +203,11 @@ class _Runner:
                 f"{len(self.data.train.labels)} training images do not fill one batch of {recipe.batch_size}: lower "
                 "batch_size or raise dataset.train_subset"
             )
+        for each in filter(None, (trial, trial.source)):  # before the source is trained for nothing
+            _check_output(each, len(self.data.classes))
         source = (lambda: self.network(trial.source)) if trial.source else self._no_source
         network, facts = initialize(trial.init, trial.model, len(self.data.classes), recipe.seed, trial.mode, source)
-        title = f"{trial.model} {trial.init}"
+        title, start = f"{trial.model} {trial.init}", time.perf_counter()
         with tracking(self.settings.logger, trial.id, record, self.folder) as log:
 
             def on_epoch(row: dict[str, float]) -> None:
@@ -216,6 +228,21 @@ class _Runner:
     @staticmethod
     def _no_source() -> nn.Module:
         raise AssertionError("only dpiat has a source")
+
+
+def _check_output(trial: Trial, classes: int) -> None:
+    """Raise UserError if the trial's network does not turn its images into one number for each class."""
+    size = trial.recipe.image_size
+    network = models.build(trial.model, classes).eval()
+    try:
+        with torch.no_grad():
+            output = network(torch.zeros(2, 3, size, size))
+    except RuntimeError as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(f"{trial.model} cannot take images of {size} px: {cause}") from error
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if found != (2, classes):
+        raise UserError(f"{trial.model} turns 2 images into {found}, not (2, {classes}): one number for each class")
 
 
 def _epoch_line(row: dict[str, float], epochs: int) -> str:

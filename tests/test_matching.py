@@ -32,17 +32,21 @@ def random_architecture(rng: random.Random, name: str) -> Architecture:
     return Architecture(name, tuple(blocks))
 
 
+def ranges(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Pairs (target, source) as a matching: (source, its first target, its last target)."""
+    found = {}
+    for target, source in pairs:
+        found[source] = found.get(source, (target,))[0], target
+    return [(source, first, last) for source, (first, last) in found.items()]
+
+
 @pytest.mark.parametrize("seed", range(300))
 def test_one_phase_equals_brute_force_and_its_pairs_add_up(seed):
     scores = random_scores(random.Random(seed))
     matrix = np.array(scores, dtype=float)
     dp = ordered_scores(matrix)
     assert dp[-1, -1] == pytest.approx(oracle.brute_force(scores), abs=1e-12)
-    ranges = {}
-    for target, source in trace(dp, matrix):
-        first, _ = ranges.get(source, (target, target))
-        ranges[source] = first, target
-    matching = [(source, first, last) for source, (first, last) in ranges.items()]
+    matching = ranges(trace(dp, matrix))
     assert oracle.value(matching, scores) == pytest.approx(dp[-1, -1], abs=1e-12)
     assert matching == sorted(matching) and all(a[2] < b[1] for a, b in pairwise(matching))
 
@@ -57,6 +61,16 @@ def test_both_phases_equal_brute_force_and_the_transcription(seed):
     ]
     found = match(source, target)
     assert found.score == pytest.approx(oracle.brute_force(by_block), abs=1e-12)
+    pairs = [(target.blocks.index(pair.target), source.blocks.index(pair.source)) for pair in found.blocks]
+    assert oracle.value(ranges(pairs), by_block) == pytest.approx(found.score, abs=1e-12)
+    for (t, s), pair in zip(pairs, found.blocks, strict=True):
+        places = [
+            (pair.target.layers.index(layer.target), pair.source.layers.index(layer.source))
+            for layer in found.layers
+            if layer.target in pair.target.layers
+        ]
+        scores = [[oracle.score(a, b) for b in pair.source.layers] for a in pair.target.layers]
+        assert oracle.value(ranges(places), scores) == pytest.approx(by_block[t][s], abs=1e-12)
     total, pairs = oracle.match(source, target)
     assert found.score == total == match_score(source, target)
     assert [(pair.source.name, pair.target.name) for pair in found.layers] == pairs

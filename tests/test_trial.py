@@ -147,6 +147,11 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         ({"dataset": DatasetSettings(name="digits", train_subset=9999)}, "train_subset must be from 1 to 1433"),
         ({"batch_size": 1000}, "512 training images do not fill one batch of 1000"),
         ({"device": "gpu"}, "device=gpu cannot be used"),
+        ({"target_epochs": 0}, "target_epochs must be positive, got 0"),
+        ({"lr": 0.0}, "lr must be positive, got 0"),
+        ({"dataset": DatasetSettings(name="digits", image_size=-1)}, r"dataset\.image_size must be positive"),
+        ({"target": "networks:two_outputs"}, r"networks:two_outputs turns 2 images into \(2, 2\), not \(2, 10\)"),
+        ({"source": "torch.nn:Flatten"}, r"torch\.nn:Flatten turns 2 images into \(2, 768\), not \(2, 10\)"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, message):
