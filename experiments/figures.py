@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dpiat import Architecture
+from dpiat.plotting import plot_matching, plot_similarity
 from experiments import tables
 from experiments.records import atomic_write
 
@@ -59,6 +63,38 @@ def curves(experiment: str) -> Figure:
     return figure
 
 
+def figure02(architectures: Mapping[str, Architecture]) -> Figure:
+    """The paper's Figure 2: ReXNet (x1.0) matched with EfficientNet-B2."""
+    names = ("ReX", "Eff-B2")
+    return plot_matching(*(architectures[name] for name in names), names=names).figure
+
+
+def figure05(architectures: Mapping[str, Architecture]) -> Figure:
+    """The paper's Figure 5: similarities of its networks."""
+    return plot_similarity(architectures).figure
+
+
+def figure16(similarity: pd.DataFrame) -> Figure:
+    """The paper's Figure 16: what its tables print over similarity, a panel for each table; no training of ours."""
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    for axes, (table, (dataset, weights, _)) in zip(panels, tables.TABLE_11.items(), strict=True):
+        cells = tables.paper_cells(table, similarity)
+        same = cells["source"] == cells["target"]
+        for chosen, colour, label in ((~same, COLOURS[0], "other networks"), (same, COLOURS[1], "the same network")):
+            axes.plot(cells.loc[chosen, "similarity"], cells.loc[chosen, "value"], "o", ms=4, color=colour, label=label)
+        correlation = cells["similarity"].corr(cells["value"])
+        axes.set_title(f"Table {table}: {dataset}, {weights} weights, r = {correlation:.2f}", fontsize=9)
+        divisor = "random init" if weights == "random" else "ImageNet weights"
+        axes.set_xlabel("similarity (Eq. 5)", fontsize=9)
+        axes.set_ylabel(f"accuracy / that from {divisor}", fontsize=9)
+        axes.set_xlim(0.35, 1.05)
+        axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def _finish(axes: Axes) -> None:
     axes.set(xlabel="epoch", ylabel="test accuracy", ylim=(0, 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -69,12 +105,18 @@ def _finish(axes: Axes) -> None:
 def main() -> None:
     folder = tables.RESULTS / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for experiment in tables.experiments_run():
-        figure = curves(experiment)
+    architectures = tables.paper_architectures()
+    figures = {
+        "figure02": figure02(architectures),
+        "figure05": figure05(architectures),
+        "figure16": figure16(tables.similarities(architectures)),
+    }
+    figures |= {experiment: curves(experiment) for experiment in tables.experiments_run()}
+    for name, figure in figures.items():
         with rc_context({"svg.hashsalt": "dpiat"}):  # equal records, equal files
-            figure.savefig(folder / f"{experiment}.svg", metadata={"Date": None})
-        figure.savefig(folder / f"{experiment}.png", dpi=150)
-        print(folder / f"{experiment}.png")
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        print(folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -82,11 +82,17 @@ def table11(similarity: pd.DataFrame) -> pd.DataFrame:
     """Pearson's correlation of Eq. 5 with the paper's own results, all cells of its tables; no training."""
     printed = pd.read_csv(RESULTS / "paper" / "table11_correlation.csv").set_index(["dataset", "source_weights"])
     rows = []
-    for table, (dataset, weights, file) in TABLE_11.items():
-        cells = pd.read_csv(RESULTS / "paper" / f"{file}.csv").merge(similarity, on=["source", "target"])
+    for table, (dataset, weights, _) in TABLE_11.items():
+        cells = paper_cells(table, similarity)
         ours = cells["value"].corr(cells["similarity"])
         rows.append((table, dataset, weights, len(cells), printed.loc[(dataset, weights), "correlation"], ours))
     return pd.DataFrame(rows, columns=["table", "dataset", "source_weights", "cells", "paper", "ours"])
+
+
+def paper_cells(table: int, similarity: pd.DataFrame) -> pd.DataFrame:
+    """The cells of one of the paper's tables of results with their similarities."""
+    cells = pd.read_csv(RESULTS / "paper" / f"{TABLE_11[table][2]}.csv")
+    return cells.merge(similarity, on=["source", "target"])
 
 
 def experiment_evidence(experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
