@@ -82,15 +82,58 @@ def ordered_scores(scores: np.ndarray, positions: np.ndarray | None = None) -> n
     n, m, *batch = scores.shape
     if positions is None:
         positions = np.arange(n).reshape(n, *(1 for _ in batch))
-    roots = np.sqrt(np.maximum(positions[:, None] - positions + 1, 1))[:, :, None]  # (i, k, 1, ...)
+    roots = np.sqrt(np.maximum(positions[:, None] - positions + 1, 1))[:, :, None] if n <= SHORT else None
+    highest = scores.max(axis=0, initial=0.0)  # (m, ...)
     dp = np.zeros((n + 1, m + 1, *batch))
     for i in range(n):
-        ranges = np.cumsum(scores[i::-1], axis=0)  # (i + 1, m, ...): of targets i; i-1, i; i-2, i-1, i; ...
-        ranges /= roots[i, i::-1]
-        ranges += dp[i::-1, :-1]
-        best = np.maximum(ranges.max(axis=0), dp[i, 1:])
-        np.maximum.accumulate(best, axis=0, out=dp[i + 1, 1:])
+        if roots is not None:
+            ranges = np.cumsum(scores[i::-1], axis=0)  # (i + 1, m, ...): of targets i; i-1, i; i-2, i-1, i; ...
+            ranges /= roots[i, i::-1]
+            ranges += dp[i::-1, :-1]
+            best = ranges.max(axis=0)
+        else:
+            best = _best_ranges(scores[: i + 1], highest, positions[: i + 1], dp[: i + 1, :-1])
+        np.maximum.accumulate(np.maximum(best, dp[i, 1:]), axis=0, out=dp[i + 1, 1:])
     return dp
+
+
+SHORT = 64  # up to so many targets it is fastest to sum up all ranges
+
+
+def _best_ranges(scores: np.ndarray, highest: np.ndarray, positions: np.ndarray, dp: np.ndarray) -> np.ndarray:
+    """What the best range that ends at the last target gives for each source, (i, m, ...) of scores and dp -> (m, ...).
+
+    Sums up the shorter ranges first, and longer ones only for the first sources, as far as one can gain from them.
+    """
+    i, width = scores.shape[:2]
+    best, sums = dp[-1].copy(), np.zeros_like(dp[-1])
+    start, stop = 0, 8
+    while start < i and width:  # ranges of start + 1 to stop targets
+        k = slice(-1 - start, -1 - min(stop, i), -1)
+        terms = scores[k, :width].copy()  # (stop - start, width, ...)
+        terms[0] += sums[:width]
+        ranges = np.cumsum(terms, axis=0)
+        sums = ranges[-1].copy()
+        ranges /= np.sqrt(positions[-1] - positions[k] + 1)[:, None]
+        ranges += dp[k, :width]
+        np.maximum(best[:width], ranges.max(axis=0), out=best[:width])
+        width = _still_open(dp[:, :width], highest[:width], best[:width], stop)
+        start, stop = stop, 2 * stop
+    return best
+
+
+def _still_open(dp: np.ndarray, highest: np.ndarray, best: np.ndarray, length: int) -> int:
+    """How many of the first sources there are up to the last that can gain from a range of more than `length` targets.
+
+    A range of d targets, length < d <= 2 · length, adds at most sqrt(2 · length) · highest to what the targets before
+    it have reached, which is at most dp[-1 - length]; likewise for twice the length, and so on.
+    """
+    wins = np.zeros(best.shape, dtype=bool)
+    while length < len(dp):
+        wins |= dp[-1 - length] + sqrt(2 * length) * highest * (1 + 1e-12) > best
+        length *= 2
+    places = np.flatnonzero(wins.reshape(len(wins), -1).any(axis=1))
+    return int(places[-1]) + 1 if len(places) else 0
 
 
 def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray | None = None) -> list[tuple[int, int]]:

@@ -84,7 +84,7 @@ def large_and_long() -> None:
     with torch.device("meta"):
         b8, b7 = (timm.create_model(f"tf_efficientnet_b{i}") for i in (8, 7))
     show("plan Eff-B8 -> Eff-B7", quartiles(lambda: plan(b8, b7), 7))
-    for count in (100, 300):
+    for count in (100, 300, 1000, 3000):
         shapes = [("Conv2d", (64 + i % 7, 32 + i % 5, 3, 3)) for i in range(count)]
         blocks = [Block(str(i), (Layer(str(i), *shape),)) for i, shape in enumerate(shapes)]
         flat = Architecture("flat", tuple(blocks))

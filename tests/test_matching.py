@@ -51,6 +51,18 @@ def test_one_phase_equals_brute_force_and_its_pairs_add_up(seed):
     assert matching == sorted(matching) and all(a[2] < b[1] for a, b in pairwise(matching))
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_long_sequences_equal_the_transcription(seed):
+    """Longer than what is summed up at once: ranges that are passed over could not have won."""
+    rng = np.random.default_rng(seed)
+    n, m = [(90, 90), (150, 20), (200, 3), (70, 120)][seed % 4]
+    scores = rng.random((n, m)) * (rng.random((n, m)) < [1.0, 0.3, 0.02][seed % 3])
+    scores[:, 0] = [1.0, 0.0][seed % 2]  # a source that could fill everything
+    total, pairs = oracle.ordered_matching(n, m, lambda i, j: float(scores[i, j]))
+    dp = ordered_scores(scores)
+    assert dp[-1, -1] == total and trace(dp, scores) == pairs
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_both_phases_equal_brute_force_and_the_transcription(seed):
     rng = random.Random(seed)
