@@ -15,9 +15,12 @@ def clip(target: tuple[int, ...], source: tuple[int, ...]) -> tuple[Slices, Slic
         >>> clip((9, 3), (4, 3))
         ((slice(2, 6), slice(0, 3)), (slice(0, 4), slice(0, 3)))
     """
-    return _centre(target, source), _centre(source, target)
+    pairs = [_centre(t, s) for t, s in zip(target, source, strict=True)]
+    return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
 
 
-def _centre(of: tuple[int, ...], other: tuple[int, ...]) -> Slices:
-    starts = [max(x - y, 0) // 2 for x, y in zip(of, other, strict=True)]
-    return tuple(slice(a, a + min(x, y)) for a, x, y in zip(starts, of, other, strict=True))
+def _centre(t: int, s: int) -> tuple[slice, slice]:
+    """The filled part of a target dimension and the part of the source dimension that fills it."""
+    if t > s:
+        return slice((t - s) // 2, (t - s) // 2 + s), slice(0, s)
+    return slice(0, t), slice((s - t) // 2, (s - t) // 2 + t)

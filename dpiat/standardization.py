@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from math import prod
 from typing import NamedTuple
@@ -68,30 +67,24 @@ def _blocks(module: nn.Module, name: str, paper: bool) -> list[Layer | Block]:
 
 
 class LayerTensor(NamedTuple):
-    """A tensor of a network: the name of its layer, its own name within the layer, and itself."""
+    """A tensor of a network: its name in the state dict, its layer, its own name within the layer, and itself."""
 
+    name: str
     layer: str
     local: str
     tensor: Tensor
 
-    @property
-    def name(self) -> str:
-        """As in the state dict."""
-        return ".".join(filter(None, (self.layer, self.local)))
 
-
-def layer_tensors(module: nn.Module, name: str = "") -> Iterator[LayerTensor]:
+def layer_tensors(module: nn.Module, name: str = "") -> list[LayerTensor]:
     """The parameters and saved buffers of a network by layer, in the order of its state dict."""
     prefix = f"{name}." if name else ""
     if not module._modules or paper_kind(type(module)):
-        for local, tensor in _tensors(module):
-            yield LayerTensor(name, local, tensor)
-        return
-    for key, tensor in _own_tensors(module):
-        yield LayerTensor(prefix + key, "", tensor)
+        return [LayerTensor(prefix + local, name, local, tensor) for local, tensor in _tensors(module)]
+    found = [LayerTensor(prefix + key, prefix + key, "", tensor) for key, tensor in _own_tensors(module)]
     for key, child in module._modules.items():
         if child is not None:
-            yield from layer_tensors(child, prefix + key)
+            found += layer_tensors(child, prefix + key)
+    return found
 
 
 @cache
@@ -108,22 +101,21 @@ def _layer(module: nn.Module, name: str, kind: str, paper: bool) -> Layer:
     return Layer(name, kind or type(module).__name__, max(shapes, key=prod, default=()))
 
 
-def _tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """The parameters and saved buffers of a layer and its children: its weight is the first of the largest ones."""
-    for key, tensor in _own_tensors(module):
-        yield prefix + key, tensor
+    found = _own_tensors(module)
     for key, child in module._modules.items():
         if child is not None:
-            yield from _tensors(child, f"{prefix}{key}.")
+            found += [(f"{key}.{local}", tensor) for local, tensor in _tensors(child)]
+    return found
 
 
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for key, tensor in module._parameters.items():
-        if tensor is not None:
-            yield key, tensor
-    for key, tensor in module._buffers.items():
-        if tensor is not None and key not in module._non_persistent_buffers_set:
-            yield key, tensor
+def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    found = [(key, tensor) for key, tensor in module._parameters.items() if tensor is not None]
+    if module._buffers:
+        saved = module._buffers.keys() - module._non_persistent_buffers_set
+        found += [(key, tensor) for key, tensor in module._buffers.items() if key in saved and tensor is not None]
+    return found
 
 
 def _shape(tensor: Tensor, name: str) -> tuple[int, ...]:

@@ -101,8 +101,7 @@ class Plan:
         Nothing is written unless everything can be. Raises ValueError if a tensor that takes part is on the meta
         device or no longer has the shape it was planned with.
         """
-        source = {tensor.name: tensor.tensor for tensor in layer_tensors(self.source)}
-        target = {tensor.name: tensor.tensor for tensor in layer_tensors(self.target)}
+        source, target = ({t.name: t.tensor for t in layer_tensors(module)} for module in (self.source, self.target))
         copies = []
         for entry in self.report.entries:
             if entry.action == LEFT:
@@ -236,7 +235,7 @@ def _entries(
 ) -> Iterable[Entry]:
     """One entry for each target tensor, in the order of its state dict."""
     sources = {(tensor.layer, tensor.local): tensor for tensor in layer_tensors(source)}
-    targets = list(layer_tensors(target))
+    targets = layer_tensors(target)
     writer: dict[int, str] = {}  # of a tensor with several names, the one that counts: the first with a counterpart
     for tensor in sorted(targets, key=lambda t: (partner.get(t.layer), t.local) not in sources):
         writer.setdefault(id(tensor.tensor), tensor.name)

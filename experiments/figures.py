@@ -39,7 +39,7 @@ def comparison(record: dict[str, Any], baseline: dict[str, Any], folder: Path) -
 def curves(experiment: str) -> Figure:
     """Test accuracy over epochs of an experiment, a panel for each target: the mean over seeds, and their range.
 
-    The legend gives the learning rate and, in brackets, the number of seeds.
+    The legend gives the learning rate and the number of seeds.
     """
     trials, epochs = tables.experiment_evidence(experiment)
     rows = epochs.merge(trials, on="id", suffixes=("_of_epoch", ""))
@@ -55,7 +55,7 @@ def curves(experiment: str) -> Figure:
             mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
             colour = COLOURS[sources.index(source) - 1] if source else "black"
             style = "o--" if not source and lr == tables.PAPER_LR else "o-"
-            axes.plot(mean.index, mean, style, color=colour, label=f"{label}, {lr:g} ({cell['seed'].nunique()})")
+            axes.plot(mean.index, mean, style, color=colour, label=f"{label}, lr {lr:g} (n = {cell['seed'].nunique()})")
             axes.fill_between(mean.index, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set_title(target)
         _finish(axes)
@@ -99,7 +99,7 @@ def _finish(axes: Axes) -> None:
     axes.set(xlabel="epoch", ylabel="test accuracy", ylim=(0, 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
 
 
 def main() -> None:

@@ -106,8 +106,8 @@ def experiment_evidence(experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 def transfer_table(experiment: str) -> pd.DataFrame:
     """An experiment's targets by initialization: accuracy within 4 epochs and effectiveness, mean ± sd (n) over seeds.
 
-    The effectiveness divides by the random-init trial of the same seed: once at the same learning rate, so that only
-    the first weights differ, once at the paper's rate for random init.
+    The effectiveness divides by the random-init trial of the same seed, where there is one: once at the same learning
+    rate, so that only the first weights differ, once at the paper's rate for random init.
     """
     trials, _ = experiment_evidence(experiment)
     random = trials[trials["init"] == "random"].set_index(["model", "epochs", "lr", "seed"])["best_accuracy"]
@@ -123,9 +123,9 @@ def transfer_table(experiment: str) -> pd.DataFrame:
             "accuracy within 4 epochs": _mean(accuracy),
         }
         for name, rate in (("effectiveness", lr), (f"effectiveness, random at {PAPER_LR:g}", PAPER_LR)):
-            baseline = {seed: random.get((model, epochs, rate, seed)) for seed in accuracy.index}
-            missing = None in baseline.values()
-            row[name] = "not run" if missing else _mean(accuracy / pd.Series(baseline))
+            keys = {seed: (model, epochs, rate, seed) for seed in accuracy.index}
+            baseline = pd.Series({seed: random[key] for seed, key in keys.items() if key in random.index}, dtype=float)
+            row[name] = _mean((accuracy / baseline).dropna()) if len(baseline) else "not run"
         rows.append(row)
     return pd.DataFrame(rows)
 
