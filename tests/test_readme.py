@@ -1,0 +1,37 @@
+"""What the README says is so."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from dpiat.__main__ import main
+from experiments.models import SHORT_NAMES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(example.replace("pretrained=True", "pretrained=False"), {})  # the same without a download
+    similarity, *plan, summary = capsys.readouterr().out.splitlines()
+    assert 0 < float(similarity) < 1 and plan[0].startswith("target tensor") and "elements filled" in summary
+
+
+def test_the_commands_exist():
+    targets = subprocess.check_output(["make", "help"], cwd=ROOT, text=True)
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert f"{target}\t" in targets
+    for words in re.findall(r"^dpiat (similarity|plan) (\S+) (\S+)$", README, flags=re.MULTILINE):
+        assert main(words) == 0
+
+
+def test_every_short_name_is_named():
+    for name in SHORT_NAMES:
+        assert name in README.split() or f"`{name}" in README or f"{name}`" in README
+
+
+def test_links_lead_somewhere():
+    for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+            assert (file.parent / link).exists(), f"{file.name}: {link}"
