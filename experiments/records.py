@@ -68,6 +68,7 @@ def provenance() -> dict[str, Any]:
         "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "cpu": _cpu(),
+        "cores": os.cpu_count(),
     }
 
 
