@@ -31,6 +31,7 @@ def comparison(record: dict[str, Any], baseline: dict[str, Any], folder: Path) -
             [row["epoch"] for row in rows], [row["test_accuracy"] for row in rows], "o-", color=colour, label=name
         )
     _finish(axes)
+    axes.legend()
     file = folder / f"{record['id']}.png"
     atomic_write(file, lambda f: figure.savefig(f, format="png", dpi=150))
     return file
@@ -44,7 +45,7 @@ def curves(experiment: str) -> Figure:
     trials, epochs = tables.experiment_evidence(experiment)
     rows = epochs.merge(trials, on="id", suffixes=("_of_epoch", ""))
     targets = trials.loc[trials["init"] != "random", "model"].unique()
-    figure = Figure(figsize=(4.5 * len(targets), 4), layout="constrained")
+    figure = Figure(figsize=(max(4.5 * len(targets), 7), 4.5), layout="constrained")
     panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     sources = sorted(trials["source"].unique())  # "" is random init
     for axes, target in zip(panels, targets, strict=True):
@@ -59,6 +60,10 @@ def curves(experiment: str) -> Figure:
             axes.fill_between(mean.index, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set_title(target)
         _finish(axes)
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8, handlelength=3)
     figure.suptitle(tables.scale_line(experiment), fontsize=9)
     return figure
 
@@ -96,10 +101,10 @@ def figure16(similarity: pd.DataFrame) -> Figure:
 
 
 def _finish(axes: Axes) -> None:
-    axes.set(xlabel="epoch", ylabel="test accuracy", ylim=(0, 1))
+    axes.set(xlabel="epoch", ylabel="test accuracy")
+    axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
 
 
 def main() -> None:

@@ -65,8 +65,9 @@ def test_evidence_can_be_traced(results):
 
 
 def test_curves_show_every_cell(results):
-    (axes,) = figures.curves("mine").axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    figure = figures.curves("mine")
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["random init, lr 0.001 (n = 2)", "dpiat from eff_lite0, lr 0.001 (n = 2)"]
     assert axes.lines[1].get_ydata() == pytest.approx([0.35, 0.45])
 
