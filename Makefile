@@ -1,5 +1,7 @@
 PYTHON ?= .venv/bin/python
 UV = .venv/bin/uv
+# As with pip, the certificate of a package mirror counts where the system trusts it.
+export UV_SYSTEM_CERTS = 1
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
@@ -9,7 +11,7 @@ setup: $(if $(filter .venv/%,$(PYTHON)),.venv/ready) ## an environment of its ow
 .venv/ready: requirements.txt pyproject.toml
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python3 must be 3.11 or newer")'
 	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(UV) pip install --quiet --compile-bytecode --python .venv/bin/python --requirements requirements.txt
 	$(UV) pip install --quiet --no-deps --python .venv/bin/python --editable .
 	touch .venv/ready
