@@ -123,10 +123,10 @@ class Plan:
 
             >>> plan(source, target).drop("classifier").apply()
         """
-        chosen = [entry.target for entry in self.report.entries if _inside(entry.target, name)]
+        chosen = [entry for entry in self.report.entries if _inside(entry.target, name)]
         if not chosen:
             raise ValueError(f"the target has no {name!r}: print the plan to see its names")
-        return self._with({key: Entry(key, e.shape, LEFT, reason="dropped") for key, e in self._entries(chosen)})
+        return self._with(Entry(entry.target, entry.shape, LEFT, reason="dropped") for entry in chosen)
 
     def pair(self, source: str, target: str) -> Plan:
         """The plan with a layer of the target filled from a layer of the source of your choice, given by their names.
@@ -134,21 +134,23 @@ class Plan:
         Raises ValueError if one has no such layer or no tensor of the target layer fits.
         """
         given = {t.local: t for t in layer_tensors(self.source) if t.layer == source}
-        wanted = [t for t in layer_tensors(self.target) if t.layer == target]
-        for role, name, tensors in (("source", source, given), ("target", target, wanted)):
-            if not tensors:
+        tensors = layer_tensors(self.target)
+        shapes = {entry.target: entry.shape for entry in self.report.entries}
+        # A shared tensor is written under the one of its names that has its elements.
+        counted = {id(t.tensor): t.name for t in tensors if shapes.get(t.name) == tuple(t.tensor.shape)}
+        wanted = [t._replace(name=counted.get(id(t.tensor), t.name)) for t in tensors if t.layer == target]
+        for role, name, found in (("source", source, given), ("target", target, wanted)):
+            if not found:
                 raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
         fitting = [t for t in wanted if t.local in given and given[t.local].tensor.dim() == t.tensor.dim()]
         if not fitting:
             raise ValueError(f"no tensor of {target!r} has one of as many dimensions in {source!r}")
-        return self._with({t.name: _filled(t, given[t.local]) for t in fitting})
+        return self._with(_filled(t, given[t.local]) for t in fitting)
 
-    def _entries(self, names: Iterable[str]) -> list[tuple[str, Entry]]:
-        names = set(names)
-        return [(entry.target, entry) for entry in self.report.entries if entry.target in names]
-
-    def _with(self, entries: Mapping[str, Entry]) -> Plan:
-        return replace(self, report=Report(tuple(entries.get(e.target, e) for e in self.report.entries)))
+    def _with(self, entries: Iterable[Entry]) -> Plan:
+        """The plan with these entries in place of those of the same target tensors."""
+        new = {entry.target: entry for entry in entries}
+        return replace(self, report=Report(tuple(new.get(e.target, e) for e in self.report.entries)))
 
     def to_json(self) -> str:
         """The plan as text, without the networks and their weights."""

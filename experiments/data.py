@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.records import atomic_write
-from experiments.settings import DatasetSettings, UserError
+from experiments.settings import DatasetSettings, UserError, first_line
 
 # The normalisation that the ImageNet weights of timm expect; the paper uses it for every data set.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -113,7 +113,7 @@ def _cifar(settings: DatasetSettings, cache: Path) -> Data:
         train, test = (dataset(root, train=train, download=settings.download) for train in (True, False))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"no {settings.name} under {root.absolute()} and none could be downloaded ({_first_line(error)}): set "
+            f"no {settings.name} under {root.absolute()} and none could be downloaded ({first_line(error)}): set "
             "dataset.root to a folder with torchvision's files, with train/ and test/, or with train*.zip and test.zip"
         ) from error
     return Data(*(_from_arrays(split.data, split.targets) for split in (train, test)), train.classes)
@@ -220,15 +220,11 @@ def _cached(file: Path, make: Callable[[], Data]) -> Data:
             stored = torch.load(file, weights_only=True, mmap=True)
             return Data(Split(*stored["train"]), Split(*stored["test"]), stored["classes"])
         except Exception as error:
-            print(f"{file} cannot be read ({_first_line(error)}): decoding the images again")
+            print(f"{file} cannot be read ({first_line(error)}): decoding the images again")
     data = make()
     train, test = ((split.images, split.labels) for split in (data.train, data.test))
     atomic_write(file, lambda f: torch.save({"train": train, "test": test, "classes": data.classes}, f))
     return data
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

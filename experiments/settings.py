@@ -13,6 +13,11 @@ class UserError(Exception):
     """A mistake that the user can mend: one line that names the thing and says what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, for a message of one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _doc(text: str, default: Any) -> Any:
     return field(default=default, metadata={"doc": text})
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dpiat.standardization import MODES
 from experiments import data, models, records
 from experiments.initialization import INITIALIZATIONS, initialize
-from experiments.settings import Settings, UserError
+from experiments.settings import Settings, UserError, first_line
 from experiments.tracking import tracking
 from experiments.training import Recipe, train
 
@@ -238,7 +238,7 @@ def _check_output(trial: Trial, classes: int) -> None:
         with torch.no_grad():
             output = network(torch.zeros(2, 3, size, size))
     except RuntimeError as error:
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise UserError(f"{trial.model} cannot take images of {size} px: {cause}") from error
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if found != (2, classes):
@@ -259,7 +259,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} cannot be used ({str(error).splitlines()[0]}): try device=auto") from error
+        raise UserError(f"device={name} cannot be used ({first_line(error)}): try device=auto") from error
     return device
 
 
@@ -281,7 +281,7 @@ def _read_user_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is not a complete checkpoint of weights: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} is not a complete checkpoint of weights: {first_line(error)}") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{file} holds a {type(checkpoint).__name__}, not a state dict")
     if "trial" in checkpoint and "state" in checkpoint:

@@ -272,3 +272,7 @@ def test_a_shared_tensor_is_filled_through_the_name_that_matches():
     source = nn.Sequential(nn.ReLU(), nn.Linear(4, 5))
     report = transfer(source, target, head="copy")
     assert torch.equal(target[0].weight, source[1].weight) and report.share == 1
+    unmatched = plan(nn.Sequential(nn.ReLU()), target)  # counted under its first name, 0.weight
+    given = Plan(source, target, unmatched.report).pair("1", "1")
+    assert [(e.target, e.filled) for e in given.report.entries] == [("0.weight", 20), ("1.weight", 0)]
+    assert sum(given.report.elements.values()) == 20
