@@ -15,17 +15,24 @@ class Layer:
     """One layer of a network.
 
     `name` is its dotted path in the module ("blocks.1.0.conv_pw"), `kind` the family of its class ("Conv2d") and
-    `shape` the shape of its weight tensor, () for a layer without weights such as an activation.
+    `shape` the shape of its weight tensor, () for a layer without weights such as an activation. `stride` is that of a
+    convolution along each of its dimensions, () in paper mode, which does not look at it.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What Eq. 1 compares."""
+        return self.shape + self.stride
 
     @property
     def signature(self) -> tuple[str, tuple[int, ...]]:
         """All that matching looks at: layers of equal signature are interchangeable."""
-        return self.kind, self.shape
+        return self.kind, self.sizes
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind}{list(self.shape) if self.shape else ''}"
@@ -77,8 +84,8 @@ class Architecture:
 class Compact:
     """An architecture as tables for the matching: equal blocks and equal layers once, layers without weights left out.
 
-    `shapes` (dimensions, layers) are the shapes of the different layers, filled up with ones, and `families` their
-    kinds and numbers of dimensions. `groups` hold the different blocks that have weights: those of one such layer, and
+    `sizes` (dimensions, layers) are those of the different layers, filled up with ones, and `families` their kinds and
+    numbers of dimensions. `groups` hold the different blocks that have weights: those of one such layer, and
     the others. `place[i]` says where the i-th block of the architecture is: (group, column), None without weights.
     `weighted[i]` are its layers with weights.
     """
@@ -87,8 +94,8 @@ class Compact:
         self.weighted = [[layer for layer in block.layers if layer.shape] for block in blocks]
         signatures, index = _unique(block.signature for block in blocks)
         layers, numbers = _unique(item for signature in signatures for item in signature if item[1])
-        self.families = [(kind, len(shape)) for kind, shape in layers]
-        self.shapes = np.array(list(zip_longest(*(shape for _, shape in layers), fillvalue=1)), dtype=float)
+        self.families = [(kind, len(sizes)) for kind, sizes in layers]
+        self.sizes = np.array(list(zip_longest(*(sizes for _, sizes in layers), fillvalue=1)), dtype=float)
         number = iter(numbers)
         columns = [[(next(number), p) for p, item in enumerate(signature) if item[1]] for signature in signatures]
         grouped = [[c for c in columns if len(c) == 1], [c for c in columns if len(c) > 1]]

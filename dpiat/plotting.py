@@ -13,6 +13,7 @@ from torch import nn
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import Matching, match
 from dpiat.similarity import as_architecture, coverage, similarity
+from dpiat.standardization import DEPTHWISE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -335,7 +336,7 @@ def _kind(layer: Layer) -> str:
     """The key of COLOURS that a layer belongs to."""
     if not layer.shape:
         return "without weights"
-    families = {"Conv": "convolution", "BatchNorm": "batch norm", "Linear": "linear"}
+    families = {"Conv": "convolution", DEPTHWISE: "convolution", "BatchNorm": "batch norm", "Linear": "linear"}
     return next((kind for family, kind in families.items() if layer.kind.startswith(family)), "other with weights")
 
 

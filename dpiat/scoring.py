@@ -12,15 +12,16 @@ from dpiat.architecture import Compact, Layer
 def score(target: Layer, source: Layer) -> float:
     """Eq. 1: the product over the dimensions of min(t_i / s_i, s_i / t_i), in [0, 1].
 
-    0 for layers of different kinds, of different numbers of dimensions, or without weights.
+    The strides of convolutions, where the layers have them (not in paper mode), count like dimensions. 0 for layers of
+    different kinds, of different numbers of dimensions, or without weights.
 
         >>> score(Layer("a", "Conv2d", (32, 16, 3, 3)), Layer("b", "Conv2d", (16, 16, 3, 3)))
         0.5
     """
-    if not target.shape or target.kind != source.kind or len(target.shape) != len(source.shape):
+    if not target.shape or target.kind != source.kind or len(target.sizes) != len(source.sizes):
         return 0.0
     product = 1.0
-    for t_i, s_i in zip(target.shape, source.shape, strict=True):
+    for t_i, s_i in zip(target.sizes, source.sizes, strict=True):
         product *= min(t_i, s_i) / max(t_i, s_i)
     return product
 
@@ -28,7 +29,7 @@ def score(target: Layer, source: Layer) -> float:
 def score_matrix(target: Compact, source: Compact) -> np.ndarray:
     """Eq. 1 for all pairs of different layers of two architectures: (target layers, source layers)."""
     product = np.ones((len(target.families), len(source.families)))
-    for t_i, s_i in zip_longest(target.shapes, source.shapes, fillvalue=np.ones(1)):
+    for t_i, s_i in zip_longest(target.sizes, source.sizes, fillvalue=np.ones(1)):
         product *= np.minimum(t_i[:, None], s_i) / np.maximum(t_i[:, None], s_i)
     numbers: dict[tuple[str, int], int] = {}
     t, s = (

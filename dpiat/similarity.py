@@ -13,26 +13,26 @@ from dpiat.matching import match, match_score
 from dpiat.standardization import standardize
 
 
-def similarity(source: nn.Module | Architecture, target: nn.Module | Architecture) -> float:
+def similarity(source: nn.Module | Architecture, target: nn.Module | Architecture, mode: str = "default") -> float:
     """Eq. 5: sqrt(f(source, target) · f(target, source)), in [0, 1]; 1 for equal architectures.
 
-    Symmetric, needs no training and no data, and changes neither network.
+    Symmetric, needs no training and no data, and changes neither network. `mode` says how modules are standardized.
 
         >>> similarity(timm.create_model("tf_efficientnet_b2"), timm.create_model("tf_efficientnet_b0"))
         0.804...
 
     Raises TypeError if an argument is neither an nn.Module nor an Architecture.
     """
-    source, target = as_architecture(source, "source"), as_architecture(target, "target")
+    source, target = as_architecture(source, "source", mode), as_architecture(target, "target", mode)
     return sqrt(coverage(source, target) * coverage(target, source))
 
 
-def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture) -> float:
+def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture, mode: str = "default") -> float:
     """Eq. 4: the score of the transfer divided by the target's score with itself, in [0, 1]. Not symmetric.
 
     0 for a target without any layer that has weights.
     """
-    source, target = as_architecture(source, "source"), as_architecture(target, "target")
+    source, target = as_architecture(source, "source", mode), as_architecture(target, "target", mode)
     return match_score(source, target) / target.max_score if target.max_score else 0.0
 
 
@@ -68,9 +68,9 @@ def rank(target: nn.Module | Architecture, sources: Mapping[str, nn.Module | Arc
     return sorted(candidates, key=lambda candidate: -candidate.similarity)
 
 
-def as_architecture(network: nn.Module | Architecture, role: str) -> Architecture:
+def as_architecture(network: nn.Module | Architecture, role: str, mode: str = "default") -> Architecture:
     if isinstance(network, Architecture):
         return network
     if isinstance(network, nn.Module):
-        return standardize(network)
+        return standardize(network, mode)
     raise TypeError(f"{role} must be a torch.nn.Module or an Architecture, got {type(network).__name__}")

@@ -17,16 +17,19 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 # The kinds that the paper matches. A module of one of these classes, or of a subclass, is one layer even if it has
 # children, such as timm's BatchNormAct2d.
 PAPER_KINDS = (*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear)
+# A convolution whose groups see one input channel each is of a kind of its own, except in paper mode.
+DEPTHWISE = "Depthwise"
 # What Algorithm 1 counts to decide whether a list of layers is a block of its own.
-COUNTED = frozenset(cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear))
+COUNTED = frozenset(prefix + cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear) for prefix in ("", DEPTHWISE))
 
 
 def standardize(module: nn.Module, mode: str = "default") -> Architecture:
     """Divide a network into blocks of layers, as its author nested its modules (section 3.1, Algorithm 1).
 
     Every leaf module is a layer, activations included. A tensor that is no part of a leaf (a class token, a layer
-    scale) is a layer of kind "Parameter". With mode="paper", only convolutions, linear layers and batch norms have
-    shapes, as in the authors' code; the others stay in the list, where they lengthen the ranges of Eq. 3.
+    scale) is a layer of kind "Parameter". Depthwise convolutions are of kinds of their own, and convolutions have
+    strides. With mode="paper" they are like other convolutions, and only convolutions, linear layers and batch norms
+    have shapes, as in the authors' code; the others stay in the list, where they lengthen the ranges of Eq. 3.
 
     The module is only read: on any device, the meta device included.
 
@@ -98,7 +101,11 @@ def _layer(module: nn.Module, name: str, kind: str, paper: bool) -> Layer:
         weight = module._parameters.get("weight") if kind else None
         return Layer(name, kind or type(module).__name__, () if weight is None else _shape(weight, name))
     shapes = [_shape(tensor, name) for _, tensor in _tensors(module)]
-    return Layer(name, kind or type(module).__name__, max(shapes, key=prod, default=()))
+    shape = max(shapes, key=prod, default=())
+    if not shape or not isinstance(module, CONVOLUTIONS):
+        return Layer(name, kind or type(module).__name__, shape)
+    depthwise = DEPTHWISE if 1 < module.groups == module.in_channels else ""
+    return Layer(name, depthwise + kind, shape, module.stride)
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -34,7 +34,7 @@ def _dpiat(model: str, classes: int, mode: str, source: Source) -> tuple[nn.Modu
     """The random weights of the same seed, overwritten where the source has something to give."""
     target, trained = models.build(model, classes), source()
     report = dpiat.transfer(trained, target, mode=mode)
-    facts = {"similarity": dpiat.similarity(trained, target), "filled": report.share, "elements": report.elements}
+    facts = {"similarity": dpiat.similarity(trained, target, mode), "filled": report.share, "elements": report.elements}
     return target, facts
 
 

@@ -17,7 +17,7 @@ ALLOWED = {
     "dpiat.operators": set(),
     "dpiat.matching": {"architecture", "scoring"},
     "dpiat.similarity": {"architecture", "matching", "standardization"},
-    "dpiat.plotting": {"architecture", "matching", "similarity"},
+    "dpiat.plotting": {"architecture", "matching", "similarity", "standardization"},
     "dpiat.transfer": {"architecture", "matching", "operators", "standardization"},
     "dpiat.__main__": {"similarity", "standardization", "transfer"},
     "experiments.settings": set(),

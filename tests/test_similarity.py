@@ -30,10 +30,12 @@ def test_efficientnets_b2_and_b0(architectures):
     assert similarity(architectures["Eff-B2"], architectures["Eff-B0"]) == pytest.approx(0.804, abs=0.0005)
 
 
-def test_both_modes_agree_on_the_papers_networks(architectures):
-    assert similarity(on_meta(PAPER["Mix-L"]), on_meta(PAPER["ReX"])) == similarity(
-        architectures["Mix-L"], architectures["ReX"]
-    )
+def test_modes(architectures):
+    """Both agree where strides do; the stride of ReXNet's blocks stands at other places than MixNet's."""
+    mixnet, rexnet, large, small = (on_meta(PAPER[label]) for label in ("Mix-L", "ReX", "Eff-B2", "Eff-B0"))
+    assert similarity(mixnet, rexnet, "paper") == similarity(architectures["Mix-L"], architectures["ReX"])
+    assert similarity(mixnet, rexnet) < similarity(mixnet, rexnet, "paper")
+    assert similarity(large, small) == similarity(large, small, "paper")
 
 
 def test_similarity_is_symmetric_and_coverage_is_not(architectures):

@@ -5,7 +5,8 @@ import torch
 from networks import PAPER, on_meta
 from torch import nn
 
-from dpiat import standardize
+from dpiat import Layer, standardize
+from dpiat.scoring import score
 
 
 def blocks(network: nn.Module, mode: str = "default") -> list[list[str]]:
@@ -92,3 +93,22 @@ def test_what_is_not_a_network_is_refused():
         standardize(nn.ReLU(), "fast")
     with pytest.raises(ValueError, match="1 has lazy parameters without a shape: run one forward pass first"):
         standardize(nn.Sequential(nn.ReLU(), nn.LazyLinear(3)))
+
+
+def test_roles_that_shapes_alone_miss():
+    network = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2, stride=2), nn.ConvTranspose1d(4, 8, 3, groups=4)
+    )
+    assert [(layer.kind, layer.stride) for layer in standardize(network).layers] == [
+        ("DepthwiseConv2d", (1, 1)),
+        ("Conv2d", (2, 2)),
+        ("DepthwiseConvTranspose1d", (1,)),
+    ]
+    assert [(layer.kind, layer.stride) for layer in standardize(network, "paper").layers] == [
+        ("Conv2d", ()),
+        ("Conv2d", ()),
+        ("ConvTranspose1d", ()),
+    ]
+    dense, depthwise = (Layer("", kind, (8, 1, 3, 3), (1, 1)) for kind in ("Conv2d", "DepthwiseConv2d"))
+    assert score(dense, depthwise) == 0
+    assert score(Layer("", "Conv2d", (8, 8, 3, 3), (2, 2)), Layer("", "Conv2d", (8, 8, 3, 3), (1, 1))) == 0.25
