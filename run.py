@@ -1,7 +1,11 @@
 """One trial: python run.py dataset=cifar100 source=eff_b2 target=eff_b0. See --help for every key."""
 
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -9,22 +13,39 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.settings import Settings, UserError, register
 
 register()
+GOES_ON = "every finished epoch is kept, the same command goes on from there"
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(config: DictConfig) -> None:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)  # a launcher that has its own way with signals keeps it
     settings: Settings = OmegaConf.to_object(config)
     from experiments import figures, tables, trial  # after the settings are known to be sound: torch takes seconds
+    from experiments.records import CannotWrite
 
     try:
         record, baseline = trial.run(settings)
-    except UserError as error:
+    except (UserError, CannotWrite) as error:
         sys.exit(f"error: {error}")
+    except trial.Diverged as error:
+        print(error)
+        return
     except KeyboardInterrupt:
-        sys.exit("interrupted: trials that were finished are kept, the same command goes on from there")
+        sys.exit(f"interrupted: {GOES_ON}")
+    for each in filter(None, (record, baseline)):
+        if each["status"] == "diverged":
+            print(f"{each['id']} {trial.describe_divergence(each)}")
+            return
     if baseline is not None:
         print(tables.side_by_side(record, baseline))
         print("plot:", figures.comparison(record, baseline, Path(settings.output_dir).expanduser() / "plots"))
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """A cluster wants the machine back. The last epoch is on disk; the exit code asks to be started again."""
+    print(f"stopped by SIGTERM: {GOES_ON}", file=sys.stderr, flush=True)
+    sys.exit(os.EX_TEMPFAIL)
 
 
 if __name__ == "__main__":

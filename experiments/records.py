@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -19,35 +20,70 @@ VERSIONED = ("torch", "torchvision", "timm", "numpy")
 EFFECTIVENESS_EPOCHS = 4
 
 
+class CannotWrite(OSError):
+    """A file that could not be written, a full disk for one: one line that names it. What it held before is intact."""
+
+
 def atomic_write(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write `file` so that it is there whole, with what it held before, or not at all, whenever the process dies."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    """Write `file` so that it is there whole, with what it held before, or not at all, whenever the process dies.
+
+    Raises CannotWrite, and leaves nothing behind, if the disk or the folder does not take it.
+    """
     try:
-        with os.fdopen(handle, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with os.fdopen(handle, "wb") as f:
+                write(f)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, file)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _flush_folder(file.parent)
+    except (OSError, RuntimeError) as error:  # torch.save wraps what the file said
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        hint = "what was there before is intact; make room and run the same command again"
+        raise CannotWrite(f"cannot write {file} ({cause.strerror or cause}): {hint}") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a renaming last through a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save(record: dict[str, Any], file: Path) -> None:
-    atomic_write(file, lambda f: f.write((json.dumps(record, indent=1) + "\n").encode()))
+    """Write a record and, as its last entry, the SHA-256 of the rest."""
+    text = json.dumps(record | {"sha256": _digest(record)}, indent=1) + "\n"
+    atomic_write(file, lambda f: f.write(text.encode()))
 
 
-def read(file: Path) -> dict[str, Any] | None:
-    """The finished record in `file`; None if there is none or it cannot be read, in which case the trial runs again."""
+def read(file: Path, statuses: Container[str] = ("finished",)) -> dict[str, Any] | None:
+    """The record in `file` if it has one of the statuses; None if not, if there is none, or if it is damaged.
+
+    A damaged one is named, and its trial runs again. Records without a digest are of before there was one.
+    """
     try:
         record = json.loads(file.read_text())
+        if record.pop("sha256", None) not in (None, _digest(record)):
+            raise ValueError("it is not what was written")
+        return record if record["status"] in statuses else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
-        print(f"{file} cannot be read: running its trial again")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        print(f"{file} is damaged and cannot be read: running its trial again", flush=True)
         return None
-    return record if record.get("status") == "finished" else None
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def best_accuracy(record: dict[str, Any], epochs: int = EFFECTIVENESS_EPOCHS) -> float:

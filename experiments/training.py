@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from experiments.data import Data, Split, test_batches, train_batches
+
+State = dict[str, Any]  # of a training between two epochs: plain values and tensors
 
 
 @dataclass(frozen=True)
@@ -38,25 +41,30 @@ def train(
     recipe: Recipe,
     device: torch.device,
     title: str = "",
-    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    on_epoch: Callable[[dict[str, float], State], None] = lambda row, state: None,
+    state: State | None = None,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """Train `network` in place.
 
     Returns one row for each epoch (learning rate, losses, accuracies in [0, 1], seconds) and the state dict, on the
-    CPU, of the epoch with the lowest test loss. `on_epoch` is called with each row as soon as it is there.
+    CPU, of the epoch with the lowest test loss. After each epoch `on_epoch` is called with its row and with the state
+    of the training; given back as `state`, with a network built alike, the training goes on from there as if it had
+    not stopped. It ends after an epoch with a loss that is not finite: see `diverged`.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.Generator().manual_seed(recipe.seed)  # of the images, and their crops
     torch.manual_seed(recipe.seed)  # dropout and stochastic depth
     network.to(device, memory_format=torch.channels_last)
     data = data.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr, fused=True)
-    rows, best, best_loss = [], {}, math.inf
-    for epoch in range(recipe.epochs):
+    rows, best = _restore(state, network, optimizer, order, device) if state else ([], {})
+    for epoch in range(len(rows), recipe.epochs):
+        if diverged(rows):
+            break
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(epoch)
         bar = tqdm(
-            train_batches(data.train, recipe.batch_size, recipe.image_size, generator),
+            train_batches(data.train, recipe.batch_size, recipe.image_size, order),
             desc=f"{title} epoch {epoch + 1}/{recipe.epochs}",
             total=len(data.train.labels) // recipe.batch_size,
             unit="batch",
@@ -74,12 +82,49 @@ def train(
             "test_accuracy": test_accuracy,
             "seconds": round(time.perf_counter() - start, 3),
         }
-        rows.append(row)
-        on_epoch(row)
-        if test_loss < best_loss or not best:
-            best_loss = test_loss
+        if all(test_loss < earlier["test_loss"] for earlier in rows):
             best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+        rows.append(row)
+        on_epoch(row, _state(network, optimizer, order, device, rows, best))
     return rows, best
+
+
+def diverged(rows: list[dict[str, float]]) -> bool:
+    """Whether the last epoch left a loss that is infinite or not a number: nothing is to be learned after it."""
+    return bool(rows) and not all(math.isfinite(rows[-1][key]) for key in ("train_loss", "test_loss"))
+
+
+def _state(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    order: torch.Generator,
+    device: torch.device,
+    rows: list[dict[str, float]],
+    best: dict[str, Tensor],
+) -> State:
+    """All that a training needs to go on. The schedule needs the number of epochs alone, which is that of the rows."""
+    return {
+        "rows": rows,
+        "best": best,
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "order": order.get_state(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _restore(
+    state: State, network: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, device: torch.device
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Put all in `state` back to its place; returns its rows and its best weights."""
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    order.set_state(state["order"])
+    torch.set_rng_state(state["random"])
+    if device.type == "cuda" and state["random_cuda"] is not None:
+        torch.cuda.set_rng_state(state["random_cuda"], device)
+    return list(state["rows"]), state["best"]
 
 
 def _train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, batches: tqdm) -> tuple[float, float]:

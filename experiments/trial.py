@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -20,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from dpiat.standardization import MODES
-from experiments import data, models, records
+from experiments import checkpoints, data, models, records
 from experiments.initialization import INITIALIZATIONS, initialize
 from experiments.settings import Settings, UserError, first_line
 from experiments.tracking import tracking
-from experiments.training import Recipe, train
+from experiments.training import Recipe, State, diverged, train
 
 WEIGHTS = ("scratch", "imagenet", "imagenet_finetuned")
 # The paper's learning rates: from random init or from sources trained from scratch, and where ImageNet weights come in.
@@ -47,10 +45,18 @@ class Trial:
 
     @property
     def id(self) -> str:
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:10]
         origin = f"-from-{self.source.model}" if self.source else ""
         name = f"{self.dataset}-{self.model}-{self.init}{origin}-seed{self.recipe.seed}"
         return f"{name.replace(':', '.').replace('/', '_')}-{digest}"
+
+    def identity(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return asdict(self)
+
+
+class Diverged(Exception):
+    """A source whose training diverged: no mistake of the user's, and no reason for a grid to end."""
 
 
 class Outcome(NamedTuple):
@@ -63,7 +69,8 @@ class Outcome(NamedTuple):
 def run(settings: Settings) -> Outcome:
     """Make sure of the trained source and of the baseline, train the target, and leave a record of each.
 
-    Raises UserError for settings that cannot be run.
+    A trial that was stopped goes on from its last epoch; one that has ended is not run again. Raises UserError for
+    settings that cannot be run, Diverged if there is no source to start from, CannotWrite if the disk is full.
     """
     target = plan(settings)
     runner = _Runner(settings)
@@ -156,74 +163,119 @@ class _Runner:
 
     def record(self, trial: Trial) -> dict[str, Any]:
         """The record of a trial: the one there is, or a new one."""
-        file = self.folder / "records" / f"{trial.id}.json"
-        found = records.read(file)
-        if found is not None:
-            print(f"{trial.id}: finished before, {file}")
-            return found
-        record, _ = self._train(trial)
-        records.save(record, file)
-        return record
+        found = self._ended(trial)
+        if found is None:
+            return self._train(trial)[0]
+        print(f"{trial.id}: {found['status']} before, {self._record_file(trial)}", flush=True)
+        self._unfinished(trial).remove()
+        return found
 
     def network(self, trial: Trial) -> nn.Module:
-        """A trained source, from its checkpoint if there is one."""
+        """A trained source, from its checkpoint if there is one. Raises Diverged if its training did."""
         classes = len(self.data.classes)
         torch.manual_seed(trial.recipe.seed)
         if trial.init == "checkpoint":
             network = models.build(trial.model, classes)
-            _load_weights(network, _read_user_checkpoint(Path(self.settings.source_checkpoint).expanduser(), trial))
+            _load_weights(network, _read_users_checkpoint(Path(self.settings.source_checkpoint).expanduser(), trial))
             return network
         if trial.recipe.epochs == 0:
             return initialize(trial.init, trial.model, classes, trial.recipe.seed, "", self._no_source)[0]
-        file = self.folder / "checkpoints" / f"{trial.id}.pt"
-        state = _read_checkpoint(file, trial)
+        state = self._checkpoint(trial)
         if state is None:
-            record, state = self._train(trial)
-            checkpoint = {"trial": asdict(trial), "state": state}
-            records.atomic_write(file, lambda f: torch.save(checkpoint, f))
-            records.save(record, self.folder / "records" / f"{trial.id}.json")
+            record = self._ended(trial)
+            if record is None or record["status"] == "finished":
+                record, state = self._train(trial, keep=True)
+            if record["status"] == "diverged":
+                raise Diverged(f"{trial.id}, the source, {describe_divergence(record)}: no target can start from it")
         network = models.build(trial.model, classes)
         network.load_state_dict(state)
         return network
 
-    def _train(self, trial: Trial) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _record_file(self, trial: Trial) -> Path:
+        return self.folder / "records" / f"{trial.id}.json"
+
+    def _ended(self, trial: Trial) -> dict[str, Any] | None:
+        """The record of a trial that is not to be run again."""
+        return records.read(self._record_file(trial), ("finished", "diverged"))
+
+    def _checkpoint_file(self, trial: Trial) -> Path:
+        return self.folder / "checkpoints" / f"{trial.id}.pt"
+
+    def _checkpoint(self, trial: Trial) -> dict[str, Tensor] | None:
+        """The weights in the checkpoint of exactly this trial; None if there is no readable one."""
+        file = self._checkpoint_file(trial)
+        checkpoint = checkpoints.read(file)
+        if checkpoint is None:
+            return None
+        _check_same_trial(file, checkpoint["trial"], trial.identity(), list(trial.identity()))
+        return checkpoint["state"]
+
+    def _unfinished(self, trial: Trial) -> checkpoints.Unfinished:
+        return checkpoints.Unfinished(self.folder / "unfinished", trial.id)
+
+    def _train(self, trial: Trial, keep: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Train from the last epoch there is, and leave a record, and a checkpoint if it is to be kept."""
         recipe = trial.recipe
-        record = {
+        self._check_batch(recipe)
+        for each in filter(None, (trial, trial.source)):  # before the source is trained for nothing
+            _check_output(each, len(self.data.classes))
+        unfinished = self._unfinished(trial)
+        state = unfinished.read()
+        source = (lambda: self.network(trial.source)) if trial.source else self._no_source
+        if state is None:
+            network, facts = initialize(
+                trial.init, trial.model, len(self.data.classes), recipe.seed, trial.mode, source
+            )
+            record = self._first_entries(trial) | {"initialization": facts}
+        else:
+            network = models.build(trial.model, len(self.data.classes))
+            record = _resumed(state.pop("record"))
+            print(f"{trial.id}: going on after epoch {len(state['rows'])}/{recipe.epochs}", flush=True)
+        title = f"{trial.model} {trial.init}"
+        with tracking(self.settings.logger, trial.id, record, self.folder) as log:
+            for row in state["rows"] if state else ():
+                log(row)
+
+            def on_epoch(row: dict[str, float], reached: State) -> None:
+                unfinished.write(reached | {"record": record}, row["epoch"])
+                print(f"{title} {_epoch_line(row, recipe.epochs)}", flush=True)
+                log(row)
+
+            rows, best = train(network, self.data, recipe, self.device, title, on_epoch, state)
+        record |= {
+            "status": "diverged" if diverged(rows) else "finished",
+            "seconds": round(sum(row["seconds"] for row in rows), 3),
+            "epochs": rows,
+        }
+        records.save(record, self._record_file(trial))
+        if keep and record["status"] == "finished":
+            checkpoints.write({"trial": trial.identity(), "state": best}, self._checkpoint_file(trial))
+        unfinished.remove()
+        return record, best
+
+    def _check_batch(self, recipe: Recipe) -> None:
+        images = len(self.data.train.labels)
+        if images < recipe.batch_size:
+            raise UserError(
+                f"{images} training images do not fill one batch of {recipe.batch_size}: lower batch_size or raise "
+                "dataset.train_subset"
+            )
+
+    def _first_entries(self, trial: Trial) -> dict[str, Any]:
+        """What a record says before the first epoch."""
+        return {
             "id": trial.id,
-            "status": "finished",
+            "status": "unfinished",
             "scale": self.settings.scale,
-            "trial": asdict(trial),
+            "trial": trial.identity(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             **records.provenance(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
-        }
-        if len(self.data.train.labels) < recipe.batch_size:
-            raise UserError(
-                f"{len(self.data.train.labels)} training images do not fill one batch of {recipe.batch_size}: lower "
-                "batch_size or raise dataset.train_subset"
-            )
-        for each in filter(None, (trial, trial.source)):  # before the source is trained for nothing
-            _check_output(each, len(self.data.classes))
-        source = (lambda: self.network(trial.source)) if trial.source else self._no_source
-        network, facts = initialize(trial.init, trial.model, len(self.data.classes), recipe.seed, trial.mode, source)
-        title, start = f"{trial.model} {trial.init}", time.perf_counter()
-        with tracking(self.settings.logger, trial.id, record, self.folder) as log:
-
-            def on_epoch(row: dict[str, float]) -> None:
-                print(f"{title} {_epoch_line(row, recipe.epochs)}", flush=True)
-                log(row)
-
-            rows, state = train(network, self.data, recipe, self.device, title, on_epoch)
-        record |= {
             "train_images": len(self.data.train.labels),
             "test_images": len(self.data.test.labels),
             "classes": len(self.data.classes),
-            "initialization": facts,
-            "seconds": round(time.perf_counter() - start, 3),
-            "epochs": rows,
         }
-        return record, state
 
     @staticmethod
     def _no_source() -> nn.Module:
@@ -252,6 +304,13 @@ def _epoch_line(row: dict[str, float], epochs: int) -> str:
     )
 
 
+def describe_divergence(record: dict[str, Any]) -> str:
+    """What to say of a trial whose status is diverged."""
+    last = record["epochs"][-1]
+    losses = f"train loss {last['train_loss']:g}, test loss {last['test_loss']:g}"
+    return f"diverged in epoch {last['epoch']} ({losses}; a lower learning rate may help)"
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -263,29 +322,18 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _read_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor] | None:
-    """The state dict in a checkpoint of exactly this trial; None if there is no readable one."""
-    if not file.is_file():
-        return None
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        print(f"{file} cannot be read: training its network again")
-        return None
-    _check_same_trial(file, checkpoint["trial"], asdict(trial), list(asdict(trial)))
-    return checkpoint["state"]
+def _resumed(record: dict[str, Any]) -> dict[str, Any]:
+    """The first entries of a record whose trial goes on: it is not of one clean commit if the commit changed since."""
+    now = records.provenance()
+    changed = record["commit"] != now["commit"]
+    return record | {"commit": now["commit"], "dirty": record["dirty"] or now["dirty"] or changed}
 
 
-def _read_user_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
+def _read_users_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
     """A state dict that the user names: a bare one, one under "state_dict" or "model", or a checkpoint of ours."""
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is not a complete checkpoint of weights: {first_line(error)}") from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{file} holds a {type(checkpoint).__name__}, not a state dict")
+    checkpoint = checkpoints.read_users(file)
     if "trial" in checkpoint and "state" in checkpoint:
-        _check_same_trial(file, checkpoint["trial"], asdict(trial), ["model", "dataset"])
+        _check_same_trial(file, checkpoint["trial"], trial.identity(), ["model", "dataset"])
         return checkpoint["state"]
     nested = (checkpoint[key] for key in ("state_dict", "model") if isinstance(checkpoint.get(key), dict))
     return next(nested, checkpoint)

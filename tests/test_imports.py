@@ -22,12 +22,15 @@ ALLOWED = {
     "dpiat.__main__": {"similarity", "standardization", "transfer"},
     "experiments.settings": set(),
     "experiments.records": set(),
+    "experiments.checkpoints": {"records", "settings"},
     "experiments.data": {"records", "settings"},
     "experiments.models": {"settings"},
     "experiments.initialization": {"models", "settings"},
     "experiments.tracking": {"settings"},
     "experiments.training": {"data"},
-    "experiments.trial": {"data", "initialization", "models", "records", "settings", "tracking", "training"},
+    "experiments.trial": {
+        *("checkpoints", "data", "initialization", "models", "records", "settings", "tracking", "training"),
+    },
     "experiments.tables": {"models", "records"},
     "experiments.figures": {"records", "tables"},
 }
