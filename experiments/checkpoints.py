@@ -85,6 +85,5 @@ class Unfinished:
         return next(filter(None, map(read, reversed(self._files()))), None)
 
     def remove(self) -> None:
-        """Also what a killed process was writing."""
-        for file in [*self._files(), *self.folder.glob(f".{self.trial_id}.*")]:
+        for file in self._files():
             file.unlink(missing_ok=True)

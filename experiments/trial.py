@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from dpiat.standardization import MODES
 from experiments import checkpoints, data, models, records
 from experiments.initialization import INITIALIZATIONS, initialize
+from experiments.locks import alone
 from experiments.settings import Settings, UserError, first_line
 from experiments.tracking import tracking
 from experiments.training import Recipe, State, diverged, train
@@ -163,11 +165,12 @@ class _Runner:
 
     def record(self, trial: Trial) -> dict[str, Any]:
         """The record of a trial: the one there is, or a new one."""
-        found = self._ended(trial)
-        if found is None:
-            return self._train(trial)[0]
+        with self._alone(trial):
+            found = self._ended(trial)
+            if found is None:
+                return self._train(trial)[0]
+            self._tidy(trial)
         print(f"{trial.id}: {found['status']} before, {self._record_file(trial)}", flush=True)
-        self._unfinished(trial).remove()
         return found
 
     def network(self, trial: Trial) -> nn.Module:
@@ -180,16 +183,19 @@ class _Runner:
             return network
         if trial.recipe.epochs == 0:
             return initialize(trial.init, trial.model, classes, trial.recipe.seed, "", self._no_source)[0]
-        state = self._checkpoint(trial)
-        if state is None:
-            record = self._ended(trial)
-            if record is None or record["status"] == "finished":
+        with self._alone(trial):
+            state, record = self._checkpoint(trial), self._ended(trial)
+            if state is None and (record is None or record["status"] == "finished"):
                 record, state = self._train(trial, keep=True)
-            if record["status"] == "diverged":
-                raise Diverged(f"{trial.id}, the source, {describe_divergence(record)}: no target can start from it")
+        if state is None:
+            raise Diverged(f"{trial.id}, the source, {describe_divergence(record)}: no target can start from it")
         network = models.build(trial.model, classes)
         network.load_state_dict(state)
         return network
+
+    def _alone(self, trial: Trial) -> AbstractContextManager[None]:
+        """No other process trains this trial meanwhile."""
+        return alone(self.folder / "locks" / f"{trial.id}.lock", f"it trains {trial.id}")
 
     def _record_file(self, trial: Trial) -> Path:
         return self.folder / "records" / f"{trial.id}.json"
@@ -213,8 +219,11 @@ class _Runner:
     def _unfinished(self, trial: Trial) -> checkpoints.Unfinished:
         return checkpoints.Unfinished(self.folder / "unfinished", trial.id)
 
-    def _train(self, trial: Trial, keep: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Train from the last epoch there is, and leave a record, and a checkpoint if it is to be kept."""
+    def _train(self, trial: Trial, keep: bool = False) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """Train from the last epoch there is; leave a record and, if it is to be kept, a checkpoint.
+
+        Returns the record and the state dict of the best epoch, None if the training diverged.
+        """
         recipe = trial.recipe
         self._check_batch(recipe)
         for each in filter(None, (trial, trial.source)):  # before the source is trained for nothing
@@ -248,10 +257,18 @@ class _Runner:
             "epochs": rows,
         }
         records.save(record, self._record_file(trial))
-        if keep and record["status"] == "finished":
+        if record["status"] == "diverged":
+            best = None
+        elif keep:
             checkpoints.write({"trial": trial.identity(), "state": best}, self._checkpoint_file(trial))
-        unfinished.remove()
+        self._tidy(trial)
         return record, best
+
+    def _tidy(self, trial: Trial) -> None:
+        """Remove what is of no use when a trial has ended, files that a killed process was writing among it."""
+        self._unfinished(trial).remove()
+        for file in self.folder.glob(f"*/.{trial.id}.*"):
+            file.unlink(missing_ok=True)
 
     def _check_batch(self, recipe: Recipe) -> None:
         images = len(self.data.train.labels)

@@ -1,12 +1,16 @@
 """What a trial goes through: kills, damaged files, full disks, losses that are no numbers. Nothing of it may show."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE
@@ -18,7 +22,7 @@ from test_trial import ROOT, metrics, settings
 from torch import nn
 
 from experiments import checkpoints, data, records, training, trial
-from experiments.settings import DatasetSettings, InitSettings
+from experiments.settings import DatasetSettings, InitSettings, Settings
 from experiments.training import Recipe
 
 CPU = torch.device("cpu")
@@ -240,3 +244,65 @@ def test_a_grid_goes_on_after_what_diverged(tmp_path):
     assert out.count("effectiveness within 4 epochs") == 1
     statuses = sorted(json.loads(file.read_text())["status"] for file in tmp_path.glob("records/*"))
     assert statuses == ["diverged", "diverged", "finished", "finished", "finished"]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+FORKS = multiprocessing.get_context("forkserver")  # children of a process that has imported everything
+FORKS.set_forkserver_preload(["sklearn.datasets", "experiments.trial", "networks"])
+
+
+def work(wanted: Settings, log: Path) -> None:
+    with log.open("a", buffering=1) as f, contextlib.redirect_stdout(f):
+        trial.run(wanted)
+
+
+def run_in_another_process(wanted: Settings) -> multiprocessing.Process:
+    """Returns when the trial begins."""
+    log = Path(wanted.output_dir) / f"{uuid.uuid4()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = FORKS.Process(target=work, args=(wanted, log))
+    process.start()
+    while process.is_alive() and not log.exists():
+        time.sleep(0.001)
+    return process
+
+
+def ends(folder: Path) -> dict[str, object]:
+    """What the trials of a folder came to: the metrics by their ids, and the checkpoint's weights as bytes."""
+    found = {file.stem: metrics(records.read(file)) for file in folder.glob("records/*.json")}
+    for file in folder.glob("checkpoints/*.pt"):
+        found[file.name] = [(k, v.numpy().tobytes()) for k, v in checkpoints.read(file)["state"].items()]
+    return found
+
+
+def logs(folder: Path) -> str:
+    return "".join(file.read_text() for file in folder.glob("*.log"))
+
+
+def test_four_processes_on_one_cell_share_the_work_even_if_one_is_killed(tmp_path):
+    wanted = settings(tmp_path / "alone", source_epochs=6, target_epochs=3)
+    trial.run(wanted)
+    wanted.output_dir = str(tmp_path / "together")
+    processes = [run_in_another_process(wanted) for _ in range(4)]
+    (tmp_path / "together" / "locks").mkdir(exist_ok=True)
+    while not list(tmp_path.glob("together/unfinished/*larger*")):  # the source is being trained
+        assert any(process.is_alive() for process in processes)
+        time.sleep(0.001)
+    held = [file for file in tmp_path.glob("together/locks/*larger-random*") if file.read_text()]
+    trainer = int(re.match(r"process (\d+) on ", held[0].read_text())[1])
+    os.kill(trainer, signal.SIGKILL)
+    for process in processes:
+        process.join()
+    assert sorted(process.exitcode for process in processes) == [-signal.SIGKILL, 0, 0, 0]
+    assert ends(tmp_path / "together") == ends(tmp_path / "alone")
+    said = logs(tmp_path / "together")
+    lines = re.findall(r"^networks:\w+ \w+ epoch \d+/\d+", said, flags=re.MULTILINE)
+    assert len(lines) - len(set(lines)) <= 1 and len(set(lines)) == 12  # the killed one's last may have been said twice
+    assert re.search(r"waiting for process \d+ on \S+: it trains digits-networks", said)
+
+
+def test_a_folder_without_locks_is_named(tmp_path):
+    (tmp_path / "locks").write_text("a file where a folder should be")
+    with pytest.raises(trial.UserError, match=r"cannot lock .*locks/digits.*: choose an output_dir"):
+        trial.run(settings(tmp_path))

@@ -55,9 +55,10 @@ def test_a_trial_leaves_records_that_explain_themselves(tmp_path):
 
 def test_nothing_is_run_twice(tmp_path, capsys):
     trial.run(settings(tmp_path))
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.[pj]*") if file.is_file()}
+    assert len(before) == 4  # three records and a checkpoint
     trial.run(settings(tmp_path))
-    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.[pj]*") if file.is_file()}
     assert capsys.readouterr().out.count("finished before") == 2
     trial.run(settings(tmp_path, seed=1))  # another target from the same source
     assert len(list(tmp_path.glob("checkpoints/*.pt"))) == 1
