@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import re
 import resource
 import signal
@@ -278,6 +279,30 @@ def ends(folder: Path) -> dict[str, object]:
 
 def logs(folder: Path) -> str:
     return "".join(file.read_text() for file in folder.glob("*.log"))
+
+
+def test_a_trial_killed_at_twenty_random_moments_ends_as_if_undisturbed(tmp_path):
+    wanted = settings(tmp_path / "undisturbed", source_epochs=12, target_epochs=12)
+    process, start = run_in_another_process(wanted), time.monotonic()
+    process.join()
+    whole = time.monotonic() - start
+    moments, kills = random.Random(0), 0
+    while kills < 20:  # in another folder, should a trial end before
+        wanted.output_dir = str(tmp_path / f"after {kills}")
+        process = run_in_another_process(wanted)
+        while process.is_alive() and kills < 20:
+            process.join(moments.uniform(0, whole / 6))
+            if process.is_alive():
+                process.kill()
+                process.join()
+                kills += 1
+                process = run_in_another_process(wanted)
+        process.join()
+        assert process.exitcode == 0
+        assert ends(Path(wanted.output_dir)) == ends(tmp_path / "undisturbed")
+        assert "damaged" not in logs(Path(wanted.output_dir))
+        assert not list(Path(wanted.output_dir).glob("*/.*")) and not list(Path(wanted.output_dir).glob("unfinished/*"))
+    assert "going on after epoch" in logs(tmp_path / "after 0")
 
 
 def test_four_processes_on_one_cell_share_the_work_even_if_one_is_killed(tmp_path):
