@@ -6,10 +6,12 @@ transfer(source, target)  # target, any architecture, now starts from what sourc
 """
 
 from dpiat.architecture import Architecture, Block, Layer
-from dpiat.matching import Matching, match
+from dpiat.matching import LayerPair, Matching, match
+from dpiat.report import Entry, Report
 from dpiat.similarity import Candidate, coverage, rank, similarity
+from dpiat.sources import load
 from dpiat.standardization import standardize
-from dpiat.transfer import Entry, Plan, Report, plan, transfer
+from dpiat.transfer import Plan, plan, transfer
 
 __all__ = [
     "Architecture",
@@ -17,10 +19,12 @@ __all__ = [
     "Candidate",
     "Entry",
     "Layer",
+    "LayerPair",
     "Matching",
     "Plan",
     "Report",
     "coverage",
+    "load",
     "match",
     "plan",
     "rank",

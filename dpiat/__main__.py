@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from dpiat.roles import HEADS
 from dpiat.similarity import Candidate, coverage, rank, similarity
 from dpiat.standardization import MODES, standardize
-from dpiat.transfer import HEADS, plan
+from dpiat.transfer import plan
 
 
 class UsageError(Exception):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.parametrized import CHAINS, computed, originals
 
 MODES = ("default", "paper")
 
@@ -17,10 +18,12 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 # The kinds that the paper matches. A module of one of these classes, or of a subclass, is one layer even if it has
 # children, such as timm's BatchNormAct2d.
 PAPER_KINDS = (*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear)
+DIMENSIONS = {5: "Conv3d", 4: "Conv2d", 3: "Conv1d", 2: "Linear", 1: "Norm"}  # the kinds that shapes alone give away
 # A convolution whose groups see one input channel each is of a kind of its own, except in paper mode.
 DEPTHWISE = "Depthwise"
 # What Algorithm 1 counts to decide whether a list of layers is a block of its own.
 COUNTED = frozenset(prefix + cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear) for prefix in ("", DEPTHWISE))
+WRAPPERS = ("module", "_orig_mod")  # where DataParallel, DistributedDataParallel and torch.compile keep the network
 
 
 def standardize(module: nn.Module, mode: str = "default") -> Architecture:
@@ -31,63 +34,120 @@ def standardize(module: nn.Module, mode: str = "default") -> Architecture:
     strides. With mode="paper" they are like other convolutions, and only convolutions, linear layers and batch norms
     have shapes, as in the authors' code; the others stay in the list, where they lengthen the ranges of Eq. 3.
 
-    The module is only read: on any device, the meta device included.
+    The module is only read: on any device, the meta device included. DataParallel, DistributedDataParallel and
+    torch.compile are looked through.
 
     Raises TypeError if `module` is not an nn.Module, ValueError if it has lazy parameters that no forward pass has
     given a shape yet.
 
         >>> print(standardize(torchvision.models.resnet18()))
     """
+    return read(module, mode).architecture
+
+
+class LayerWeights(NamedTuple):
+    """A layer with its parameters and saved buffers, by their names in the layer; "" for a tensor that is a layer.
+
+    A tensor that is computed, by weight_norm for example, stands in the place of those that it is computed from.
+    """
+
+    name: str
+    module: nn.Module
+    tensors: dict[str, Tensor]
+
+    def path(self, local: str) -> str:
+        """The name of a tensor in the state dict of the network."""
+        return f"{self.name}.{local}" if self.name and local else self.name or local
+
+
+class Network(NamedTuple):
+    """A network as plain data, and its layers that have tensors, in the order of its state dict."""
+
+    architecture: Architecture
+    weights: list[LayerWeights]
+
+
+def read(module: nn.Module, mode: str = "default", shapes_alone: bool = False) -> Network:
+    """The network as `standardize` gives it, with its tensors.
+
+    With `shapes_alone`, kinds follow from the tensors and not from the classes of modules, as they do in a state dict,
+    so that a network can be compared with one of which only the state dict is there.
+    """
     if not isinstance(module, nn.Module):
         raise TypeError(f"a network must be a torch.nn.Module, got {type(module).__name__}")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    elements = _blocks(module, "", mode == "paper")
+    reader = _Reader(mode == "paper", shapes_alone)
+    module = unwrapped(module)
+    elements = reader.blocks(module, "")
     blocks = (Block(e.name, (e,)) if isinstance(e, Layer) else e for e in elements)
-    return Architecture(type(module).__name__, tuple(blocks))
+    return Network(Architecture(type(module).__name__, tuple(blocks)), reader.weights)
 
 
-def _blocks(module: nn.Module, name: str, paper: bool) -> list[Layer | Block]:
-    """The content of one node of the module tree: single layers and blocks, in order (Algorithm 1)."""
-    kind = paper_kind(type(module))
-    if kind or not module._modules:
-        return [_layer(module, name, kind, paper)]
-    prefix = f"{name}." if name else ""
-    content: list[Layer | Block] = []
-    if not paper:
-        content += [Layer(prefix + key, "Parameter", _shape(t, prefix + key)) for key, t in _own_tensors(module)]
-    for child_name, child in module.named_children():
-        inner = _blocks(child, prefix + child_name, paper)
-        nested = any(isinstance(e, Block) for e in inner)
-        if nested or sum(e.kind in COUNTED for e in inner) <= 1:
-            content += inner
-        else:
-            content.append(Block(prefix + child_name, tuple(inner)))
-    n_blocks = sum(isinstance(e, Block) and len(e.layers) > 1 for e in content)
-    if name and n_blocks < len(content) - n_blocks:
-        return [layer for e in content for layer in (e.layers if isinstance(e, Block) else (e,))]
-    return content
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network itself inside of DataParallel, DistributedDataParallel or torch.compile."""
+    while len(module._modules) == 1 and not module._parameters and (key := next(iter(module._modules))) in WRAPPERS:
+        module = module._modules[key]
+    return module
 
 
-class LayerTensor(NamedTuple):
-    """A tensor of a network: its name in the state dict, its layer, its own name within the layer, and itself."""
+class _Reader:
+    """One walk through the tree of modules, which collects the tensors on its way."""
 
-    name: str
-    layer: str
-    local: str
-    tensor: Tensor
+    def __init__(self, paper: bool, shapes_alone: bool):
+        self.paper, self.shapes_alone = paper, shapes_alone
+        self.weights: list[LayerWeights] = []
 
+    def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
+        """The content of one node of the tree: single layers and blocks, in order (Algorithm 1)."""
+        children = {key: child for key, child in module._modules.items() if child is not None}
+        if self.shapes_alone:  # modules without tensors leave no trace in a state dict
+            children = {key: child for key, child in children.items() if child.state_dict(keep_vars=True)}
+        if children.keys() <= {CHAINS} or paper_kind(type(module)):
+            return [self.layer(module, name)]
+        prefix = f"{name}." if name else ""
+        content: list[Layer | Block] = []
+        for key, tensor in _own_tensors(module):
+            self.weights.append(LayerWeights(prefix + key, module, {"": tensor}))
+            if not self.paper:
+                content.append(Layer(prefix + key, "Parameter", _shape(tensor, prefix + key)))
+        seen: set[nn.Module] = set()
+        for child_name, child in children.items():
+            inner = self.blocks(child, prefix + child_name)
+            if child in seen:  # under two names here, and still one layer
+                continue
+            seen.add(child)
+            nested = any(isinstance(e, Block) for e in inner)
+            if nested or sum(e.kind in COUNTED for e in inner) <= 1:
+                content += inner
+            else:
+                content.append(Block(prefix + child_name, tuple(inner)))
+        n_blocks = sum(isinstance(e, Block) and len(e.layers) > 1 for e in content)
+        if name and n_blocks < len(content) - n_blocks:
+            return [layer for e in content for layer in (e.layers if isinstance(e, Block) else (e,))]
+        return content
 
-def layer_tensors(module: nn.Module, name: str = "") -> list[LayerTensor]:
-    """The parameters and saved buffers of a network by layer, in the order of its state dict."""
-    prefix = f"{name}." if name else ""
-    if not module._modules or paper_kind(type(module)):
-        return [LayerTensor(prefix + local, name, local, tensor) for local, tensor in _tensors(module)]
-    found = [LayerTensor(prefix + key, prefix + key, "", tensor) for key, tensor in _own_tensors(module)]
-    for key, child in module._modules.items():
-        if child is not None:
-            found += layer_tensors(child, prefix + key)
-    return found
+    def layer(self, module: nn.Module, name: str) -> Layer:
+        tensors = dict(_tensors(module))
+        if originals(module):
+            tensors = computed(module, tensors)
+        if tensors:
+            self.weights.append(LayerWeights(name, module, tensors))
+        kind = paper_kind(type(module))
+        shape = max((_shape(tensor, name) for tensor in tensors.values()), key=prod, default=())
+        if self.shapes_alone and shape:
+            kind = "BatchNorm" if "running_mean" in tensors else DIMENSIONS.get(len(shape), "Parameter")
+            if self.paper:
+                return Layer(name, kind, () if kind in ("Norm", "Parameter") else shape)
+            depthwise = DEPTHWISE if len(shape) > 2 and shape[1] == 1 < shape[0] else ""
+            return Layer(name, depthwise + kind, shape)
+        if self.paper:
+            weight = tensors.get("weight") if kind else None
+            return Layer(name, kind or _class(module), () if weight is None else _shape(weight, name))
+        if not shape or not isinstance(module, CONVOLUTIONS):
+            return Layer(name, kind or _class(module), shape)
+        depthwise = DEPTHWISE if 1 < module.groups == module.in_channels else ""
+        return Layer(name, depthwise + kind, shape, module.stride)
 
 
 @cache
@@ -96,16 +156,10 @@ def paper_kind(cls: type[nn.Module]) -> str:
     return next((kind.__name__ for kind in PAPER_KINDS if issubclass(cls, kind)), "")
 
 
-def _layer(module: nn.Module, name: str, kind: str, paper: bool) -> Layer:
-    if paper:
-        weight = module._parameters.get("weight") if kind else None
-        return Layer(name, kind or type(module).__name__, () if weight is None else _shape(weight, name))
-    shapes = [_shape(tensor, name) for _, tensor in _tensors(module)]
-    shape = max(shapes, key=prod, default=())
-    if not shape or not isinstance(module, CONVOLUTIONS):
-        return Layer(name, kind or type(module).__name__, shape)
-    depthwise = DEPTHWISE if 1 < module.groups == module.in_channels else ""
-    return Layer(name, depthwise + kind, shape, module.stride)
+def _class(module: nn.Module) -> str:
+    """The name of a module's class, of the one before it was parametrized."""
+    cls = type(module)
+    return (cls.__base__ if CHAINS in module._modules else cls).__name__
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

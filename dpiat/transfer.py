@@ -3,85 +3,122 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from dpiat.architecture import Architecture, Layer
-from dpiat.matching import match
-from dpiat.operators import clip
-from dpiat.standardization import COUNTED, MODES, LayerTensor, layer_tensors, standardize
+from dpiat.assignment import MATCHINGS, Matcher
+from dpiat.operators import OPERATORS, Index, Indices, Operator, centre, clip
+from dpiat.parametrized import assign, originals
+from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report, times
+from dpiat.roles import CLASSES, HEADS, INPUTS, ChosenClasses, adapt_inputs, kept_head, map_head, other_inputs, seen
+from dpiat.sources import Source, Stored, load
+from dpiat.standardization import MODES, LayerWeights, Network, read
+from dpiat.writing import Write, check_alike, move_state, put
 
-HEADS = ("auto", "copy", "skip")
-COPIED, CROPPED, PARTLY, LEFT = "copied", "cropped", "partly filled", "left"
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FORMAT = "dpiat plan 2"  # of the text that keeps a plan
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What one target tensor receives.
+def transfer(
+    source: Source,
+    target: nn.Module,
+    mode: str = "default",
+    head: str | Mapping[int, int] = "auto",
+    matching: str | Matcher = "dp",
+    operator: str | Operator = "clip",
+    optimizer: tuple[Optimizer, Optimizer] | None = None,
+) -> Report:
+    """Initialize `target` with the knowledge of `source`, a trained network of another architecture.
 
-    `action` is "copied" (equal shapes), "cropped" (all of it, from a larger source), "partly filled" (the `filled`
-    part of its elements; the others keep the target's values) or "left" (nothing, for the `reason` given).
+    Matches the layers of both by dynamic programming on their weight shapes, then copies the centre crop of every
+    matched tensor, in place. Tensors without a counterpart keep their values. `source` is not modified; nor are
+    devices, dtypes, requires_grad and the training flag of either.
+
+    `source` is a module, a state dict, the path of one (.pt, .pth, .bin, .safetensors), or a timm name, which brings
+    its pretrained weights. Of a state dict the kinds of layers are what the shapes tell.
+
+    mode="default" also carries the running statistics of batch norms and the weights of layers that the paper does
+    not treat, so that a network transferred to itself stays the same function; it knows groups, strides, stacked
+    projections, and other numbers of input channels. mode="paper" is the authors' algorithm: weights and biases of
+    convolutions, linear layers and batch norms by their shapes alone, a classifier like any other layer.
+
+    head="auto" fills the classifier (a linear layer or a 1 × 1 convolution with no weights after it) only from a
+    classifier of as many classes; "skip" never, "copy" like any other layer, cropped rows of other classes included;
+    a mapping {target class: source class} fills the classes that it names.
+
+    `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
+    that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
+    `dpiat.operators`). `optimizer`, the source's and the target's, also moves the state of Adam or SGD.
+
+    Returns a report with one entry for each target tensor. Raises TypeError if an argument is of another type,
+    ValueError for an unknown name, lazy parameters, weights on the meta device, or a file that holds no weights.
+
+        >>> from dpiat import transfer
+        >>> report = transfer(trained, new)
+        >>> print(report.summary())
     """
-
-    target: str
-    shape: tuple[int, ...]
-    action: str
-    filled: int = 0
-    source: str = ""
-    source_shape: tuple[int, ...] = ()
-    reason: str = ""
-
-    @property
-    def elements(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def share(self) -> float:
-        """The part of the target tensor that the source fills, in [0, 1]."""
-        return self.filled / self.elements if self.elements else 0.0
+    planned, giver, taker = _plan(source, target, mode, head, matching, operator)
+    return planned._apply(giver, taker, optimizer)
 
 
-@dataclass(frozen=True)
-class Report:
-    """One entry for each tensor of the target: parameters and saved buffers. `print()` shows it as a table."""
+def plan(
+    source: Source,
+    target: nn.Module,
+    mode: str = "default",
+    head: str | Mapping[int, int] = "auto",
+    matching: str | Matcher = "dp",
+    operator: str | Operator = "clip",
+) -> Plan:
+    """What `transfer` with these arguments would do. Changes nothing, and works on the meta device."""
+    return _plan(source, target, mode, head, matching, operator)[0]
 
-    entries: tuple[Entry, ...]
 
-    @property
-    def elements(self) -> dict[str, int]:
-        """Elements of the target by what happens to them; they add up to all of its elements."""
-        totals = dict.fromkeys((COPIED, CROPPED, PARTLY, LEFT), 0)
-        for entry in self.entries:
-            totals[entry.action] += entry.filled
-            totals[LEFT] += entry.elements - entry.filled
-        return totals
+def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, Network, Network]:
+    """The plan, and both networks as they were read for it."""
+    if not isinstance(target, nn.Module):
+        raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if not isinstance(head, Mapping) and head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)} or {{target class: source class}}, got {head!r}")
+    matcher, operator = _chosen("matching", matching, MATCHINGS), _chosen("operator", operator, OPERATORS)
+    source = load(source)
+    giver, taker = _read(source, target, mode)
+    architectures = giver.architecture, taker.architecture
+    partner = {pair.target.name: pair.source.name for pair in matcher(*architectures).layers}
+    kept: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    if isinstance(head, Mapping):
+        rules[map_head(*architectures, partner, head)] = CLASSES
+    elif mode == "default":
+        kept = kept_head(*architectures, partner, head)
+    if mode == "default":
+        rules |= dict.fromkeys(other_inputs(*architectures, partner), INPUTS)
+    planned = Plan(source, target, Report(()), mode, operator, dict(head) if isinstance(head, Mapping) else {})
+    entries = planned._entries(giver.weights, taker.weights, partner, kept, rules)
+    return replace(planned, report=Report(tuple(entries))), giver, taker
 
-    @property
-    def share(self) -> float:
-        """The part of all target elements that the source fills, in [0, 1]."""
-        total = sum(entry.elements for entry in self.entries)
-        return sum(entry.filled for entry in self.entries) / total if total else 0.0
 
-    def summary(self) -> str:
-        total = sum(self.elements.values())
-        parts = ", ".join(f"{count:,} {action}" for action, count in self.elements.items() if count)
-        return f"{self.share:.1%} of the target's {total:,} elements filled: {parts or 'none'}"
+def _read(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network, Network]:
+    shapes_alone = isinstance(source, Stored)
+    return read(source, mode, shapes_alone), read(target, mode, shapes_alone)
 
-    def __str__(self) -> str:
-        head = ("target tensor", "shape", "action", "share", "from")
-        rows = [
-            (e.target, _times(e.shape), e.action, f"{e.share:.0%}", f"{e.source} {_times(e.source_shape)}".strip())
-            if e.source
-            else (e.target, _times(e.shape), e.action, "0%", f"({e.reason})")
-            for e in self.entries
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        table = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
-        return "\n".join([*("  ".join(row).rstrip() for row in table), self.summary()])
+
+def _chosen(key: str, value: Any, known: Mapping[str, Any]) -> Any:
+    """One of ours by its name, or a function of the user's."""
+    if isinstance(value, str) and value in known:
+        return known[value]
+    if not callable(value):
+        raise ValueError(f"{key} must be one of {', '.join(known)}, or a function, got {value!r}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -94,27 +131,109 @@ class Plan:
     source: nn.Module
     target: nn.Module
     report: Report
+    mode: str = "default"
+    operator: Operator = clip
+    classes: Mapping[int, int] = field(default_factory=dict)  # target class -> source class
 
-    def apply(self) -> Report:
+    def apply(self, optimizer: tuple[Optimizer, Optimizer] | None = None) -> Report:
         """Write the weights into the target, in place, and return the report. The source is only read.
 
+        With `optimizer`, the source's and the target's, the state of the parameters that are written moves too.
+
         Nothing is written unless everything can be. Raises ValueError if a tensor that takes part is on the meta
-        device or no longer has the shape it was planned with.
+        device or no longer has the shape it was planned with, or if the optimizers are of different classes.
         """
-        source, target = ({t.name: t.tensor for t in layer_tensors(module)} for module in (self.source, self.target))
-        copies = []
+        return self._apply(*_read(self.source, self.target, self.mode), optimizer)
+
+    @torch.no_grad()
+    def _apply(self, source: Network, target: Network, optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
+        if optimizer:
+            check_alike(*optimizer)
+        writes = list(self._writes(source.weights, target.weights))
+        for write in writes:
+            put(write.target, write.source, write.index)
+        if hasattr(self.operator, "finish"):
+            for layer in {write.to.name: write.to for write in writes}.values():
+                self.operator.finish(seen(layer, layer, self.mode)[1])
+        for write in writes:
+            if originals(write.to.module) and write.local in originals(write.to.module):
+                assign(write.to.module, write.local, write.target, write.by.module)
+        if optimizer:
+            move_state(writes, *optimizer)
+        return self.report
+
+    def _writes(self, sources: Iterable[LayerWeights], targets: Iterable[LayerWeights]) -> Iterator[Write]:
+        given, wanted = _by_path(sources), _by_path(targets)
+        routes: dict[tuple[str, str], _Route] = {}
         for entry in self.report.entries:
             if entry.action == LEFT:
                 continue
-            to, by = _usable(target, entry.target, entry.shape), _usable(source, entry.source, entry.source_shape)
-            if entry.shape != entry.source_shape:
-                to_index, by_index = clip(entry.shape, entry.source_shape)
-                to, by = to[to_index], by[by_index]
-            copies.append((to, by))
-        with torch.no_grad():
-            for to, by in copies:
-                to.copy_(by)
-        return self.report
+            to, local = _usable(wanted, entry.target, entry.shape)
+            by, _ = _usable(given, entry.source, entry.source_shape)
+            key = to.name, by.name
+            route = routes.get(key) or routes.setdefault(key, self._route(by, to, entry.rule))
+            index = None if route.indices is None else route.indices[local]
+            if index is None and entry.shape != entry.source_shape:
+                index = centre(entry.source_shape, entry.shape)
+            yield Write(to, by, local, route.tensors[local], index)
+
+    def _route(self, by: LayerWeights, to: LayerWeights, rule: str) -> _Route:
+        source, target = seen(by, to, self.mode)
+        operator = ChosenClasses(self.classes) if rule == CLASSES else self.operator
+        if rule == INPUTS:
+            weight = adapt_inputs(by.tensors["weight"], to.tensors["weight"].shape[1])
+            source = source._replace(tensors={**by.tensors, "weight": weight})
+        elif operator is clip and source.groups == target.groups == source.parts == target.parts == 1:
+            return _Route(source.tensors, None)
+        return _Route(source.tensors, operator(source, target))
+
+    def _entries(
+        self,
+        sources: Iterable[LayerWeights],
+        targets: Sequence[LayerWeights],
+        partner: Mapping[str, str],
+        kept: Mapping[str, str],
+        rules: Mapping[str, str],
+    ) -> Iterator[Entry]:
+        """One entry for each target tensor, in the order of its state dict."""
+        given = {layer.name: layer for layer in sources}
+        partners = [given.get(partner.get(layer.name)) for layer in targets]
+        writer = _writers(targets, partners)
+        for to, by in zip(targets, partners, strict=True):
+            reason = kept.get(to.name) or ("" if by else "no source layer matched")
+            entries = self._left(to, reason) if reason else self._filled(by, to, rules.get(to.name, ""))
+            for entry, (local, tensor) in zip(entries, to.tensors.items(), strict=True):
+                if self.mode == "paper" and local in to.module._buffers:
+                    entry = Entry(entry.target, entry.shape, LEFT, note="a buffer, which paper mode does not copy")
+                if writer.get(id(tensor), entry.target) != entry.target:  # its elements are counted once
+                    entry = Entry(entry.target, (0,), LEFT, note=f"the same tensor as {writer[id(tensor)]}")
+                yield entry
+
+    def _left(self, to: LayerWeights, reason: str) -> Iterator[Entry]:
+        for local, tensor in to.tensors.items():
+            yield Entry(to.path(local), tuple(tensor.shape), LEFT, note=reason)
+
+    def _filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[Entry]:
+        """An entry for each tensor of a target layer that has a source layer."""
+        indices = self._route(by, to, rule).indices
+        for local, t in to.tensors.items():
+            name, shape, s = to.path(local), tuple(t.shape), by.tensors.get(local)
+            if s is None:
+                reason = f"{by.name or 'the source'} has no {local}"
+            elif s.dim() != len(shape):
+                reason = f"{by.path(local)} has {s.dim()} dimensions"
+            elif indices is not None and local not in indices:
+                reason = "the operator leaves it"
+            elif not torch.can_cast(s.dtype, t.dtype):
+                reason = f"{_dtype(s)} values do not fit {_dtype(t)}"
+            else:
+                source_shape = tuple(s.shape)
+                filled = prod(map(min, source_shape, shape)) if indices is None else _count(t, indices[local][0])
+                action = COPIED if shape == source_shape else CROPPED if filled == t.numel() else PARTLY
+                note = f"{_dtype(s)} → {_dtype(t)}" if s.dtype != t.dtype else ""
+                yield Entry(name, shape, action, filled, by.path(local), source_shape, note, rule)
+                continue
+            yield Entry(name, shape, LEFT, note=reason)
 
     def drop(self, name: str) -> Plan:
         """The plan without a layer, a block or a tensor of the target, given by its name: it keeps its values.
@@ -123,29 +242,29 @@ class Plan:
 
             >>> plan(source, target).drop("classifier").apply()
         """
-        chosen = [entry for entry in self.report.entries if _inside(entry.target, name)]
+        chosen = [e for e in self.report.entries if e.target == name or e.target.startswith(f"{name}.")]
         if not chosen:
             raise ValueError(f"the target has no {name!r}: print the plan to see its names")
-        return self._with(Entry(entry.target, entry.shape, LEFT, reason="dropped") for entry in chosen)
+        return self._with(Entry(entry.target, entry.shape, LEFT, note="dropped") for entry in chosen)
 
     def pair(self, source: str, target: str) -> Plan:
         """The plan with a layer of the target filled from a layer of the source of your choice, given by their names.
 
         Raises ValueError if one has no such layer or no tensor of the target layer fits.
         """
-        given = {t.local: t for t in layer_tensors(self.source) if t.layer == source}
-        tensors = layer_tensors(self.target)
-        shapes = {entry.target: entry.shape for entry in self.report.entries}
-        # A shared tensor is written under the one of its names that has its elements.
-        counted = {id(t.tensor): t.name for t in tensors if shapes.get(t.name) == tuple(t.tensor.shape)}
-        wanted = [t._replace(name=counted.get(id(t.tensor), t.name)) for t in tensors if t.layer == target]
-        for role, name, found in (("source", source, given), ("target", target, wanted)):
-            if not found:
+        found = []
+        networks = _read(self.source, self.target, self.mode)
+        for role, network, name in zip(("source", "target"), networks, (source, target), strict=True):
+            found.append(next((layer for layer in network.weights if layer.name == name), None))
+            if found[-1] is None:
                 raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
-        fitting = [t for t in wanted if t.local in given and given[t.local].tensor.dim() == t.tensor.dim()]
-        if not fitting:
+        by, to = found
+        entries = [entry for entry in self._filled(by, to) if entry.action != LEFT]
+        if not entries:
             raise ValueError(f"no tensor of {target!r} has one of as many dimensions in {source!r}")
-        return self._with(_filled(t, given[t.local]) for t in fitting)
+        # A shared tensor is written under the one of its names that has its elements.
+        aliases = {e.target: e.note.rpartition(" ")[2] for e in self.report.entries if e.shape == (0,) and e.note}
+        return self._with(entry._replace(target=aliases.get(entry.target, entry.target)) for entry in entries)
 
     def _with(self, entries: Iterable[Entry]) -> Plan:
         """The plan with these entries in place of those of the same target tensors."""
@@ -154,133 +273,79 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as text, without the networks and their weights."""
-        return json.dumps({"format": "dpiat plan 1", "entries": [asdict(e) for e in self.report.entries]}, indent=1)
+        operator = next((name for name, known in OPERATORS.items() if known == self.operator), None)
+        head = {"format": FORMAT, "mode": self.mode, "operator": operator, "classes": list(self.classes.items())}
+        return json.dumps({**head, "entries": [entry._asdict() for entry in self.report.entries]}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str, source: nn.Module, target: nn.Module) -> Plan:
+    def from_json(cls, text: str, source: Source, target: nn.Module, operator: Operator | None = None) -> Plan:
         """A plan that was kept as text, for networks with the tensors that it names.
 
-        Raises ValueError if the text is no plan. What no longer fits, `apply` refuses.
+        A plan with an operator of your own needs it again. Raises ValueError if the text is no plan. What no longer
+        fits, `apply` refuses.
         """
         try:
-            rows = json.loads(text)["entries"]
+            kept = json.loads(text)
+            if kept["format"] != FORMAT:
+                raise ValueError(f"its format is {kept['format']!r}, not {FORMAT!r}")
             shapes = ("shape", "source_shape")
-            entries = [Entry(**{k: tuple(v) if k in shapes else v for k, v in row.items()}) for row in rows]
+            entries = [Entry(**{k: tuple(v) if k in shapes else v for k, v in row.items()}) for row in kept["entries"]]
+            operator = operator or OPERATORS.get(kept["operator"])
+            mode, classes = kept["mode"], dict(kept["classes"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"not a plan that to_json wrote ({error})") from error
-        return cls(source, target, Report(tuple(entries)))
+        if operator is None:
+            raise ValueError("the plan was made with an operator of your own: pass it as operator=")
+        return cls(load(source), target, Report(tuple(entries)), mode, operator, classes)
+
+    def to_dataframe(self) -> DataFrame:
+        """A row for each target tensor. Needs pandas."""
+        return self.report.to_dataframe()
 
     def __str__(self) -> str:
         return str(self.report)
 
 
-def transfer(source: nn.Module, target: nn.Module, mode: str = "default", head: str = "auto") -> Report:
-    """Initialize `target` with the knowledge of `source`, a trained network of another architecture.
+class _Route(NamedTuple):
+    """What goes from a source layer to a target layer: its tensors, and where they go; None for their centre crops."""
 
-    Matches the layers of both by dynamic programming on their weight shapes, then copies the centre crop of every
-    matched tensor, in place. Tensors without a counterpart keep their values. `source` is not modified; nor are
-    devices, dtypes, requires_grad and the training flag of either.
-
-    mode="default" also carries the running statistics of batch norms and the weights of layers that the paper does
-    not treat, so that a network transferred to itself stays the same function. mode="paper" is the authors'
-    algorithm: weights and biases of convolutions, linear layers and batch norms, a classifier like any other layer.
-
-    head="auto" fills the classifier (a linear layer or a 1 × 1 convolution with no weights after it) only from a
-    classifier of as many classes; "skip" never, "copy" like any other layer, cropped rows of other classes included.
-
-    Returns a report with one entry for each target tensor. Raises TypeError if an argument is not an nn.Module,
-    ValueError for an unknown mode or head, lazy parameters, or weights on the meta device.
-
-        >>> from dpiat import transfer
-        >>> report = transfer(trained, new)
-        >>> print(report.summary())
-    """
-    return plan(source, target, mode, head).apply()
+    tensors: Mapping[str, Tensor]
+    indices: Indices | None
 
 
-def plan(source: nn.Module, target: nn.Module, mode: str = "default", head: str = "auto") -> Plan:
-    """What `transfer(source, target, mode, head)` would do. Changes nothing, and works on the meta device."""
-    for role, network in (("source", source), ("target", target)):
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"{role} must be a torch.nn.Module, got {type(network).__name__}")
-    for key, value, known in (("mode", mode, MODES), ("head", head, HEADS)):
-        if value not in known:
-            raise ValueError(f"{key} must be one of {', '.join(known)}, got {value!r}")
-    giver, taker = standardize(source, mode), standardize(target, mode)
-    partner = {pair.target.name: pair.source.name for pair in match(giver, taker).layers}
-    kept = {} if mode == "paper" else _kept_head(giver, taker, partner, head)
-    return Plan(source, target, Report(tuple(_entries(source, target, partner, kept, mode))))
+def _writers(targets: Iterable[LayerWeights], partners: Iterable[LayerWeights | None]) -> dict[int, str]:
+    """The name that counts of each tensor that has several: the first with a counterpart. Others are not in it."""
+    names: dict[int, list[tuple[bool, str]]] = {}
+    for to, by in zip(targets, partners, strict=True):
+        for local, tensor in to.tensors.items():
+            names.setdefault(id(tensor), []).append((by is None or local not in by.tensors, to.path(local)))
+    return {key: min(found, key=lambda each: each[0])[1] for key, found in names.items() if len(found) > 1}
 
 
-def _kept_head(source: Architecture, target: Architecture, partner: Mapping[str, str], head: str) -> dict[str, str]:
-    """The classifier of the target, if it is not to be filled, with the reason."""
-    theirs, ours = _classifier(source), _classifier(target)
-    if ours is None or head == "copy":
-        return {}
-    if head == "skip":
-        return {ours.name: "the classifier, which head='skip' leaves"}
-    if theirs is None or partner.get(ours.name) != theirs.name:
-        return {ours.name: "a classifier, and no classifier matched"}
-    if theirs.shape[0] != ours.shape[0]:
-        return {ours.name: f"a classifier of {ours.shape[0]} classes, of {theirs.shape[0]} in the source"}
-    return {}
+Place = tuple[LayerWeights, str]  # a layer, and the name of a tensor in it
 
 
-def _classifier(architecture: Architecture) -> Layer | None:
-    """The last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a norm has none."""
-    last = next((layer for layer in reversed(architecture.layers) if layer.shape), None)
-    return last if last and last.kind in COUNTED and set(last.shape[2:]) <= {1} else None
+def _by_path(layers: Iterable[LayerWeights]) -> dict[str, Place]:
+    """The place of every tensor by its name in the state dict."""
+    return {layer.path(local): (layer, local) for layer in layers for local in layer.tensors}
 
 
-def _entries(
-    source: nn.Module, target: nn.Module, partner: Mapping[str, str], kept: Mapping[str, str], mode: str
-) -> Iterable[Entry]:
-    """One entry for each target tensor, in the order of its state dict."""
-    sources = {(tensor.layer, tensor.local): tensor for tensor in layer_tensors(source)}
-    targets = layer_tensors(target)
-    writer: dict[int, str] = {}  # of a tensor with several names, the one that counts: the first with a counterpart
-    for tensor in sorted(targets, key=lambda t: (partner.get(t.layer), t.local) not in sources):
-        writer.setdefault(id(tensor.tensor), tensor.name)
-    for tensor in targets:
-        name, shape = tensor.name, tuple(tensor.tensor.shape)
-        found = sources.get((partner.get(tensor.layer), tensor.local))
-        if writer[id(tensor.tensor)] != name:  # its elements are counted once
-            yield Entry(name, (0,), LEFT, reason=f"the same tensor as {writer[id(tensor.tensor)]}")
-        elif mode == "paper" and not isinstance(tensor.tensor, nn.Parameter):
-            yield Entry(name, shape, LEFT, reason="a buffer, which paper mode does not copy")
-        elif tensor.layer in kept:
-            yield Entry(name, shape, LEFT, reason=kept[tensor.layer])
-        elif tensor.layer not in partner:
-            yield Entry(name, shape, LEFT, reason="no source layer matched")
-        elif found is None:
-            yield Entry(name, shape, LEFT, reason=f"{partner[tensor.layer] or 'the source'} has no {tensor.local}")
-        elif found.tensor.dim() != len(shape):
-            yield Entry(name, shape, LEFT, reason=f"{found.name} has {found.tensor.dim()} dimensions")
-        else:
-            yield _filled(tensor, found)
-
-
-def _filled(target: LayerTensor, source: LayerTensor) -> Entry:
-    shape, source_shape = tuple(target.tensor.shape), tuple(source.tensor.shape)
-    filled, elements = prod(map(min, shape, source_shape)), prod(shape)
-    action = COPIED if shape == source_shape else CROPPED if filled == elements else PARTLY
-    return Entry(target.name, shape, action, filled, source.name, source_shape)
-
-
-def _inside(tensor: str, name: str) -> bool:
-    """Is a tensor the one of this name, or part of the module of this name?"""
-    return tensor == name or tensor.startswith(f"{name}.")
-
-
-def _usable(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    tensor = tensors.get(name)
-    if tensor is None or tuple(tensor.shape) != shape:
-        found = "is gone" if tensor is None else f"now has shape {_times(tuple(tensor.shape))}"
-        raise ValueError(f"{name} {found}; it was planned with {_times(shape)}: make a new plan")
-    if tensor.is_meta:
+def _usable(
+    found: Mapping[str, tuple[LayerWeights, str]], name: str, shape: tuple[int, ...]
+) -> tuple[LayerWeights, str]:
+    layer, local = found.get(name, (None, ""))
+    if layer is None or layer.tensors[local].shape != shape:
+        now = "is gone" if layer is None else f"now has shape {times(tuple(layer.tensors[local].shape))}"
+        raise ValueError(f"{name} {now}; it was planned with {times(shape)}: make a new plan")
+    if layer.tensors[local].is_meta:
         raise ValueError(f"{name} is on the meta device and has no values: materialize the network first")
-    return tensor
+    return layer, local
 
 
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
+def _count(tensor: Tensor, index: Index) -> int:
+    """The number of elements that an index chooses."""
+    return torch.empty(tensor.shape, device="meta")[index].numel()
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ from networks import trained
 from torch import nn
 
 from dpiat import Plan, plan, similarity, standardize, transfer
-from dpiat.operators import clip
+from dpiat.operators import centre
 
 
 def state(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -66,11 +66,11 @@ def test_the_report_is_what_happens(mode):
     for entry in report.entries:
         after, expected = target.state_dict()[entry.target], before[entry.target].clone()
         if entry.action != "left":
-            to, by = clip(entry.shape, entry.source_shape)
+            to, by = centre(entry.source_shape, entry.shape)
             expected[to] = given[entry.source][by]
             assert expected[to].numel() == entry.filled
         assert torch.equal(after, expected)
-        assert (entry.action == "left") == (entry.filled == 0) == bool(entry.reason)
+        assert (entry.action == "left") == (entry.filled == 0) == bool(entry.note)
     assert [entry.target for entry in report.entries] == list(before)
     assert sum(report.elements.values()) == sum(tensor.numel() for tensor in before.values())
 
@@ -129,13 +129,6 @@ def test_a_real_network_wider_everywhere_is_the_same_function():
     torch.testing.assert_close(target(images), source(images), atol=1e-4, rtol=1e-4)
 
 
-def test_centre_crops_start_at_the_lower_half():
-    """Appendix A.2, 0-based: 4 into 9 lands on 2..5; of 9 into 4, 2..5 is taken."""
-    assert clip((9, 3), (4, 3)) == ((slice(2, 6), slice(0, 3)), (slice(0, 4), slice(0, 3)))
-    assert clip((4,), (9,)) == ((slice(0, 4),), (slice(2, 6),))
-    assert clip((), ()) == ((), ())
-
-
 def test_a_shared_tensor_is_written_once():
     def tied(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -152,7 +145,7 @@ def test_a_shared_tensor_is_written_once():
 
 def test_layers_without_a_bias_are_reported():
     report = transfer(nn.Sequential(nn.ReLU(), nn.Linear(4, 4, bias=False)), nn.Linear(4, 4))
-    assert [(e.target, e.action, e.reason) for e in report.entries] == [
+    assert [(e.target, e.action, e.note) for e in report.entries] == [
         ("weight", "copied", ""),
         ("bias", "left", "1 has no bias"),
     ]
@@ -178,12 +171,17 @@ def test_dtypes_are_kept():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(TypeError, match=r"source must be a torch\.nn\.Module, got OrderedDict"):
-        transfer(nn.Linear(2, 2).state_dict(), nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"source must be a torch\.nn\.Module, a state dict, .* got list"):
+        transfer([], nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"target must be a torch\.nn\.Module, got Architecture"):
         transfer(nn.Linear(2, 2), standardize(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="mode must be one of default, paper, got 'exact'"):
         plan(nn.Linear(2, 2), nn.Linear(2, 2), mode="exact")
+    for key, known in (("matching", "dp, bipartite, nbipartite, random"), ("operator", "clip, clip_normalized, full")):
+        with pytest.raises(ValueError, match=f"{key} must be one of {known}.* or a function, got 'exact'"):
+            plan(nn.Linear(2, 2), nn.Linear(2, 2), **{key: "exact"})
+    with pytest.raises(ValueError, match=r"head must be one of auto, copy, skip or \{target class: source class\}"):
+        plan(nn.Linear(2, 2), nn.Linear(2, 2), head="none")
 
 
 def test_nothing_is_written_unless_everything_can_be():

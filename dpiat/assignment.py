@@ -1,0 +1,98 @@
+"""The matchings that the paper compares with its own (Table 12): bipartite ones, and a random one.
+
+Each is a function of two architectures, source and target, that gives a `Matching`, as `dpiat.matching.match` is. So
+is one of your own: `transfer(source, target, matching=mine)`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+
+from dpiat.architecture import Architecture, Block, Layer
+from dpiat.matching import BlockPair, LayerPair, Matching, match
+from dpiat.scoring import score
+
+Matcher = Callable[[Architecture, Architecture], Matching]
+
+
+def bipartite(source: Architecture, target: Architecture) -> Matching:
+    """BipartiteMatching: blocks as in `match`, the layers of two blocks by the assignment of greatest weight.
+
+    The weight of two layers is Eq. 1 times 1 - (i / n - j / m)², i and j their places among n target and m source
+    layers. Every layer is used at most once. Needs SciPy.
+    """
+    pairs = match(source, target).blocks
+    return _matching([(pair, _assigned(pair.source.layers, pair.target.layers, score)) for pair in pairs])
+
+
+def nbipartite(source: Architecture, target: Architecture) -> Matching:
+    """NBipartiteMatching: blocks by an assignment too, with the sum of their layers' weights in the place of Eq. 1."""
+    inner: dict[tuple, list[tuple[int, int, float]]] = {}
+
+    def layers(t: Block, s: Block) -> list[tuple[int, int, float]]:
+        key = t.signature, s.signature
+        if key not in inner:
+            inner[key] = _assigned(s.layers, t.layers, score)
+        return inner[key]
+
+    def worth(t: Block, s: Block) -> float:
+        return fsum(weight for _, _, weight in layers(t, s))
+
+    pairs = _assigned(source.blocks, target.blocks, worth)
+    chosen = [BlockPair(source.blocks[j], target.blocks[i]) for i, j, _ in pairs]
+    return _matching([(pair, layers(pair.target, pair.source)) for pair in chosen])
+
+
+@dataclass(frozen=True)
+class RandomMatching:
+    """RandomMatching: the layers of each kind in random order, paired up until one network has no more of them."""
+
+    seed: int = 0
+
+    def __call__(self, source: Architecture, target: Architecture) -> Matching:
+        rng = random.Random(self.seed)
+        ours, theirs = (_shuffled_kinds(network, rng) for network in (target, source))
+        partner = {t: s for kind, layers in ours.items() for t, s in zip(layers, theirs[kind], strict=False)}
+        pairs = tuple(LayerPair(partner[layer], layer) for layer in target.layers if layer in partner)
+        return Matching(fsum(score(pair.target, pair.source) for pair in pairs), (), pairs)
+
+
+def _shuffled_kinds(network: Architecture, rng: random.Random) -> defaultdict[tuple[str, int], list[Layer]]:
+    kinds: defaultdict[tuple[str, int], list[Layer]] = defaultdict(list)
+    for layer in network.layers:
+        if layer.shape:
+            kinds[layer.kind, len(layer.shape)].append(layer)
+    for layers in kinds.values():
+        rng.shuffle(layers)
+    return kinds
+
+
+def _assigned(source: Sequence, target: Sequence, worth: Callable) -> list[tuple[int, int, float]]:
+    """The assignment of greatest weight: places of target and source and their weight, in the target's order."""
+    from scipy.optimize import linear_sum_assignment
+
+    values = np.array([[worth(t, s) for s in source] for t in target])
+    places = [np.arange(len(elements)) / len(elements) for elements in (target, source)]
+    weights = values * (1 - (places[0][:, None] - places[1]) ** 2)
+    chosen = zip(*linear_sum_assignment(weights, maximize=True), strict=True)
+    return [(int(i), int(j), float(weights[i, j])) for i, j in chosen if weights[i, j] > 0]
+
+
+def _matching(blocks: Sequence[tuple[BlockPair, list[tuple[int, int, float]]]]) -> Matching:
+    layers = [LayerPair(pair.source.layers[j], pair.target.layers[i]) for pair, inner in blocks for i, j, _ in inner]
+    total = fsum(weight for _, inner in blocks for _, _, weight in inner)
+    return Matching(total, tuple(pair for pair, _ in blocks), tuple(layers))
+
+
+MATCHINGS: dict[str, Matcher] = {
+    "dp": match,
+    "bipartite": bipartite,
+    "nbipartite": nbipartite,
+    "random": RandomMatching(),
+}

@@ -1,0 +1,94 @@
+"""What a transfer does, tensor by tensor: plain data that prints as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+COPIED, CROPPED, PARTLY, LEFT = "copied", "cropped", "partly filled", "left"
+
+
+class Entry(NamedTuple):
+    """What one target tensor receives.
+
+    `action` is "copied" (equal shapes), "cropped" (all of it, from a source of another shape), "partly filled" (the
+    `filled` part of its elements; the others keep the target's values) or "left" (nothing). `note` says why it is left,
+    or that the values get another dtype. `rule` names what takes the operator's place: "input channels", "classes" or
+    "parametrization".
+    """
+
+    target: str
+    shape: tuple[int, ...]
+    action: str
+    filled: int = 0
+    source: str = ""
+    source_shape: tuple[int, ...] = ()
+    note: str = ""
+    rule: str = ""
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def share(self) -> float:
+        """The part of the target tensor that the source fills, in [0, 1]."""
+        return self.filled / self.elements if self.elements else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """One entry for each tensor of the target: parameters and saved buffers. `print()` shows it as a table."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """Elements of the target by what happens to them; they add up to all of its elements."""
+        totals = dict.fromkeys((COPIED, CROPPED, PARTLY, LEFT), 0)
+        for entry in self.entries:
+            totals[entry.action] += entry.filled
+            totals[LEFT] += entry.elements - entry.filled
+        return totals
+
+    @property
+    def share(self) -> float:
+        """The part of all target elements that the source fills, in [0, 1]."""
+        total = sum(entry.elements for entry in self.entries)
+        return sum(entry.filled for entry in self.entries) / total if total else 0.0
+
+    def summary(self) -> str:
+        total = sum(self.elements.values())
+        parts = ", ".join(f"{count:,} {action}" for action, count in self.elements.items() if count)
+        return f"{self.share:.1%} of the target's {total:,} elements filled: {parts or 'none'}"
+
+    def to_dataframe(self) -> DataFrame:
+        """A row for each target tensor: the fields of its entry, `elements` and `share`. Needs pandas."""
+        from pandas import DataFrame
+
+        return DataFrame([{**e._asdict(), "elements": e.elements, "share": e.share} for e in self.entries])
+
+    def __str__(self) -> str:
+        head = ("target tensor", "shape", "action", "share", "from")
+        rows = [
+            (e.target, times(e.shape), e.action, f"{e.share:.0%}", f"{e.source} {times(e.source_shape)}{_note(e)}")
+            if e.source
+            else (e.target, times(e.shape), e.action, "0%", _note(e).strip())
+            for e in self.entries
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        table = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
+        return "\n".join([*("  ".join(row).rstrip() for row in table), self.summary()])
+
+
+def times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _note(entry: Entry) -> str:
+    notes = ", ".join(filter(None, (entry.rule, entry.note)))
+    return f" ({notes})" if notes else ""

@@ -1,0 +1,191 @@
+"""What can be a source: a module, a state dict without code, a file that holds one, or a name of timm's."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from itertools import permutations
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Source = nn.Module | Mapping[str, Any] | str | PathLike
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
+NESTED = ("state_dict", "model_state_dict", "model", "state", "state_dict_ema", "model_ema")  # where trainers put it
+WEIGHT_NORM = "parametrizations.weight.original"
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel and DDP, torch.compile, Lightning
+
+
+class Stored(nn.Module):
+    """A network of which only the tensors are known: one node of the tree that their names make."""
+
+
+def load(source: Source, pretrained: bool = True, architecture: str | None = None) -> nn.Module:
+    """The network that `source` stands for: a module as it is, anything else read.
+
+    A state dict, or a path that ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, gives a module that holds the
+    tensors and cannot compute; "state_dict", "model" and the like are looked into, the prefixes of DataParallel,
+    DistributedDataParallel, torch.compile and Lightning removed. Any other string is a timm name, or
+    package.module:callable; with `pretrained`, timm's come with their weights.
+
+    `architecture`, a name, says which network a state dict is of. A .safetensors file needs it: it keeps tensors in the
+    order of the alphabet, and layers are matched in the network's.
+
+    Raises TypeError for another type, ValueError for a file or a name that gives no network.
+
+        >>> load("weights.safetensors", architecture="resnet18")
+    """
+    if isinstance(source, nn.Module):
+        return source
+    if isinstance(source, Mapping):
+        return _from_state_dict(source, "the state dict", architecture)
+    if not isinstance(source, (str, PathLike)):
+        raise TypeError(
+            f"source must be a torch.nn.Module, a state dict, a path or a timm name, got {type(source).__name__}"
+        )
+    if is_file(source):
+        return _from_state_dict(_read(Path(source)), str(source), architecture)
+    return build(str(source), pretrained)
+
+
+def is_file(source: str | PathLike) -> bool:
+    """Does this stand for a file of weights, and not for a name?"""
+    return not isinstance(source, str) or source.endswith(SUFFIXES) or Path(source).is_file()
+
+
+def build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """The network of a timm name or of package.module:callable, called with `arguments`.
+
+    Raises ValueError for a name that gives no network.
+    """
+    if ":" in name:
+        function = resolve(name)
+        try:
+            network = function(**arguments)
+        except TypeError as error:
+            raise ValueError(f"cannot build {name!r}: {_first_line(error)}") from error
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
+        return network
+    timm = _timm()
+    if not timm.is_model(name):
+        raise ValueError(f"unknown network {name!r}: {near(name, timm.list_models())}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise ValueError(f"no pretrained weights for {name} ({_first_line(error)}): give a file of weights") from error
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The callable of "package.module:callable"; the current folder counts. Raises ValueError if there is none."""
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"cannot import {name!r}: {error}; give package.module:callable") from error
+    except AttributeError as error:
+        raise ValueError(f"cannot import {name!r}: module {module} has no {attribute!r}") from error
+
+
+def near(name: str, known: list[str]) -> str:
+    """What a mistyped name may have meant."""
+    found = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {', '.join(found)}?" if found else "give a timm name, package.module:callable or a file"
+
+
+def _timm():
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ValueError("names of networks need timm: pip install timm, or give package.module:callable") from error
+
+
+def _read(file: Path) -> Any:
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{file} needs safetensors: pip install safetensors") from error
+    except Exception as error:  # safetensors and torch raise what they like for a broken file
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+            raise ValueError(f"{file} holds more than tensors: load it yourself and pass the module") from error
+        raise ValueError(f"{file} is not a complete file of weights ({_first_line(error)})") from error
+
+
+def _from_state_dict(state: Any, name: str, architecture: str | None) -> nn.Module:
+    """The tensors of a state dict in a tree of modules; they are shared, not copied."""
+    while isinstance(state, Mapping) and (key := next((k for k in NESTED if isinstance(state.get(k), Mapping)), None)):
+        state = state[key]
+    tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{name} holds no tensors by their names: give a state dict")
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), ""):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    if architecture:
+        return _filled(architecture, tensors, name)
+    if _alphabetical(tensors):
+        raise ValueError(
+            f"{name} has its tensors in the order of the alphabet, not of the network: name the network "
+            "(architecture='resnet18')"
+        )
+    root = Stored()
+    for key, tensor in _computed(tensors).items():
+        *path, last = key.split(".")
+        node = root
+        for part in path:
+            node = node._modules.setdefault(part, Stored())
+        node.register_buffer(last, tensor)
+    return root
+
+
+def _alphabetical(tensors: Mapping[str, Tensor]) -> bool:
+    """Did a format sort these tensors? In a network's own order, weights stand before their biases."""
+    keys = [key for key, tensor in tensors.items() if tensor.is_floating_point()]
+    return keys == sorted(keys) and any(key.replace("weight", "bias") in tensors for key in keys if "weight" in key)
+
+
+def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
+    """A network of this name that holds these tensors, whatever its number of classes."""
+    with torch.device("meta"):
+        network = build(architecture)
+    missing, unknown = (sorted(a - b) for a, b in permutations((network.state_dict().keys(), tensors.keys())))
+    if missing or unknown:
+        word, key = ("no", missing[0]) if missing else ("an unknown", unknown[0])
+        raise ValueError(f"{name} is not of {architecture}: it has {word} tensor {key}")
+    for key, tensor in tensors.items():
+        path, _, last = key.rpartition(".")
+        module = network.get_submodule(path)
+        if last in module._parameters:
+            module._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[last] = tensor
+    return network
+
+
+def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a weight in place of each pair that weight_norm keeps for it."""
+    found = dict(tensors)
+    for g, v in (("weight_g", "weight_v"), (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1")):
+        for layer in [key.removesuffix(g) for key in tensors if key.endswith(g) and key.removesuffix(g) + v in tensors]:
+            found[f"{layer}weight"] = torch._weight_norm(found.pop(layer + v), found.pop(layer + g))
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

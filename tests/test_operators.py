@@ -1,0 +1,173 @@
+"""Which entries each operator moves; appendix A.2 and Table 12."""
+
+import math
+
+import pytest
+import torch
+from networks import trained
+from torch import nn
+
+from dpiat import Plan, plan, transfer
+from dpiat.operators import OPERATORS, FullTransfer, Weights, centre, clip, magnitude, shared, uniform
+
+
+def test_centre_crops_start_at_the_lower_half():
+    """0-based: 4 into 9 lands on 2..5; of 9 into 4, 2..5 is taken."""
+    assert centre((4, 3), (9, 3)) == ((slice(2, 6), slice(0, 3)), (slice(0, 4), slice(0, 3)))
+    assert centre((9,), (4,)) == ((slice(0, 4),), (slice(2, 6),))
+    assert centre((), ()) == ((), ())
+
+
+def dense(convolution: nn.Conv2d) -> torch.Tensor:
+    """The weight of the dense convolution that one with groups stands for."""
+    out, inner, *kernel = convolution.weight.shape
+    weight = torch.zeros(out, inner * convolution.groups, *kernel)
+    for o in range(out):
+        start = o // (out // convolution.groups) * inner
+        weight[o, start : start + inner] = convolution.weight[o]
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((8, 8, 2), (16, 16, 2)),
+        ((8, 8, 2), (16, 16, 4)),
+        ((16, 16, 4), (8, 8, 2)),
+        ((12, 6, 3), (18, 12, 6)),
+        ((8, 8, 4), (12, 12, 1)),
+        ((8, 8, 8), (12, 12, 1)),
+        ((12, 12, 1), (8, 8, 8)),
+        ((8, 16, 8), (12, 12, 4)),
+        ((6, 6, 6), (9, 9, 9)),
+    ],
+)
+@torch.no_grad()
+def test_groups_are_cropped_as_the_dense_convolution_that_they_stand_for(source, target):
+    by, to = (nn.Conv2d(i, o, 3, groups=g, bias=False) for o, i, g in (source, target))
+    to.weight.zero_()
+    indices = clip(*(Weights({"weight": layer.weight}, "Conv2d", layer.groups) for layer in (by, to)))
+    index = indices["weight"]
+    to.weight[index[0]] = by.weight[index[1]]
+    to_index, by_index = centre(dense(by).shape, dense(to).shape)
+    expected = torch.zeros_like(dense(to))
+    expected[to_index] = dense(by)[by_index]
+    possible = dense(nn.Conv2d(target[1], target[0], 3, groups=target[2])) != 0
+    assert torch.equal(dense(to), torch.where(possible, expected, 0))
+
+
+@torch.no_grad()
+def test_query_key_and_value_are_cropped_one_by_one():
+    source, target = nn.MultiheadAttention(8, 2), nn.MultiheadAttention(12, 2)
+    target.in_proj_weight.zero_()
+    transfer(source, target)
+    for theirs, ours in zip(source.in_proj_weight.chunk(3), target.in_proj_weight.chunk(3), strict=True):
+        assert torch.equal(ours[2:10, 2:10], theirs) and int((ours != 0).sum()) == 64
+
+
+def convolution(out: int, inputs: int, values=None) -> Weights:
+    weight = torch.randn(out, inputs, 1, 1) if values is None else torch.tensor(values)[:, :, None, None]
+    return Weights({"weight": weight, "bias": torch.randn(out)}, "Conv2d")
+
+
+def filled(operator, source: Weights, target: Weights, name: str = "weight") -> torch.Tensor:
+    """The target's tensor after the transfer, nan where nothing was written."""
+    to, by = operator(source, target)[name]
+    result = torch.full_like(target.tensors[name], math.nan)
+    result[to] = source.tensors[name][by]
+    return result
+
+
+def test_magnitude_takes_the_channels_of_largest_norm_in_their_order():
+    source = convolution(3, 3, [[5.0, 0.0, -5.0], [0.1, 6.0, 0.2], [-7.0, 0.0, 1.0]])
+    target = convolution(2, 2)
+    assert filled(magnitude, source, target).flatten(1).tolist() == [[5.0, -5.0], [-7.0, 1.0]]
+    assert torch.equal(filled(magnitude, source, target, "bias"), source.tensors["bias"][[0, 2]])
+    larger = filled(magnitude, source, convolution(4, 5)).flatten(1)
+    assert torch.equal(larger[:3, :3], source.tensors["weight"].flatten(1)) and larger[3:].isnan().all()
+    norm = Weights({"weight": torch.tensor([3.0, -1.0, 2.0]), "running_mean": torch.tensor([1.0, 2.0, 3.0])})
+    small = Weights({"weight": torch.ones(2), "running_mean": torch.zeros(2)})
+    assert filled(magnitude, norm, small).tolist() == [3, 2]
+    assert filled(magnitude, norm, small, "running_mean").tolist() == [1, 3]
+
+
+def test_uniform_takes_evenly_spaced_entries():
+    source = Weights({"weight": torch.arange(8.0)})
+    assert filled(uniform, source, Weights({"weight": torch.zeros(4)})).tolist() == [0, 2, 4, 6]
+    assert filled(uniform, source, Weights({"weight": torch.zeros(3)})).tolist() == [0, 2, 5]
+    assert filled(uniform, source, Weights({"weight": torch.zeros(10)}))[1:9].tolist() == list(range(8))
+
+
+def test_full_repeats_source_entries_around_the_centre():
+    source, target = convolution(3, 4), convolution(7, 2)
+    weight, bias = (filled(FullTransfer(), source, target, name) for name in ("weight", "bias"))
+    assert not weight.isnan().any()
+    assert torch.equal(weight[2:5], source.tensors["weight"][:, 1:3])
+    rows = [int((source.tensors["bias"] == value).nonzero()) for value in bias]  # the same for weight and bias
+    assert torch.equal(weight, source.tensors["weight"][rows][:, 1:3])
+    draws = {str(FullTransfer(seed)(source, target)["bias"][1]) for seed in range(9)}
+    assert len(draws) > 1 and str(FullTransfer(3)(source, target)) == str(FullTransfer(3)(source, target))
+
+
+@torch.no_grad()
+def test_clip_with_normalization_gives_the_spread_of_a_fresh_network():
+    source, target = trained("mobilenetv2_050", 0), trained("mobilenetv2_100", 1)
+    report = transfer(source, target, operator="clip_normalized")
+    assert report.entries == plan(source, target).report.entries
+    written = {entry.target for entry in report.entries if entry.action != "left"}
+    for name, module in target.named_modules():
+        if isinstance(module, nn.Conv2d) and f"{name}.weight" in written:
+            assert float(module.weight.std()) == pytest.approx(
+                math.sqrt(2 / (len(module.weight) * module.weight[0, 0].numel()))
+            )
+    assert float(target.classifier.weight.std()) == pytest.approx(1 / math.sqrt(3 * target.classifier.in_features))
+    clipped = trained("mobilenetv2_100", 1)
+    transfer(source, clipped)
+    assert torch.equal(target.bn1.weight, clipped.bn1.weight)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_network_transferred_to_itself_is_copied_by_each_operator(name):
+    source, target = trained("mixnet_s", 0), trained("mixnet_s", 1)
+    report = transfer(source, target, operator=name)
+    assert report.share == 1
+    if name != "clip_normalized":
+        assert all(
+            torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+        )
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_dry_run_of_each_operator_tells_what_happens(name):
+    source, first, second = trained("mixnet_s", 0), trained("mnasnet_100", 1), trained("mnasnet_100", 1)
+    planned = plan(source, first, operator=name)
+    before = {key: tensor.clone() for key, tensor in first.state_dict().items()}
+    planned.apply()
+    for entry in planned.report.entries:
+        if not before[entry.target].is_floating_point():
+            continue
+        changed = int((first.state_dict()[entry.target] != before[entry.target]).sum())
+        assert name == "clip_normalized" or 0.99 * entry.filled <= changed <= entry.filled
+    Plan.from_json(planned.to_json(), source, second).apply()
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def corner(source: Weights, target: Weights):
+    both = {name: tuple(map(slice, map(min, s.shape, t.shape))) for name, s, t in shared(source, target)}
+    return {name: (index, index) for name, index in both.items() if name != "bias"}
+
+
+def test_an_operator_of_the_users_own():
+    source, target = nn.Linear(3, 4), nn.Linear(5, 2)
+    before = target.bias.clone()
+    planned = plan(source, target, operator=corner, head="copy")
+    assert [(e.action, e.filled, e.note) for e in planned.report.entries] == [
+        ("partly filled", 6, ""),
+        ("left", 0, "the operator leaves it"),
+    ]
+    with pytest.raises(ValueError, match="an operator of your own: pass it as operator="):
+        Plan.from_json(planned.to_json(), source, target)
+    Plan.from_json(planned.to_json(), source, target, operator=corner).apply()
+    assert torch.equal(target.weight[:, :3], source.weight[:2]) and torch.equal(target.bias, before)

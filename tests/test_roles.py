@@ -1,0 +1,120 @@
+"""What default mode knows beyond shapes, and the state of optimizers."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dpiat import plan, transfer
+from dpiat.roles import adapt_inputs
+
+
+def network(inputs: int, classes: int, width: int = 8) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width, classes)
+    )
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(3, 1), (1, 3), (3, 4), (4, 3), (2, 6), (5, 2)])
+@torch.no_grad()
+def test_input_channels_keep_the_response_to_what_is_the_same_in_all(given, wanted):
+    source, target = network(given, 10), network(wanted, 10)
+    report = transfer(source, target)
+    assert report.entries[0].rule == "input channels" and report.entries[0].share == 1
+    grey = torch.randn(2, 1, 7, 7)
+    responses = [net[0](grey.expand(-1, channels, -1, -1)) for net, channels in ((source, given), (target, wanted))]
+    torch.testing.assert_close(*responses)
+
+
+def test_input_channels_meet_other_widths():
+    source, target = network(3, 10, 8), network(1, 10, 12)
+    before = target[0].weight.detach().clone()
+    assert "input channels" in str(plan(source, target))
+    transfer(source, target)
+    torch.testing.assert_close(target[0].weight[2:10, 0], source[0].weight.sum(1))
+    assert torch.equal(target[0].weight[:2], before[:2])
+    paper = network(1, 10, 8)
+    transfer(source, paper, mode="paper")
+    assert torch.equal(paper[0].weight[:, 0], source[0].weight[:, 1])  # the centre crop, green alone
+
+
+def test_adapted_inputs_in_turn():
+    weight = torch.tensor([[6.0, 1.0, 2.0]])[..., None]  # (1, 3, 1)
+    assert adapt_inputs(weight, 4).flatten().tolist() == [3, 1, 2, 3]
+    assert adapt_inputs(weight, 2).flatten().tolist() == [8, 1]
+    assert adapt_inputs(weight, 3).flatten().tolist() == [6, 1, 2]
+
+
+def test_a_depthwise_convolution_never_fills_a_dense_one():
+    depthwise, dense = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3)
+    for source, target in ((depthwise, dense), (dense, depthwise)):
+        assert "no source layer matched" in str(plan(source, target))
+        assert plan(source, target, mode="paper").report.share > 0
+
+
+def test_classes_can_be_chosen():
+    source, target = network(3, 1000), network(3, 4, 6)
+    before = copy.deepcopy(target[4])
+    report = transfer(source, target, head={0: 217, 3: 0})
+    assert [(e.rule, e.filled) for e in report.entries[-2:]] == [("classes", 12), ("classes", 2)]
+    assert torch.equal(target[4].weight[[0, 3]], source[4].weight[[217, 0], 1:7])
+    assert torch.equal(target[4].bias[[0, 3]], source[4].bias[[217, 0]])
+    assert torch.equal(target[4].weight[[1, 2]], before.weight[[1, 2]])
+    kept = plan(source, target, head={1: 2})
+    kept = type(kept).from_json(kept.to_json(), source, target)
+    kept.apply()
+    assert torch.equal(target[4].weight[1], source[4].weight[2, 1:7])
+    for head, message in (
+        ({4: 0}, "head maps class 4 of the target, whose classifier has 4"),
+        ({0: 1000}, "head maps class 1000 of the source, whose classifier has 1000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan(source, target, head=head)
+    with pytest.raises(ValueError, match="head maps classes, and the target does not end in a classifier"):
+        plan(source, nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), head={0: 0})
+
+
+def trained(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(4, 3, 3, 3)).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.optim.Adam,
+        lambda parameters: torch.optim.AdamW(parameters, fused=True),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    ],
+)
+def test_the_state_of_the_optimizer_moves_with_the_weights(make):
+    source, same, wider = network(3, 10), network(3, 10), network(3, 10, 12)
+    optimizers = [make(net.parameters()) for net in (source, same, wider)]
+    trained(source, optimizers[0])
+    transfer(source, same, optimizer=(optimizers[0], optimizers[1]))
+    transfer(source, wider, optimizer=(optimizers[0], optimizers[2]))
+    for theirs, ours, larger in zip(source.parameters(), same.parameters(), wider.parameters(), strict=True):
+        given, moved, cropped = (o.state[p] for o, p in zip(optimizers, (theirs, ours, larger), strict=True))
+        assert given.keys() == moved.keys() == cropped.keys()
+        for key, value in given.items():
+            assert torch.equal(moved[key], value) and moved[key] is not value
+            assert cropped[key].shape == (larger.shape if value.dim() else ())
+            assert cropped[key].sum() == pytest.approx(float(value.sum()), rel=1e-4, abs=1e-6)
+    torch.manual_seed(0)
+    trained(source, optimizers[0])
+    torch.manual_seed(0)
+    trained(same, optimizers[1])
+    assert torch.equal(source[4].weight, same[4].weight)  # both went on alike
+    trained(wider, optimizers[2])
+
+
+def test_optimizers_of_two_classes_are_refused():
+    source, target = network(3, 10), network(3, 10)
+    optimizers = torch.optim.Adam(source.parameters()), torch.optim.SGD(target.parameters(), lr=0.1)
+    before = target[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="the optimizers must be of one class, got Adam and SGD"):
+        transfer(source, target, optimizer=optimizers)
+    assert torch.equal(target[0].weight, before)

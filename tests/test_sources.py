@@ -1,0 +1,156 @@
+"""What can be a source: state dicts, files, names, wrapped and parametrized modules."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from networks import trained
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
+
+from dpiat import load, plan, similarity, standardize, transfer
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def source():
+    return trained("tf_efficientnet_lite0", 0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto"])
+def test_a_state_dict_is_the_network(name):
+    source, target = trained(name, 0), trained(name, 1)
+    report = transfer(source.state_dict(), target)
+    assert report.share == 1 and equal(source, target)
+
+
+def test_a_state_dict_gives_another_network_what_the_module_gives(source):
+    first, second = trained("mnasnet_100", 1), trained("mnasnet_100", 1)
+    assert transfer(source, first).share == pytest.approx(transfer(source.state_dict(), second).share, abs=0.02)
+    assert torch.equal(first.conv_stem.weight, second.conv_stem.weight)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "model."])
+def test_files_and_prefixes(source, tmp_path, prefix):
+    state = {prefix + key: tensor for key, tensor in source.state_dict().items()}
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "nested.pth")
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "weights.safetensors")
+    for file in (tmp_path / "plain.pt", str(tmp_path / "nested.pth")):
+        target = trained("tf_efficientnet_lite0", 1)
+        assert transfer(file, target).share == 1 and equal(source, target)
+    named = load(tmp_path / "weights.safetensors", architecture="tf_efficientnet_lite0")
+    assert standardize(named) == standardize(source) and equal(named, source)
+
+
+def test_wrapped_modules(source):
+    wrapped = [nn.DataParallel(source), torch.compile(source), torch.compile(nn.DataParallel(source))]
+    for each in wrapped:
+        assert standardize(each) == standardize(source)
+        target = trained("tf_efficientnet_lite0", 1)
+        transfer(each, target)
+        assert equal(source, target)
+        other = trained("tf_efficientnet_lite0", 1)
+        transfer(source, torch.compile(nn.DataParallel(other)))
+        assert equal(source, other)
+
+
+def test_names():
+    assert standardize(load("resnet18", pretrained=False)) == standardize(timm.create_model("resnet18"))
+    assert isinstance(load("torch.nn:Identity"), nn.Identity)
+    with torch.device("meta"):
+        assert similarity(load("resnet18", False), load("resnet34", False)) < 1
+
+
+def test_mistakes_are_named(tmp_path, source):
+    file = tmp_path / "weights.pt"
+    torch.save(source.state_dict(), file)
+    file.write_bytes(file.read_bytes()[:1000])
+    (tmp_path / "broken.safetensors").write_bytes(b"1234")
+    torch.save(source, tmp_path / "module.pt")
+    torch.save({"loss": 3.0}, tmp_path / "none.pt")
+    torch.save([1], tmp_path / "list.pt")
+    save_file(trained("resnet18", 0).state_dict(), tmp_path / "sorted.safetensors")
+    with pytest.raises(ValueError, match=r"sorted.safetensors is not of resnet34: it has no tensor layer1\.2"):
+        load(tmp_path / "sorted.safetensors", architecture="resnet34")
+    for name, message in (
+        ("sorted.safetensors", "in the order of the alphabet, not of the network: name the network"),
+        ("weights.pt", "weights.pt is not a complete file of weights"),
+        ("broken.safetensors", "broken.safetensors is not a complete file of weights"),
+        ("missing.pt", "missing.pt does not exist"),
+        ("module.pt", "module.pt holds more than tensors: load it yourself and pass the module"),
+        ("none.pt", "none.pt holds no tensors by their names"),
+        ("list.pt", "list.pt holds no tensors by their names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / name)
+    for name, message in (
+        ("resnet81", "unknown network 'resnet81': did you mean resnet18"),
+        ("torch.nn:Missing", "module torch.nn has no 'Missing'"),
+        ("no_such_package:net", "cannot import 'no_such_package:net'"),
+        ("torch.nn:Linear", "cannot build 'torch.nn:Linear'"),
+        ("torch:get_num_threads", "torch:get_num_threads gave a int, not a torch.nn.Module"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(name, pretrained=False)
+
+
+def net(width: int, seed: int, wrap=lambda layer: layer) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(wrap(nn.Conv2d(3, width, 3)), nn.ReLU(), wrap(nn.Conv2d(width, 2 * width, 3)))
+
+
+WRAPS = [parametrizations.weight_norm, parametrizations.spectral_norm, weight_norm]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@torch.no_grad()
+def test_computed_weights_are_read_and_written_through_their_originals(wrap):
+    images = torch.randn(2, 3, 9, 9)
+    source, plain = net(4, 0, wrap).eval(), net(4, 1).eval()
+    transfer(source, plain)
+    assert torch.equal(plain(images), source(images))
+    alike = net(4, 2, wrap).eval()
+    parameters = list(alike.parameters())
+    assert transfer(source, alike).share == 1
+    assert torch.equal(alike(images), source(images)) or wrap is parametrizations.spectral_norm
+    assert all(a is b for a, b in zip(parameters, alike.parameters(), strict=True))
+    plain, wrapped = net(4, 3).eval(), net(6, 4, wrap).eval()
+    before = wrapped(images)
+    report = transfer(plain, wrapped)
+    assert {entry.target for entry in report.entries} == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert not torch.equal(wrapped(images), before)
+    if wrap is not parametrizations.spectral_norm:  # it scales what it is given
+        torch.testing.assert_close(wrapped[0].weight[1:5], plain[0].weight)
+
+
+def test_a_weight_normed_state_dict_has_weights():
+    source, target = net(4, 0, weight_norm), net(4, 1)
+    transfer(source.state_dict(), target)
+    torch.testing.assert_close(target[0].weight, source[0].weight)
+
+
+def test_a_parametrization_without_an_inverse_is_refused():
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    target = nn.Linear(2, 2)
+    nn.utils.parametrize.register_parametrization(target, "weight", Doubled())
+    with pytest.raises(ValueError, match="Doubled of weight has no right_inverse"):
+        transfer(nn.Linear(3, 3), target, head="copy")
+
+
+def test_dtypes_and_devices_are_kept_and_casts_reported():
+    source, target = nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16)
+    report = transfer(source, target)
+    assert torch.equal(target.weight, source.weight.to(torch.bfloat16))
+    assert report.entries[0].note == "float32 → bfloat16" in str(report)
+    counter = copy.deepcopy(source)
+    counter.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int64), requires_grad=False)
+    assert plan(source, counter).report.entries[0].note == "float32 values do not fit int64"
