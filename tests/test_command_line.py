@@ -53,7 +53,7 @@ def test_plan(capsys):
     elements = sum(tensor.numel() for tensor in target.state_dict().values())
     assert "layer1.0.conv1.weight" in text and f"of the target's {elements:,} elements filled" in text
     kept = Plan.from_json(printed(capsys, "plan", "resnet18", "resnet34", "--json", "--head", "skip"), source, target)
-    assert [e.reason for e in kept.report.entries if e.target == "fc.weight"] == [
+    assert [e.note for e in kept.report.entries if e.target == "fc.weight"] == [
         "the classifier, which head='skip' leaves"
     ]
 
