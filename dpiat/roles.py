@@ -19,7 +19,8 @@ PROJECTIONS = ("in_proj_weight", "in_proj_bias", "qkv")  # query, key and value 
 
 def seen(source: LayerWeights, target: LayerWeights, mode: str) -> tuple[Weights, Weights]:
     """A pair of layers as an operator sees it."""
-    given, wanted = (Weights(layer.tensors, paper_kind(type(layer.module))) for layer in (source, target))
+    given = Weights(source.tensors, paper_kind(type(source.module)))
+    wanted = Weights(target.tensors, paper_kind(type(target.module)))
     if mode == "paper":
         return given, wanted
     if isinstance(source.module, CONVOLUTIONS) and isinstance(target.module, CONVOLUTIONS):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from math import prod
+from math import inf
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dpiat.architecture import Architecture, Block, Layer
-from dpiat.parametrized import CHAINS, computed, originals
+from dpiat.parametrized import CHAINS, computed
 
 MODES = ("default", "paper")
 
@@ -100,10 +100,10 @@ class _Reader:
 
     def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
         """The content of one node of the tree: single layers and blocks, in order (Algorithm 1)."""
-        children = {key: child for key, child in module._modules.items() if child is not None}
+        children = module._modules
         if self.shapes_alone:  # modules without tensors leave no trace in a state dict
-            children = {key: child for key, child in children.items() if child.state_dict(keep_vars=True)}
-        if children.keys() <= {CHAINS} or paper_kind(type(module)):
+            children = {key: child for key, child in children.items() if _has_tensors(child)}
+        if not children or paper_kind(type(module)) or children.keys() == {CHAINS}:
             return [self.layer(module, name)]
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
@@ -113,6 +113,8 @@ class _Reader:
                 content.append(Layer(prefix + key, "Parameter", _shape(tensor, prefix + key)))
         seen: set[nn.Module] = set()
         for child_name, child in children.items():
+            if child is None:
+                continue
             inner = self.blocks(child, prefix + child_name)
             if child in seen:  # under two names here, and still one layer
                 continue
@@ -129,13 +131,14 @@ class _Reader:
 
     def layer(self, module: nn.Module, name: str) -> Layer:
         tensors = dict(_tensors(module))
-        if originals(module):
+        if module._forward_pre_hooks or CHAINS in module._modules:
             tensors = computed(module, tensors)
-        if tensors:
-            self.weights.append(LayerWeights(name, module, tensors))
         kind = paper_kind(type(module))
-        shape = max((_shape(tensor, name) for tensor in tensors.values()), key=prod, default=())
-        if self.shapes_alone and shape:
+        if not tensors:
+            return Layer(name, kind or type(module).__name__)
+        self.weights.append(LayerWeights(name, module, tensors))
+        shape = _shape(max(tensors.values(), key=_elements), name)
+        if self.shapes_alone:
             kind = "BatchNorm" if "running_mean" in tensors else DIMENSIONS.get(len(shape), "Parameter")
             if self.paper:
                 return Layer(name, kind, () if kind in ("Norm", "Parameter") else shape)
@@ -154,6 +157,10 @@ class _Reader:
 def paper_kind(cls: type[nn.Module]) -> str:
     """The name of the paper's kind that a class belongs to, "" if to none."""
     return next((kind.__name__ for kind in PAPER_KINDS if issubclass(cls, kind)), "")
+
+
+def _has_tensors(module: nn.Module | None) -> bool:
+    return module is not None and len(module.state_dict(keep_vars=True)) > 0
 
 
 def _class(module: nn.Module) -> str:
@@ -184,3 +191,7 @@ def _shape(tensor: Tensor, name: str) -> tuple[int, ...]:
     if is_lazy(tensor):
         raise ValueError(f"{name} has lazy parameters without a shape: run one forward pass first")
     return tuple(tensor.shape) if tensor.numel() else ()
+
+
+def _elements(tensor: Tensor) -> float:
+    return inf if is_lazy(tensor) else tensor.numel()

@@ -156,7 +156,7 @@ class Plan:
             for layer in {write.to.name: write.to for write in writes}.values():
                 self.operator.finish(seen(layer, layer, self.mode)[1])
         for write in writes:
-            if originals(write.to.module) and write.local in originals(write.to.module):
+            if write.local in originals(write.to.module):
                 assign(write.to.module, write.local, write.target, write.by.module)
         if optimizer:
             move_state(writes, *optimizer)

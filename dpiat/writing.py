@@ -30,8 +30,10 @@ def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None) -> No
     """Write the chosen part of a source tensor to the chosen part of a target tensor, of any dtype and device."""
     if index is None:
         target.copy_(source)
-    else:
+    elif any(isinstance(part, Tensor) for part in index[0]):
         target[index[0]] = source[index[1]].to(target)
+    else:
+        target[index[0]].copy_(source[index[1]])
 
 
 def check_alike(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
