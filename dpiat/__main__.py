@@ -1,27 +1,27 @@
-"""The command line: dpiat similarity, dpiat rank, dpiat plan. Needs timm for timm's names."""
+"""The command line: dpiat similarity, rank, plan, transfer. Needs timm for timm's names."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import fnmatch
 import importlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from dpiat import sources
+from dpiat.assignment import MATCHINGS
+from dpiat.operators import OPERATORS
 from dpiat.roles import HEADS
 from dpiat.similarity import Candidate, coverage, rank, similarity
 from dpiat.standardization import MODES, standardize
 from dpiat.transfer import plan
-
-
-class UsageError(Exception):
-    """A mistake on the command line: one line that names the thing and says what to do."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -29,18 +29,18 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
     try:
         arguments.command(arguments)
-    except UsageError as error:
-        print(f"dpiat: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print(f"dpiat: {_first_line(error)}", file=sys.stderr)
+        return 2
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dpiat", description="Which network can teach which, and what it would give.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    names = "a timm name or package.module:callable"
+    names = "a timm name, package.module:callable, or a file of weights (.pt, .pth, .bin, .safetensors)"
 
     def command(function, example: str) -> argparse.ArgumentParser:
         text = function.__doc__
@@ -60,9 +60,23 @@ def _parser() -> argparse.ArgumentParser:
     added = command(_plan, "dpiat plan tf_efficientnet_b2 tf_efficientnet_b0 --head copy")
     added.add_argument("source", help=names)
     added.add_argument("target", help=names)
-    added.add_argument("--mode", choices=MODES, default="default", help="the library's rules or exactly the paper's")
-    added.add_argument("--head", choices=HEADS, default="auto", help="what happens to the classifier")
+    _add_choices(added)
+    added = command(_transfer, "dpiat transfer --source b2.pth --target mnasnet_100 --classes 10 --out mnasnet.pt")
+    added.add_argument("--source", required=True, help=f"{names}; timm's bring their pretrained weights")
+    added.add_argument("--target", required=True, help="a timm name or package.module:callable")
+    added.add_argument("--classes", type=int, help="classes of the target; its own number if left out")
+    added.add_argument("--seed", type=int, default=0, help="of the target's initial weights")
+    added.add_argument("--out", required=True, type=Path, help="file for the target's state dict: .pt or .safetensors")
+    _add_choices(added)
     return parser
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--architecture", help="the network that a source file is of; .safetensors need it")
+    parser.add_argument("--mode", choices=MODES, default="default", help="the library's rules or exactly the paper's")
+    parser.add_argument("--head", choices=HEADS, default="auto", help="what happens to the classifier")
+    parser.add_argument("--matching", choices=list(MATCHINGS), default="dp", help="which layer goes to which")
+    parser.add_argument("--operator", choices=list(OPERATORS), default="clip", help="which entries fill which")
 
 
 def _similarity(arguments: argparse.Namespace) -> None:
@@ -82,7 +96,7 @@ def _rank(arguments: argparse.Namespace) -> None:
     for name in _expanded(arguments.sources):
         try:
             sources[name] = standardize(_network(name))
-        except UsageError:
+        except ValueError:
             raise
         except Exception as error:  # one of many that cannot be built must not hide the others
             print(f"dpiat: {name} left out: {_first_line(error)}", file=sys.stderr)
@@ -99,14 +113,41 @@ def _rank(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     """What a transfer would give to every tensor of the target."""
-    planned = plan(_network(arguments.source), _network(arguments.target), arguments.mode, arguments.head)
+    source, target = _network(arguments.source, arguments.architecture), _network(arguments.target)
+    planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
     print(planned.to_json() if arguments.json else planned)
 
 
-def _network(name: str) -> nn.Module:
-    """The network of a name, without memory for its weights."""
+def _transfer(arguments: argparse.Namespace) -> None:
+    """Write the weights that a network starts from, given a trained one of another architecture."""
+    if arguments.out.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"--out {arguments.out} must end in .pt or .safetensors")
+    source = sources.load(arguments.source, architecture=arguments.architecture)
+    torch.manual_seed(arguments.seed)
+    target = sources.build(arguments.target, classes=arguments.classes)
+    planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
+    report = planned.apply()
+    _save(target.state_dict(), arguments.out)
+    print(planned.to_json() if arguments.json else f"{arguments.out}: {report.summary()}")
+
+
+def _save(state: dict[str, torch.Tensor], file: Path) -> None:
+    """Write a state dict whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+        draft = Path(folder) / file.name
+        if file.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft, {"format": "pt"})
+        else:
+            torch.save(state, draft)
+        os.replace(draft, file)
+
+
+def _network(name: str, architecture: str | None = None) -> nn.Module:
+    """The network of a name, without memory for its weights; or what a file holds."""
     with torch.device("meta"):
-        return _imported(name) if ":" in name else _timm().create_model(_timm_name(name))
+        return sources.load(name, pretrained=False, architecture=architecture)
 
 
 def _expanded(names: Sequence[str]) -> list[str]:
@@ -116,39 +157,11 @@ def _expanded(names: Sequence[str]) -> list[str]:
         if not set(name) & set("*?"):
             expanded.append(name)
             continue
-        found = fnmatch.filter(_timm().list_models(), name)
+        found = fnmatch.filter(importlib.import_module("timm").list_models(), name)
         if not found:
-            raise UsageError(f"no timm name is like {name!r}")
+            raise ValueError(f"no timm name is like {name!r}")
         expanded += found
     return list(dict.fromkeys(expanded))
-
-
-def _timm_name(name: str) -> str:
-    if _timm().is_model(name):
-        return name
-    near = difflib.get_close_matches(name, _timm().list_models(), n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else "give a timm name or package.module:callable"
-    raise UsageError(f"unknown network {name!r}: {hint}")
-
-
-def _timm():
-    try:
-        return importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        raise UsageError("names of networks need timm: pip install timm, or give package.module:callable") from error
-
-
-def _imported(name: str) -> nn.Module:
-    module, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own module in the current folder
-    try:
-        network = getattr(importlib.import_module(module), attribute)()
-    except (ModuleNotFoundError, AttributeError, TypeError) as error:
-        raise UsageError(f"cannot build {name!r}: {_first_line(error)}") from error
-    if not isinstance(network, nn.Module):
-        raise UsageError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
-    return network
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ import importlib
 import pickle
 import sys
 from collections.abc import Callable, Mapping
+from inspect import signature
 from itertools import permutations
 from os import PathLike
 from pathlib import Path
@@ -60,23 +61,34 @@ def is_file(source: str | PathLike) -> bool:
     return not isinstance(source, str) or source.endswith(SUFFIXES) or Path(source).is_file()
 
 
-def build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """The network of a timm name or of package.module:callable, called with `arguments`.
+def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn.Module:
+    """The network of a timm name or of package.module:callable, with so many classes, or its own number.
 
-    Raises ValueError for a name that gives no network.
+    The callable is called with num_classes if it takes it. Raises ValueError for a name that gives no network.
     """
-    if ":" in name:
-        function = resolve(name)
-        try:
-            network = function(**arguments)
-        except TypeError as error:
-            raise ValueError(f"cannot build {name!r}: {_first_line(error)}") from error
-        if not isinstance(network, nn.Module):
-            raise ValueError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
-        return network
-    timm = _timm()
+    arguments = {} if classes is None else {"num_classes": classes}
+    if ":" not in name:
+        return _from_timm(name, pretrained, arguments)
+    function = resolve(name)
+    try:
+        takes_classes = "num_classes" in signature(function).parameters
+        network = function(**arguments) if takes_classes else function()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot build {name!r}: {_first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _from_timm(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ValueError("names of networks need timm: pip install timm, or give package.module:callable") from error
     if not timm.is_model(name):
-        raise ValueError(f"unknown network {name!r}: {near(name, timm.list_models())}")
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "give a timm name, package.module:callable or a file"
+        raise ValueError(f"unknown network {name!r}: {hint}")
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:
@@ -96,19 +108,6 @@ def resolve(name: str) -> Callable[..., Any]:
         raise ValueError(f"cannot import {name!r}: {error}; give package.module:callable") from error
     except AttributeError as error:
         raise ValueError(f"cannot import {name!r}: module {module} has no {attribute!r}") from error
-
-
-def near(name: str, known: list[str]) -> str:
-    """What a mistyped name may have meant."""
-    found = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {', '.join(found)}?" if found else "give a timm name, package.module:callable or a file"
-
-
-def _timm():
-    try:
-        return importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        raise ValueError("names of networks need timm: pip install timm, or give package.module:callable") from error
 
 
 def _read(file: Path) -> Any:

@@ -1,4 +1,4 @@
-"""dpiat similarity, rank and plan, as a user calls them."""
+"""dpiat similarity, rank, plan and transfer, as a user calls them."""
 
 import json
 import subprocess
@@ -6,9 +6,12 @@ import sys
 from math import prod
 
 import pytest
-from networks import on_meta, small
+import timm
+import torch
+from networks import on_meta, small, trained
+from safetensors.torch import load_file
 
-from dpiat import Plan, rank, standardize
+from dpiat import Plan, rank, standardize, transfer
 from dpiat.__main__ import main
 
 
@@ -58,6 +61,22 @@ def test_plan(capsys):
     ]
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_transfer_writes_the_weights_to_start_from(capsys, tmp_path, suffix):
+    source, out = trained("resnet18", 0), tmp_path / f"resnet34{suffix}"
+    torch.save(source.state_dict(), tmp_path / "resnet18.pt")
+    words = ("--target", "resnet34", "--classes", "10", "--out", str(out), "--mode", "paper")
+    assert f"{out}: " in printed(capsys, "transfer", "--source", str(tmp_path / "resnet18.pt"), *words)
+    torch.manual_seed(0)
+    expected = timm.create_model("resnet34", num_classes=10)
+    transfer(source.state_dict(), expected, mode="paper")
+    found = load_file(out) if suffix == ".safetensors" else torch.load(out)
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    planned = printed(capsys, "plan", str(tmp_path / "resnet18.pt"), "resnet34", "--architecture", "resnet18")
+    assert "layer1.0.conv1.weight" in planned and sorted(tmp_path.iterdir()) == [tmp_path / "resnet18.pt", out]
+
+
 def test_a_network_of_the_users_own(capsys):
     assert printed(capsys, "similarity", "torch.nn:Identity", "resnet18") == "0.000\n"
 
@@ -67,9 +86,21 @@ def test_a_network_of_the_users_own(capsys):
     [
         (("similarity", "resnet81", "resnet18"), "dpiat: unknown network 'resnet81': did you mean resnet18"),
         (("rank", "resnet18", "resnext_none*"), "dpiat: no timm name is like 'resnext_none*'"),
-        (("plan", "nowhere:net", "resnet18"), "dpiat: cannot build 'nowhere:net': No module named 'nowhere'"),
+        (("plan", "nowhere:net", "resnet18"), "dpiat: cannot import 'nowhere:net': No module named 'nowhere'"),
         (("plan", "torch.nn:Linear", "resnet18"), "dpiat: cannot build 'torch.nn:Linear': "),
-        (("plan", "builtins:dict", "resnet18"), "dpiat: builtins:dict gave a dict, not a torch.nn.Module"),
+        (
+            ("plan", "collections:Counter", "resnet18"),
+            "dpiat: collections:Counter gave a Counter, not a torch.nn.Module",
+        ),
+        (
+            ("transfer", "--source", "resnet18", "--target", "resnet18", "--out", "x.onnx"),
+            "dpiat: --out x.onnx must end",
+        ),
+        (("transfer", "--source", "x.pt", "--target", "resnet18", "--out", "y.pt"), "dpiat: x.pt does not exist"),
+        (
+            ("transfer", "--source", "torch.nn:Identity", "--target", "resnet18", "--out", "/no/such/folder/y.pt"),
+            "dpiat: [Errno 2] No such file or directory: '/no/such/folder",
+        ),
     ],
 )
 def test_mistakes_are_named_in_one_line(capsys, words, message):
@@ -79,6 +110,6 @@ def test_mistakes_are_named_in_one_line(capsys, words, message):
 
 
 def test_every_command_shows_an_example():
-    for command in ("similarity", "rank", "plan"):
+    for command in ("similarity", "rank", "plan", "transfer"):
         words = [sys.executable, "-m", "dpiat", command, "--help"]
         assert f"example: dpiat {command}" in subprocess.check_output(words, text=True)

@@ -34,7 +34,7 @@ ALLOWED = {
     },
     "dpiat.similarity": {"architecture", "matching", "standardization"},
     "dpiat.plotting": {"architecture", "matching", "similarity", "standardization"},
-    "dpiat.__main__": {"roles", "similarity", "standardization", "transfer"},
+    "dpiat.__main__": {"assignment", "operators", "roles", "sources", "similarity", "standardization", "transfer"},
     "experiments.settings": set(),
     "experiments.records": set(),
     "experiments.checkpoints": {"records", "settings"},
