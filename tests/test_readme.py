@@ -4,18 +4,28 @@ import re
 import subprocess
 from pathlib import Path
 
+import timm
+import torch
+
+import dpiat
 from dpiat.__main__ import main
+from dpiat.operators import uniform
 from experiments.models import SHORT_NAMES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(example.replace("pretrained=True", "pretrained=False"), {})  # the same without a download
+def test_the_examples_run(capsys, tmp_path, monkeypatch):
+    first, more = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict = {}
+    exec(first.replace("pretrained=True", "pretrained=False"), names)  # the same without a download
     similarity, *plan, summary = capsys.readouterr().out.splitlines()
     assert 0 < float(similarity) < 1 and plan[0].startswith("target tensor") and "elements filled" in summary
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model("resnet18").state_dict(), "resnet18.pth")
+    adams = {f"{role}_adam": torch.optim.Adam(names[role].parameters()) for role in ("source", "target")}
+    exec(more, names | adams | {"my_matching": dpiat.match, "my_operator": uniform})
 
 
 def test_the_commands_exist():
