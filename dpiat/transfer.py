@@ -51,8 +51,8 @@ def transfer(
     convolutions, linear layers and batch norms by their shapes alone, a classifier like any other layer.
 
     head="auto" fills the classifier (a linear layer or a 1 × 1 convolution with no weights after it) only from a
-    classifier of as many classes; "skip" never, "copy" like any other layer, cropped rows of other classes included;
-    a mapping {target class: source class} fills the classes that it names.
+    classifier of as many classes; "skip" never, "copy" like any other layer, cropped rows of other classes included,
+    as "auto" does in paper mode; a mapping {target class: source class} fills the classes that it names.
 
     `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
     that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
@@ -98,7 +98,7 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, Network
     rules: dict[str, str] = {}
     if isinstance(head, Mapping):
         rules[map_head(*architectures, partner, head)] = CLASSES
-    elif mode == "default":
+    elif mode == "default" or head == "skip":
         kept = kept_head(*architectures, partner, head)
     if mode == "default":
         rules |= dict.fromkeys(other_inputs(*architectures, partner), INPUTS)

@@ -38,6 +38,9 @@ class DatasetSettings:
 class InitSettings:
     name: str = _doc("how the target gets its first weights: random, pretrained or dpiat", MISSING)
     mode: str = _doc("for dpiat: paper (the authors' algorithm) or default (the library's)", "paper")
+    matching: str = _doc("for dpiat: dp, bipartite, nbipartite or random (Table 12)", "dp")
+    operator: str = _doc("for dpiat: clip, clip_normalized, full, magnitude or uniform (Table 12)", "clip")
+    head: str = _doc("for dpiat, the classifier: skip, copy, or auto (as init.mode does)", "auto")
 
 
 @dataclass

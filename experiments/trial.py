@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dpiat.assignment import MATCHINGS
+from dpiat.operators import OPERATORS
+from dpiat.roles import HEADS
 from dpiat.standardization import MODES
 from experiments import checkpoints, data, models, records
-from experiments.initialization import INITIALIZATIONS, initialize
+from experiments.initialization import INITIALIZATIONS, Method, initialize
 from experiments.locks import alone
 from experiments.settings import Settings, UserError, first_line
 from experiments.tracking import tracking
@@ -44,6 +47,13 @@ class Trial:
     mode: str = ""  # of dpiat
     source: Trial | None = None  # of dpiat; a source of 0 epochs is not trained
     checkpoint: str = ""  # SHA-256 of the user's file
+    matching: str = Method.matching  # of dpiat, like the next two
+    operator: str = Method.operator
+    head: str = Method.head
+
+    @property
+    def method(self) -> Method:
+        return Method(self.mode, self.matching, self.operator, self.head)
 
     @property
     def id(self) -> str:
@@ -53,8 +63,11 @@ class Trial:
         return f"{name.replace(':', '.').replace('/', '_')}-{digest}"
 
     def identity(self) -> dict[str, Any]:
-        """The fields as plain data."""
-        return asdict(self)
+        """The fields as plain data; those that came later only where they have another value than before."""
+        fields = asdict(self)
+        later = {key: fields.pop(key) for key in ("matching", "operator", "head")}
+        fields["source"] = self.source.identity() if self.source else None
+        return fields | {key: value for key, value in later.items() if value != getattr(Method, key)}
 
 
 class Diverged(Exception):
@@ -79,7 +92,7 @@ def run(settings: Settings) -> Outcome:
     if target.init == "random":
         return Outcome(runner.record(target), None)
     recipe = replace(target.recipe, lr=settings.baseline_lr or LR)
-    baseline = replace(target, init="random", mode="", source=None, recipe=recipe)
+    baseline = _trial(settings, settings.target, "random", recipe)
     return Outcome(runner.record(target), runner.record(baseline))
 
 
@@ -91,6 +104,9 @@ def plan(settings: Settings) -> Trial:
     init = settings.init.name
     _check_choice("initialization", init, INITIALIZATIONS)
     _check_choice("init.mode", settings.init.mode, MODES)
+    _check_choice("init.matching", settings.init.matching, MATCHINGS)
+    _check_choice("init.operator", settings.init.operator, OPERATORS)
+    _check_choice("init.head", settings.init.head, HEADS)
     _check_choice("source_weights", settings.source_weights, WEIGHTS)
     imagenet = init == "pretrained" or (init == "dpiat" and settings.source_weights != "scratch")
     recipe = _recipe(settings, settings.target, settings.lr or (LR_IMAGENET if imagenet else LR))
@@ -98,7 +114,9 @@ def plan(settings: Settings) -> Trial:
     if init != "dpiat":
         return target
     models.check(settings.source)
-    return replace(target, mode=settings.init.mode, source=_source(settings))
+    method = settings.init
+    target = replace(target, matching=method.matching, operator=method.operator, head=method.head)
+    return replace(target, mode=method.mode, source=_source(settings))
 
 
 def _check_positive(settings: Settings) -> None:
@@ -182,7 +200,7 @@ class _Runner:
             _load_weights(network, _read_users_checkpoint(Path(self.settings.source_checkpoint).expanduser(), trial))
             return network
         if trial.recipe.epochs == 0:
-            return initialize(trial.init, trial.model, classes, trial.recipe.seed, "", self._no_source)[0]
+            return initialize(trial.init, trial.model, classes, trial.recipe.seed, Method(), self._no_source)[0]
         with self._alone(trial):
             state, record = self._checkpoint(trial), self._ended(trial)
             if state is None and (record is None or record["status"] == "finished"):
@@ -233,7 +251,7 @@ class _Runner:
         source = (lambda: self.network(trial.source)) if trial.source else self._no_source
         if state is None:
             network, facts = initialize(
-                trial.init, trial.model, len(self.data.classes), recipe.seed, trial.mode, source
+                trial.init, trial.model, len(self.data.classes), recipe.seed, trial.method, source
             )
             record = self._first_entries(trial) | {"initialization": facts}
         else:

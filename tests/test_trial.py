@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from experiments import models, records, trial
+from experiments.records import evidence
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -191,3 +193,31 @@ def test_wandb_logs_offline(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 2
     assert "effectiveness within 4 epochs" in done.stdout and len(list(tmp_path.glob("plots/*.png"))) == 1
+
+
+def test_ids_of_committed_trials_stay():
+    """A trial that was run once must be found again, whatever settings have come since."""
+    committed, _ = evidence(ROOT / "results" / "trials" / "imagenet_to_imagenette")
+    chosen = committed[(committed["trial.init"] == "dpiat") & (committed["trial.recipe.seed"] == 1)]
+    for row in chosen.to_dict("records"):
+        settings = Settings(
+            dataset=DatasetSettings(name="imagenette", stored_size=128, image_size=64),
+            init=InitSettings(name="dpiat"),
+            source=row["trial.source.model"],
+            target=row["trial.model"],
+            source_weights="imagenet",
+            lr=1e-3,
+            seed=1,
+        )
+        assert trial.plan(settings).id == row["id"]
+        for key, value in (("matching", "random"), ("operator", "full"), ("head", "skip"), ("mode", "default")):
+            other = replace(settings, init=InitSettings(name="dpiat", **{key: value}))
+            assert trial.plan(other).id != row["id"]
+    assert len(chosen) == 4
+
+
+@pytest.mark.parametrize("key", ["matching", "operator", "head", "mode"])
+def test_unknown_methods_are_named(key):
+    settings = Settings(dataset=DatasetSettings(name="digits"), init=InitSettings(name="dpiat", **{key: "other"}))
+    with pytest.raises(UserError, match=f"unknown init.{key} 'other': known are "):
+        trial.plan(settings)
