@@ -18,6 +18,12 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 # The kinds that the paper matches. A module of one of these classes, or of a subclass, is one layer even if it has
 # children, such as timm's BatchNormAct2d.
 PAPER_KINDS = (*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Linear)
+# What default mode takes for one kind as well, whichever subclass it is, and what goes by other names.
+OTHER_KINDS = (
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.Embedding, nn.EmbeddingBag),
+)
+ALIASES = {"syncbatchnorm": "BatchNorm2d", "frozenbatchnorm": "BatchNorm2d", "rmsnorm": "RMSNorm"}
 DIMENSIONS = {5: "Conv3d", 4: "Conv2d", 3: "Conv1d", 2: "Linear", 1: "Norm"}  # the kinds that shapes alone give away
 # A convolution whose groups see one input channel each is of a kind of its own, except in paper mode.
 DEPTHWISE = "Depthwise"
@@ -96,6 +102,7 @@ class _Reader:
 
     def __init__(self, paper: bool, shapes_alone: bool):
         self.paper, self.shapes_alone = paper, shapes_alone
+        self.kind = paper_kind if paper else known_kind
         self.weights: list[LayerWeights] = []
 
     def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
@@ -103,7 +110,7 @@ class _Reader:
         children = module._modules
         if self.shapes_alone:  # modules without tensors leave no trace in a state dict
             children = {key: child for key, child in children.items() if _has_tensors(child)}
-        if not children or paper_kind(type(module)) or children.keys() == {CHAINS}:
+        if not children or self.kind(type(module)) or children.keys() == {CHAINS}:
             return [self.layer(module, name)]
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
@@ -133,7 +140,7 @@ class _Reader:
         tensors = dict(_tensors(module))
         if module._forward_pre_hooks or CHAINS in module._modules:
             tensors = computed(module, tensors)
-        kind = paper_kind(type(module))
+        kind = self.kind(type(module))
         if not tensors:
             return Layer(name, kind or type(module).__name__)
         self.weights.append(LayerWeights(name, module, tensors))
@@ -163,10 +170,16 @@ def _has_tensors(module: nn.Module | None) -> bool:
     return module is not None and len(module.state_dict(keep_vars=True)) > 0
 
 
+@cache
+def known_kind(cls: type[nn.Module]) -> str:
+    """The name of the kind that a class belongs to in default mode, "" if to none but its own."""
+    return paper_kind(cls) or next((kind.__name__ for kind in OTHER_KINDS if issubclass(cls, kind)), "")
+
+
 def _class(module: nn.Module) -> str:
-    """The name of a module's class, of the one before it was parametrized."""
-    cls = type(module)
-    return (cls.__base__ if CHAINS in module._modules else cls).__name__
+    """The name of a module's class, of the one before it was parametrized, or of the kind that it stands for."""
+    name = (type(module).__base__ if CHAINS in module._modules else type(module)).__name__
+    return next((kind for part, kind in ALIASES.items() if part in name.lower()), name)
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

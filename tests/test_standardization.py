@@ -3,6 +3,7 @@
 import pytest
 import torch
 from networks import PAPER, on_meta
+from timm import layers
 from torch import nn
 
 from dpiat import Layer, standardize
@@ -112,3 +113,14 @@ def test_roles_that_shapes_alone_miss():
     dense, depthwise = (Layer("", kind, (8, 1, 3, 3), (1, 1)) for kind in ("Conv2d", "DepthwiseConv2d"))
     assert score(dense, depthwise) == 0
     assert score(Layer("", "Conv2d", (8, 8, 3, 3), (2, 2)), Layer("", "Conv2d", (8, 8, 3, 3), (1, 1))) == 0.25
+
+
+def test_subclasses_and_other_names_of_a_norm_are_one_kind():
+    ours = [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    theirs = [
+        *(layers.LayerNormAct2d(4), layers.GroupNormAct(4, 2), layers.RmsNorm2d(4)),
+        *(layers.FrozenBatchNormAct2d(4), nn.SyncBatchNorm(4)),
+    ]
+    for a, b in zip(ours, theirs, strict=True):
+        assert standardize(a).layers[0].signature == standardize(b).layers[0].signature, b
+    assert standardize(layers.LayerNormAct2d(4), "paper").layers[0].kind != "LayerNorm"

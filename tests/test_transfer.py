@@ -274,3 +274,11 @@ def test_a_shared_tensor_is_filled_through_the_name_that_matches():
     given = Plan(source, target, unmatched.report).pair("1", "1")
     assert [(e.target, e.filled) for e in given.report.entries] == [("0.weight", 20), ("1.weight", 0)]
     assert sum(given.report.elements.values()) == 20
+
+
+def test_a_plan_as_a_dataframe():
+    planned = plan(classifier(10), classifier(10, 6))
+    table = planned.to_dataframe().set_index("target")
+    assert list(table.index) == [entry.target for entry in planned.report.entries]
+    assert table.loc["0.weight", "action"] == "cropped" and table.loc["3.bias", "share"] == 1
+    assert (table["filled"].sum() / table["elements"].sum()) == planned.report.share
