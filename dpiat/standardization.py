@@ -102,15 +102,21 @@ class _Reader:
 
     def __init__(self, paper: bool, shapes_alone: bool):
         self.paper, self.shapes_alone = paper, shapes_alone
-        self.kind = paper_kind if paper else known_kind
         self.weights: list[LayerWeights] = []
+
+    def kind(self, module: nn.Module) -> str:
+        """The kind that a module is a layer of, whatever is inside it; "" if only its class tells."""
+        if self.paper:
+            return paper_kind(type(module))
+        kind, alias = known_kind(type(module))
+        return kind or (alias if alias and not any(map(_has_tensors, module._modules.values())) else "")
 
     def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
         """The content of one node of the tree: single layers and blocks, in order (Algorithm 1)."""
         children = module._modules
         if self.shapes_alone:  # modules without tensors leave no trace in a state dict
             children = {key: child for key, child in children.items() if _has_tensors(child)}
-        if not children or self.kind(type(module)) or children.keys() == {CHAINS}:
+        if not children or self.kind(module) or children.keys() == {CHAINS}:
             return [self.layer(module, name)]
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
@@ -140,7 +146,7 @@ class _Reader:
         tensors = dict(_tensors(module))
         if module._forward_pre_hooks or CHAINS in module._modules:
             tensors = computed(module, tensors)
-        kind = self.kind(type(module))
+        kind = self.kind(module)
         if not tensors:
             return Layer(name, kind or type(module).__name__)
         self.weights.append(LayerWeights(name, module, tensors))
@@ -171,15 +177,15 @@ def _has_tensors(module: nn.Module | None) -> bool:
 
 
 @cache
-def known_kind(cls: type[nn.Module]) -> str:
-    """The name of the kind that a class belongs to in default mode, "" if to none but its own."""
-    return paper_kind(cls) or next((kind.__name__ for kind in OTHER_KINDS if issubclass(cls, kind)), "")
+def known_kind(cls: type[nn.Module]) -> tuple[str, str]:
+    """The kind that a class belongs to in default mode, and the one that its name stands for; "" if to none."""
+    kind = paper_kind(cls) or next((kind.__name__ for kind in OTHER_KINDS if issubclass(cls, kind)), "")
+    return kind, next((kind for part, kind in ALIASES.items() if part in cls.__name__.lower()), "")
 
 
 def _class(module: nn.Module) -> str:
-    """The name of a module's class, of the one before it was parametrized, or of the kind that it stands for."""
-    name = (type(module).__base__ if CHAINS in module._modules else type(module)).__name__
-    return next((kind for part, kind in ALIASES.items() if part in name.lower()), name)
+    """The name of a module's class, or of the one that it had before it was parametrized."""
+    return (type(module).__base__ if CHAINS in module._modules else type(module)).__name__
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -118,7 +118,7 @@ def test_roles_that_shapes_alone_miss():
 def test_subclasses_and_other_names_of_a_norm_are_one_kind():
     ours = [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
     theirs = [
-        *(layers.LayerNormAct2d(4), layers.GroupNormAct(4, 2), layers.RmsNorm2d(4)),
+        *(layers.LayerNormAct2d(4), layers.GroupNormAct(4, 2), layers.RmsNormAct2d(4)),
         *(layers.FrozenBatchNormAct2d(4), nn.SyncBatchNorm(4)),
     ]
     for a, b in zip(ours, theirs, strict=True):
