@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, groupby
 
 import numpy as np
 
@@ -82,46 +82,62 @@ class Architecture:
 
 
 class Compact:
-    """An architecture as tables for the matching: equal blocks and equal layers once, layers without weights left out.
+    """An architecture as tables for the matching: equal blocks and equal layers once, nothing without weights.
 
-    `sizes` (dimensions, layers) are those of the different layers, filled up with ones, and `families` their kinds and
-    numbers of dimensions. `groups` hold the different blocks that have weights: those of one such layer, and
-    the others. `place[i]` says where the i-th block of the architecture is: (group, column), None without weights.
-    `weighted[i]` are its layers with weights.
+    `blocks` are the blocks that have weights, `positions` (blocks,) their places in the architecture and `weighted`
+    their layers with weights. `index` (blocks,) says which of the `n_blocks` different blocks each one is; they are the
+    columns of `groups`: those of one layer with weights, then the others. The `n_layers` different layers are numbered
+    family by family: `families[kind, dimensions]` are the number of the first and the sizes of all (dimensions,
+    layers).
     """
 
     def __init__(self, blocks: Sequence[Block]):
-        self.weighted = [[layer for layer in block.layers if layer.shape] for block in blocks]
-        signatures, index = _unique(block.signature for block in blocks)
-        layers, numbers = _unique(item for signature in signatures for item in signature if item[1])
-        self.families = [(kind, len(sizes)) for kind, sizes in layers]
-        self.sizes = np.array(list(zip_longest(*(sizes for _, sizes in layers), fillvalue=1)), dtype=float)
-        number = iter(numbers)
-        columns = [[(next(number), p) for p, item in enumerate(signature) if item[1]] for signature in signatures]
-        grouped = [[c for c in columns if len(c) == 1], [c for c in columns if len(c) > 1]]
-        self.groups = [Group(group) for group in grouped]
-        where = {id(column): (g, c) for g, group in enumerate(grouped) for c, column in enumerate(group)}
-        self.place = [where.get(id(columns[i])) for i in index]
+        weighted = [[layer for layer in block.layers if layer.shape] for block in blocks]
+        self.positions = np.flatnonzero([len(layers) for layers in weighted])
+        self.blocks = [blocks[i] for i in self.positions]
+        self.weighted = [weighted[i] for i in self.positions]
+        height = {block.signature: len(layers) for block, layers in zip(self.blocks, self.weighted, strict=True)}
+        different = sorted(height, key=lambda signature: height[signature] > 1)
+        self.n_blocks = len(different)
+        number = {signature: i for i, signature in enumerate(different)}
+        self.index = np.array([number[block.signature] for block in self.blocks], dtype=int)
+
+        members: dict[tuple[str, int], dict] = {}
+        for kind, sizes in (item for signature in different for item in signature if item[1]):
+            members.setdefault((kind, len(sizes)), {})[kind, sizes] = None
+        number = {layer: i for i, layer in enumerate(chain.from_iterable(members.values()))}
+        self.n_layers = len(number)
+        self.families = {
+            family: (
+                number[next(iter(layers))],
+                np.array(list(zip(*(sizes for _, sizes in layers), strict=True)), dtype=float),
+            )
+            for family, layers in members.items()
+        }
+        columns = [[(number[item], p) for p, item in enumerate(signature) if item[1]] for signature in different]
+        self.groups: list[Group] = []
+        for _, group in groupby(columns, lambda column: len(column) > 1):
+            first = self.groups[-1].columns.stop if self.groups else 0
+            self.groups.append(Group(first, list(group), self.n_layers))
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The group of one of the different blocks and its column there."""
+        group = max(g for g, group in enumerate(self.groups) if group.columns.start <= number)
+        return group, number - self.groups[group].columns.start
 
 
 class Group:
     """Different blocks as the columns of tables; a column holds the block's layers with weights, from the top.
 
-    `numbers` (width, columns) are indices of layers, -1 below the end of a block; `positions` (width, columns) their
-    places in the block, layers without weights counted.
+    `columns` are the numbers of the blocks, `numbers` (width, columns) those of the layers, `filler` below the end of a
+    block; `positions` (width, columns) are their places in the block, layers without weights counted.
     """
 
-    def __init__(self, columns: Sequence[Sequence[tuple[int, int]]]):
-        width = max(map(len, columns), default=0)
-        self.numbers = np.full((width, len(columns)), -1)
+    def __init__(self, first: int, columns: Sequence[Sequence[tuple[int, int]]], filler: int):
+        self.columns = slice(first, first + len(columns))
+        width = max(map(len, columns))
+        self.numbers = np.full((width, len(columns)), filler)
         self.positions = np.zeros((width, len(columns)), dtype=int)
         for c, column in enumerate(columns):
             self.numbers[: len(column), c], self.positions[: len(column), c] = zip(*column, strict=True)
             self.positions[len(column) :, c] = column[-1][1]  # scores are 0 there; any place that keeps the order
-
-
-def _unique(items: Iterable[Hashable]) -> tuple[list, list[int]]:
-    """The different items in the order of their first occurrence, and for each item its index among them."""
-    numbers: dict = {}
-    index = [numbers.setdefault(item, len(numbers)) for item in items]
-    return list(numbers), index

@@ -13,15 +13,14 @@ The recurrence runs in NumPy, one target element after the other, for all pairs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import cache
 from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 
-from dpiat.architecture import Architecture, Block, Layer
+from dpiat.architecture import Architecture, Block, Compact, Layer
 from dpiat.scoring import score_matrix
 
 
@@ -58,88 +57,127 @@ def match(source: Architecture, target: Architecture) -> Matching:
     Ties follow the authors' code: the source is skipped rather than the target, and the shortest range wins.
     Time O(n²m) for n target and m source layers; for networks of a few hundred layers, milliseconds.
     """
-    phase_one = _PhaseOne(source, target)
-    dp = ordered_scores(phase_one.block_scores)
+    by, into = source.compact, target.compact
+    scores = _Scores(by, into, score_matrix(into, by))
+    layer_pairs = cache(lambda i, j: scores.layer_pairs(i, j))
     blocks, layers = [], []
-    for i, j in trace(dp, phase_one.block_scores):
-        blocks.append(BlockPair(source.blocks[j], target.blocks[i]))
-        layers += phase_one.layer_pairs(i, j)
-    return Matching(float(dp[-1, -1]), tuple(blocks), tuple(layers))
+    for i, j in scores.block_pairs():
+        blocks.append(BlockPair(by.blocks[j], into.blocks[i]))
+        pairs = layer_pairs(into.index[i], by.index[j])
+        layers += [LayerPair(by.weighted[j][b], into.weighted[i][a]) for a, b in pairs]
+    return Matching(scores.total, tuple(blocks), tuple(layers))
 
 
 def match_score(source: Architecture, target: Architecture) -> float:
     """The score of `match(source, target)`, without its pairs."""
-    return float(ordered_scores(_PhaseOne(source, target).block_scores)[-1, -1])
+    return _Scores(source.compact, target.compact, score_matrix(target.compact, source.compact)).total
 
 
-def ordered_scores(scores: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
-    """The recurrence above for a batch of score matrices: (n, m, ...) -> dp, (n + 1, m + 1, ...).
+def match_scores(source: Architecture, target: Architecture) -> tuple[float, float]:
+    """The scores of `match(source, target)` and of `match(target, source)`."""
+    by, into = source.compact, target.compact
+    layers = score_matrix(into, by)
+    return _Scores(by, into, layers).total, _Scores(into, by, layers.T).total
 
-    `positions` (n, ...) are the places of the target elements in their sequence, 0..n-1 if None: elements that score 0
-    against everything can be left out of `scores` while a range keeps its true length. The sums run from target i down
-    to k, in the order of the authors' loop, so that scores are equal to the last bit.
+
+def ordered_scores(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The recurrence above for many score matrices at once: (n, m, T, S) -> dp, (n + 1, m + 1, T, S).
+
+    `positions` (n, T) are the places of the target elements in their sequence: elements that score 0 against everything
+    can be left out of `scores` while a range keeps its true length. The sums run from target i down to k, in the order
+    of the authors' loop, so that scores are equal to the last bit.
     """
-    n, m, *batch = scores.shape
-    if positions is None:
-        positions = np.arange(n).reshape(n, *(1 for _ in batch))
-    roots = np.sqrt(np.maximum(positions[:, None] - positions + 1, 1))[:, :, None] if n <= SHORT else None
-    highest = scores.max(axis=0, initial=0.0)  # (m, ...)
-    dp = np.zeros((n + 1, m + 1, *batch))
+    n, m, t, s = scores.shape
+    if not scores.size:
+        return np.zeros((n + 1, m + 1, t, s))
+    method = _promising_ranges if n * n * m > LARGE else _all_ranges
+    step = max(1, LARGE // (n * n * m * t))
+    parts = [method(scores[..., start : start + step], positions) for start in range(0, s, step)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=3)
+
+
+LARGE = 2**18  # so many numbers at once stay in the cache
+
+
+def _all_ranges(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """dp, target by target, after the values of all ranges."""
+    n, m, t, s = scores.shape
+    scores = scores.reshape(n, m, t * s)
+    d, i = np.ogrid[:n, :n]
+    lengths = positions - positions[np.maximum(i - d, 0)] + 1  # of the ranges of d + 1 targets that end at target i
+    roots = np.repeat(np.sqrt(lengths), s, axis=2)  # (d, i, pair)
+    values = np.empty((n, *scores.shape))  # (d, i, source, pair)
+    sums = scores
+    for d in range(n):
+        np.divide(sums, roots[d, d:, None], out=values[d, d:])
+        sums = sums[1:] + scores[: n - d - 1]
+    dp = np.zeros((n + 1, m + 1, t * s))
     for i in range(n):
-        if roots is not None:
-            ranges = np.cumsum(scores[i::-1], axis=0)  # (i + 1, m, ...): of targets i; i-1, i; i-2, i-1, i; ...
-            ranges /= roots[i, i::-1]
-            ranges += dp[i::-1, :-1]
-            best = ranges.max(axis=0)
-        else:
-            best = _best_ranges(scores[: i + 1], highest, positions[: i + 1], dp[: i + 1, :-1])
-        np.maximum.accumulate(np.maximum(best, dp[i, 1:]), axis=0, out=dp[i + 1, 1:])
-    return dp
+        ranges = values[: i + 1, i]
+        ranges += dp[i::-1, :-1]
+        best = np.maximum.reduce(ranges, axis=0)
+        np.maximum(best, dp[i, 1:], out=best)
+        np.maximum.accumulate(best, axis=0, out=dp[i + 1, 1:])
+    return dp.reshape(n + 1, m + 1, t, s)
 
 
-SHORT = 64  # up to so many targets it is fastest to sum up all ranges
+def _promising_ranges(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """dp, source by source: ever longer ranges, for those targets that can still gain from them."""
+    n, m, t, s = scores.shape
+    scores = np.ascontiguousarray(scores.swapaxes(0, 1)).reshape(m, n, t * s)
+    without_gaps = np.all(np.diff(positions, axis=0) == 1)
+    positions = np.repeat(positions, s, axis=1)
+    dp = np.zeros((m + 1, n + 1, t * s))
+    for j in range(m):
+        best, sums, highest = dp[j, 1:].copy(), np.zeros((n, t * s)), scores[j].max(axis=0)
+        first, stop = _extent(scores[j] > 0)
+        next_check = 1  # 3, 7, 15, ...
+        for d in range(n):  # ranges of d + 1 targets, which end at targets first..stop-1
+            if first >= stop:
+                break
+            ends, starts = slice(first, stop), slice(first - d, stop - d)
+            sums[ends] += scores[j, starts]
+            ranges = sums[ends] / (sqrt(d + 1) if without_gaps else np.sqrt(positions[ends] - positions[starts] + 1))
+            ranges += dp[j, starts]
+            np.maximum(best[ends], ranges, out=best[ends])
+            first = max(first, d + 1)
+            if d == next_check and first < stop:
+                next_check += d + 1
+                reachable = _reachable(dp[j], highest, d + 1, first, stop)
+                wanted = _extent(reachable > best[first:stop])
+                first, stop = first + wanted[0], first + wanted[1]
+        np.maximum.accumulate(best, axis=0, out=dp[j + 1, 1:])
+    return dp.reshape(m + 1, n + 1, t, s).swapaxes(0, 1)
 
 
-def _best_ranges(scores: np.ndarray, highest: np.ndarray, positions: np.ndarray, dp: np.ndarray) -> np.ndarray:
-    """What the best range that ends at the last target gives for each source, (i, m, ...) of scores and dp -> (m, ...).
+def _reachable(reached: np.ndarray, highest: np.ndarray, length: int, first: int, stop: int) -> np.ndarray:
+    """An upper bound for ranges of more than `length` targets that end at target `first`, ..., `stop` - 1.
 
-    Sums up the shorter ranges first, and longer ones only for the first sources, as far as one can gain from them.
+    Such a range of d targets adds at most highest · sqrt(d) to what the targets before it have reached. The root lies
+    below its tangent at `length`, (d + length) / (2 · sqrt(length)), which is linear in the first and in the last
+    target, so that one running maximum over the first gives the bounds for all of the last.
     """
-    i, width = scores.shape[:2]
-    best, sums = dp[-1].copy(), np.zeros_like(dp[-1])
-    start, stop = 0, 8
-    while start < i and width:  # ranges of start + 1 to stop targets
-        k = slice(-1 - start, -1 - min(stop, i), -1)
-        terms = scores[k, :width].copy()  # (stop - start, width, ...)
-        terms[0] += sums[:width]
-        ranges = np.cumsum(terms, axis=0)
-        sums = ranges[-1].copy()
-        ranges /= np.sqrt(positions[-1] - positions[k] + 1)[:, None]
-        ranges += dp[k, :width]
-        np.maximum(best[:width], ranges.max(axis=0), out=best[:width])
-        width = _still_open(dp[:, :width], highest[:width], best[:width], stop)
-        start, stop = stop, 2 * stop
-    return best
+    slope = highest / (2 * sqrt(length))
+    places = slope * np.arange(stop - length)[:, None]
+    bound = reached[: stop - length] - places
+    start = first - length
+    bound[start] = bound[: start + 1].max(axis=0)
+    bound = np.maximum.accumulate(bound[start:], axis=0)
+    bound += places[start:]
+    bound += slope * (2 * length + 1) + 1e-9  # more than it is rounded off
+    return bound
 
 
-def _still_open(dp: np.ndarray, highest: np.ndarray, best: np.ndarray, length: int) -> int:
-    """How many of the first sources there are up to the last that can gain from a range of more than `length` targets.
-
-    A range of d targets, length < d <= 2 · length, adds at most sqrt(2 · length) · highest to what the targets before
-    it have reached, which is at most dp[-1 - length]; likewise for twice the length, and so on.
-    """
-    wins = np.zeros(best.shape, dtype=bool)
-    while length < len(dp):
-        wins |= dp[-1 - length] + sqrt(2 * length) * highest * (1 + 1e-12) > best
-        length *= 2
-    places = np.flatnonzero(wins.reshape(len(wins), -1).any(axis=1))
-    return int(places[-1]) + 1 if len(places) else 0
+def _extent(wanted: np.ndarray) -> tuple[int, int]:
+    """The first row that is wanted for any of the batch and the one after the last."""
+    rows = np.flatnonzero(wanted.any(axis=1))
+    return (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
 
 
-def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray | None = None) -> list[tuple[int, int]]:
+def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> list[tuple[int, int]]:
     """The pairs (target, source) behind dp[n, m], 0-based, in the target's order; pairs that score 0 are left out."""
     i, j = scores.shape
-    places = range(i) if positions is None else positions.tolist()
+    places = positions.tolist()
     pairs = []
     while i > 0 and j > 0:
         if dp[i, j] == dp[i, j - 1]:
@@ -157,35 +195,32 @@ def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray | None = Non
     return pairs[::-1]
 
 
-class _PhaseOne:
-    """The scores of all pairs of blocks; equal blocks are computed once."""
+class _Scores:
+    """The score of a matching, and both phases as they are needed to trace it; equal blocks are computed once.
 
-    def __init__(self, source: Architecture, target: Architecture):
-        self.source, self.target = source.compact, target.compact
-        layers = np.pad(score_matrix(self.target, self.source), ((0, 1), (0, 1)))  # numbers of -1 find a zero there
-        self.groups = {}  # (target group, source group) -> scores (n, m, T, S) and dp (n + 1, m + 1, T, S)
-        for t, s in product(range(len(self.target.groups)), range(len(self.source.groups))):
-            into, by = self.target.groups[t], self.source.groups[s]
-            scores = layers[into.numbers[:, None, :, None], by.numbers[None, :, None, :]]
-            self.groups[t, s] = scores, ordered_scores(scores, into.positions[:, :, None])
-        self.block_scores = np.zeros((len(target.blocks), len(source.blocks)))
-        for (t, s), (_, dp) in self.groups.items():
-            into, rows = _columns(self.target.place, t)
-            by, columns = _columns(self.source.place, s)
-            self.block_scores[np.ix_(into, by)] = dp[-1, -1][np.ix_(rows, columns)]
-        self.pairs: dict[tuple, list[tuple[int, int]]] = {}
+    `layers` are the scores of the layers (`score_matrix`), (target, source).
+    """
 
-    def layer_pairs(self, i: int, j: int) -> Iterable[LayerPair]:
-        """The matched layers of target block i and source block j."""
-        key = (t, row), (s, column) = self.target.place[i], self.source.place[j]
-        if key not in self.pairs:
-            scores, dp = (array[..., row, column] for array in self.groups[t, s])
-            self.pairs[key] = trace(dp, scores, self.target.groups[t].positions[:, row])
-        for a, b in self.pairs[key]:
-            yield LayerPair(self.source.weighted[j][b], self.target.weighted[i][a])
+    def __init__(self, source: Compact, target: Compact, layers: np.ndarray):
+        self.source, self.target = source, target
+        self.phase_one = {}  # (target group, source group) -> scores (n, m, T, S) and dp (n + 1, m + 1, T, S)
+        different = np.empty((target.n_blocks, source.n_blocks))
+        for t, into in enumerate(target.groups):
+            for s, by in enumerate(source.groups):
+                index = into.numbers[:, None, :, None] * layers.shape[1] + by.numbers[:, None]
+                scores = np.take(layers, index)
+                dp = ordered_scores(scores, into.positions)
+                self.phase_one[t, s] = scores, dp
+                different[into.columns, by.columns] = dp[-1, -1]
+        self.blocks = different[target.index[:, None], source.index]  # of those with weights
+        self.phase_two = ordered_scores(self.blocks[:, :, None, None], target.positions[:, None])[:, :, 0, 0]
+        self.total = float(self.phase_two[-1, -1])
 
+    def block_pairs(self) -> list[tuple[int, int]]:
+        return trace(self.phase_two, self.blocks, self.target.positions)
 
-def _columns(places: Sequence[tuple[int, int] | None], group: int) -> tuple[list[int], list[int]]:
-    """The blocks of a group: their indices in the architecture, and their columns in the group."""
-    found = [(block, place[1]) for block, place in enumerate(places) if place and place[0] == group]
-    return [block for block, _ in found], [column for _, column in found]
+    def layer_pairs(self, i: int, j: int) -> list[tuple[int, int]]:
+        """The pairs of layers with weights of target block i and source block j."""
+        (t, row), (s, column) = self.target.place(i), self.source.place(j)
+        scores, dp = (array[..., row, column] for array in self.phase_one[t, s])
+        return trace(dp, scores, self.target.groups[t].positions[:, row])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
-
 import numpy as np
 
 from dpiat.architecture import Compact, Layer
@@ -27,13 +25,16 @@ def score(target: Layer, source: Layer) -> float:
 
 
 def score_matrix(target: Compact, source: Compact) -> np.ndarray:
-    """Eq. 1 for all pairs of different layers of two architectures: (target layers, source layers)."""
-    product = np.ones((len(target.families), len(source.families)))
-    for t_i, s_i in zip_longest(target.sizes, source.sizes, fillvalue=np.ones(1)):
-        product *= np.minimum(t_i[:, None], s_i) / np.maximum(t_i[:, None], s_i)
-    numbers: dict[tuple[str, int], int] = {}
-    t, s = (
-        np.array([numbers.setdefault(family, len(numbers)) for family in families], dtype=int)
-        for families in (target.families, source.families)
-    )
-    return np.where(t[:, None] == s, product, 0.0)
+    """Eq. 1 for all pairs of different layers of two architectures: (target layers + 1, source layers + 1).
+
+    The last row and the last column are 0.
+    """
+    scores = np.zeros((target.n_layers + 1, source.n_layers + 1))
+    for family in target.families.keys() & source.families.keys():
+        (i, t), (j, s) = target.families[family], source.families[family]
+        t, s = t[:, :, None], s[:, None]  # (dimensions, target layers, 1), (dimensions, 1, source layers)
+        ratios = np.minimum(t, s) / np.maximum(t, s)
+        scores[i : i + t.shape[1], j : j + s.shape[2]] = np.multiply.reduce(
+            ratios, axis=0
+        )  # from the first dimension on
+    return scores

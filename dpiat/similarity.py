@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from dpiat.architecture import Architecture
-from dpiat.matching import match, match_score
+from dpiat.matching import match, match_score, match_scores
 from dpiat.standardization import standardize
 
 
@@ -24,7 +24,8 @@ def similarity(source: nn.Module | Architecture, target: nn.Module | Architectur
     Raises TypeError if an argument is neither an nn.Module nor an Architecture.
     """
     source, target = as_architecture(source, "source", mode), as_architecture(target, "target", mode)
-    return sqrt(coverage(source, target) * coverage(target, source))
+    there, back = match_scores(source, target)
+    return sqrt(_part(there, target) * _part(back, source))
 
 
 def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture, mode: str = "default") -> float:
@@ -33,7 +34,7 @@ def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture,
     0 for a target without any layer that has weights.
     """
     source, target = as_architecture(source, "source", mode), as_architecture(target, "target", mode)
-    return match_score(source, target) / target.max_score if target.max_score else 0.0
+    return _part(match_score(source, target), target)
 
 
 class Candidate(NamedTuple):
@@ -66,6 +67,10 @@ def rank(target: nn.Module | Architecture, sources: Mapping[str, nn.Module | Arc
         values = sqrt(to_target * to_source), to_target, to_source, filled / elements if elements else 0.0
         candidates.append(Candidate(name, *values))
     return sorted(candidates, key=lambda candidate: -candidate.similarity)
+
+
+def _part(score: float, target: Architecture) -> float:
+    return score / target.max_score if target.max_score else 0.0
 
 
 def as_architecture(network: nn.Module | Architecture, role: str, mode: str = "default") -> Architecture:
