@@ -68,6 +68,11 @@ class Architecture:
         return tuple(layer for block in self.blocks for layer in block.layers)
 
     @cached_property
+    def signature(self) -> tuple:
+        """Architectures of equal signature are interchangeable for matching."""
+        return tuple(block.signature for block in self.blocks)
+
+    @cached_property
     def max_score(self) -> int:
         """The score of this architecture matched with itself: one for every layer with weights (section 3.5)."""
         return sum(1 for layer in self.layers if layer.shape)

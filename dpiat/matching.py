@@ -57,15 +57,14 @@ def match(source: Architecture, target: Architecture) -> Matching:
     Ties follow the authors' code: the source is skipped rather than the target, and the shortest range wins.
     Time O(n²m) for n target and m source layers; for networks of a few hundred layers, milliseconds.
     """
+    return _Scores(source.compact, target.compact, score_matrix(target.compact, source.compact)).matching()
+
+
+def match_both(source: Architecture, target: Architecture) -> tuple[Matching, float]:
+    """`match(source, target)` and the score of `match(target, source)`."""
     by, into = source.compact, target.compact
-    scores = _Scores(by, into, score_matrix(into, by))
-    layer_pairs = cache(lambda i, j: scores.layer_pairs(i, j))
-    blocks, layers = [], []
-    for i, j in scores.block_pairs():
-        blocks.append(BlockPair(by.blocks[j], into.blocks[i]))
-        pairs = layer_pairs(into.index[i], by.index[j])
-        layers += [LayerPair(by.weighted[j][b], into.weighted[i][a]) for a, b in pairs]
-    return Matching(scores.total, tuple(blocks), tuple(layers))
+    layers = score_matrix(into, by)
+    return _Scores(by, into, layers).matching(), _Scores(into, by, layers.T).total
 
 
 def match_score(source: Architecture, target: Architecture) -> float:
@@ -216,11 +215,18 @@ class _Scores:
         self.phase_two = ordered_scores(self.blocks[:, :, None, None], target.positions[:, None])[:, :, 0, 0]
         self.total = float(self.phase_two[-1, -1])
 
-    def block_pairs(self) -> list[tuple[int, int]]:
-        return trace(self.phase_two, self.blocks, self.target.positions)
+    def matching(self) -> Matching:
+        source, target = self.source, self.target
+        layer_pairs = cache(self._layer_pairs)
+        blocks, layers = [], []
+        for i, j in trace(self.phase_two, self.blocks, target.positions):
+            blocks.append(BlockPair(source.blocks[j], target.blocks[i]))
+            for a, b in layer_pairs(target.index[i], source.index[j]):
+                layers.append(LayerPair(source.weighted[j][b], target.weighted[i][a]))
+        return Matching(self.total, tuple(blocks), tuple(layers))
 
-    def layer_pairs(self, i: int, j: int) -> list[tuple[int, int]]:
-        """The pairs of layers with weights of target block i and source block j."""
+    def _layer_pairs(self, i: int, j: int) -> list[tuple[int, int]]:
+        """The pairs of layers with weights of the different blocks i of the target and j of the source."""
         (t, row), (s, column) = self.target.place(i), self.source.place(j)
         scores, dp = (array[..., row, column] for array in self.phase_one[t, s])
         return trace(dp, scores, self.target.groups[t].positions[:, row])

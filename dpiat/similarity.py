@@ -9,7 +9,8 @@ from typing import NamedTuple
 from torch import nn
 
 from dpiat.architecture import Architecture
-from dpiat.matching import match, match_score, match_scores
+from dpiat.index import pretrained, timm_architectures
+from dpiat.matching import match_both, match_score, match_scores
 from dpiat.standardization import standardize
 
 
@@ -38,35 +39,55 @@ def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture,
 
 
 class Candidate(NamedTuple):
-    """What a source has to offer to a target; every number is in [0, 1]."""
+    """What a source has to offer to a target; the numbers are in [0, 1]."""
 
     source: str
     similarity: float  # Eq. 5
     to_target: float  # Eq. 4 of the transfer
     to_source: float  # Eq. 4 of the transfer back
     filled: float  # part of the elements of the target's weight tensors that the source fills
+    pretrained: bool | None = None  # whether timm has trained weights of this name; None where nobody has asked it
 
 
-def rank(target: nn.Module | Architecture, sources: Mapping[str, nn.Module | Architecture]) -> list[Candidate]:
+def rank(
+    target: nn.Module | Architecture, sources: Mapping[str, nn.Module | Architecture] | str | None = None
+) -> list[Candidate]:
     """The sources, by name, in the order of their similarity to the target: the best first. Changes no network.
 
+    `sources` None or "timm" are all architectures of timm, from an index in the user's cache folder, which is built at
+    the first call, in minutes (`dpiat.index`).
+
     The paper's advice for a choice among trained networks (section 1.2): similarity predicts how much the target gains
-    (appendix B.7). Raises TypeError if one is neither an nn.Module nor an Architecture.
+    (appendix B.7). Raises TypeError if one is neither an nn.Module nor an Architecture, ModuleNotFoundError if timm is
+    needed and missing.
 
         >>> rank(new_network, {"resnet18": resnet18, "efficientnet_b0": efficientnet_b0})[0].source
+        >>> rank(new_network)[:10]
     """
     target = as_architecture(target, "target")
-    elements = sum(prod(layer.shape) for layer in target.layers if layer.shape)
+    trained = None
+    if sources is None or sources == "timm":
+        sources, trained = timm_architectures(), pretrained()
+    if not isinstance(sources, Mapping):
+        raise TypeError(f'sources must be a mapping from names to networks, "timm" or None, got {sources!r}')
+    values: dict[tuple, tuple[float, ...]] = {}
     candidates = []
     for name, network in sources.items():
         source = as_architecture(network, name)
-        found = match(source, target)
-        to_target = found.score / target.max_score if target.max_score else 0.0
-        to_source = coverage(target, source)
-        filled = sum(prod(map(min, pair.source.shape, pair.target.shape)) for pair in found.layers)
-        values = sqrt(to_target * to_source), to_target, to_source, filled / elements if elements else 0.0
-        candidates.append(Candidate(name, *values))
+        if source.signature not in values:
+            values[source.signature] = _values(source, target)
+        known = None if trained is None else name in trained
+        candidates.append(Candidate(name, *values[source.signature], known))
     return sorted(candidates, key=lambda candidate: -candidate.similarity)
+
+
+def _values(source: Architecture, target: Architecture) -> tuple[float, float, float, float]:
+    """The similarity, both coverages and the part of the target that is filled."""
+    found, back = match_both(source, target)
+    there, back = _part(found.score, target), _part(back, source)
+    elements = sum(prod(layer.shape) for layer in target.layers if layer.shape)
+    filled = sum(prod(map(min, pair.source.shape, pair.target.shape)) for pair in found.layers)
+    return sqrt(there * back), there, back, filled / elements if elements else 0.0
 
 
 def _part(score: float, target: Architecture) -> float:
