@@ -1,32 +1,30 @@
-"""Data sets as uint8 tensors, decoded once and cached, and the augmentation that runs on them in batches."""
+"""Data sets, in memory as uint8 tensors or streamed from image files, and the augmented batches of both."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import io
-import math
 import os
 import pickle
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from experiments import layouts
+from experiments.augmentation import crop_area, random_boxes, resized_crops
+from experiments.layouts import Files, Listing
 from experiments.records import atomic_write
 from experiments.settings import DatasetSettings, UserError, first_line
+from experiments.streaming import StreamedSplit
 
-# The normalisation that the ImageNet weights of timm expect; the paper uses it for every data set.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"}
+NAMES = ("digits", *layouts.LAYOUTS)
+STREAMED = ("food101", "imagenet", "folder")  # unless they are stored at one size
 
 
 @dataclass
@@ -34,39 +32,73 @@ class Split:
     images: Tensor  # (n, 3, h, w) uint8
     labels: Tensor  # (n,) int64
 
+    def to(self, device: torch.device) -> Split:
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def subset(self, keep: Tensor) -> Split:
+        return Split(self.images[keep], self.labels[keep])
+
+
+AnySplit = Split | StreamedSplit
+Batches = Iterator[tuple[Tensor, Tensor]]
+
 
 @dataclass
 class Data:
-    train: Split
-    test: Split
+    train: AnySplit
+    test: AnySplit
     classes: list[str]
 
     def to(self, device: torch.device) -> Data:
-        train, test = (Split(s.images.to(device), s.labels.to(device)) for s in (self.train, self.test))
-        return Data(train, test, self.classes)
+        return Data(self.train.to(device), self.test.to(device), self.classes)
 
 
 def load(settings: DatasetSettings, cache_dir: str) -> Data:
-    """The data set of `settings`, from the cache if its files have not changed since.
+    """The data set of `settings`; in memory, it comes from the cache if its files have not changed since.
 
-    Raises UserError if the name is unknown or the data cannot be had.
+    Raises UserError if the settings make no sense or the data cannot be had.
     """
-    check(settings.name)
-    data = READERS[settings.name](settings, Path(cache_dir).expanduser())
+    check(settings)
+    cache, root = Path(cache_dir).expanduser(), Path(settings.root).expanduser()
+    if settings.name == "digits":
+        data = _digits()
+    elif settings.name in ("cifar10", "cifar100") and not layouts.splits(root):
+        data = _cifar(settings, root)
+    else:
+        listing = layouts.find(settings, cache)
+        data = _streamed(listing, settings) if settings.stream else _in_memory(listing, settings, cache)
     if settings.train_subset is not None:
         data.train = stratified(data.train, settings.train_subset)
     return data
 
 
-def check(name: str) -> None:
-    """Raise UserError if there is no data set of this name."""
-    if name not in READERS:
-        near = difflib.get_close_matches(name, READERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(READERS)}"
-        raise UserError(f"unknown data set {name!r}: {hint}")
+def check(settings: DatasetSettings) -> None:
+    """Raise UserError for settings that no data set can have."""
+    if settings.name not in NAMES:
+        near = difflib.get_close_matches(settings.name, NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(NAMES)}"
+        raise UserError(f"unknown data set {settings.name!r}: {hint}")
+    if settings.workers is not None and settings.workers < 0:
+        raise UserError(f"dataset.workers must be 0 or more, got {settings.workers}")
+    if settings.stream and settings.name in ("digits", "cifar10", "cifar100"):
+        raise UserError(f"{settings.name} is small and kept in memory: set dataset.stream=false")
+    if settings.stream and settings.stored_size is not None:
+        raise UserError("streamed images are not stored: set dataset.stored_size=null, or dataset.stream=false")
+    if not settings.stream and settings.stored_size is None and settings.name in STREAMED:
+        raise UserError(f"to keep {settings.name} in memory, set dataset.stored_size, for example to 128")
 
 
-def stratified(split: Split, count: int, seed: int = 0) -> Split:
+def identity(settings: DatasetSettings) -> str:
+    """What a trial calls its data set: its name; of a folder also what is in it, wherever it lies."""
+    if settings.name == "folder":
+        root = Path(settings.root).expanduser().absolute()
+        listing = layouts.find(settings, root)
+        files = [(str(file.relative_to(root)), file.stat().st_size) for file in listing.sources()]
+        return f"folder-{root.name}-{hashlib.sha256(repr(files).encode()).hexdigest()[:8]}"
+    return f"{settings.name}-streamed" if settings.stream and settings.name not in STREAMED else settings.name
+
+
+def stratified(split: AnySplit, count: int, seed: int = 0) -> AnySplit:
     """`count` images of a split, drawn by `seed`, with the classes in the split's own proportions."""
     if not 0 < count <= len(split.labels):
         raise UserError(f"dataset.train_subset must be from 1 to {len(split.labels)} images, got {count}")
@@ -79,13 +111,13 @@ def stratified(split: Split, count: int, seed: int = 0) -> Split:
         members = (labels == label).nonzero().squeeze(1)
         place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     keep = order[place.argsort(stable=True)[:count]].sort().values
-    return Split(split.images[keep], split.labels[keep])
+    return split.subset(keep)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def _digits(settings: DatasetSettings, cache: Path) -> Data:
+def _digits() -> Data:
     """scikit-learn's handwritten digits, 8 × 8 grey, enlarged to 32 × 32; every fifth of a class is for testing."""
     from sklearn.datasets import load_digits
 
@@ -101,11 +133,8 @@ def _digits(settings: DatasetSettings, cache: Path) -> Data:
     return Data(Split(images[~test], labels[~test]), Split(images[test], labels[test]), classes)
 
 
-def _cifar(settings: DatasetSettings, cache: Path) -> Data:
-    """CIFAR-10 or CIFAR-100: torchvision's layout, an ImageFolder tree or zips of one, or a download by torchvision."""
-    root = Path(settings.root).expanduser()
-    if _splits(root):
-        return _folder(settings, cache)
+def _cifar(settings: DatasetSettings, root: Path) -> Data:
+    """CIFAR-10 or CIFAR-100 in torchvision's layout, or downloaded by torchvision."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset = CIFAR10 if settings.name == "cifar10" else CIFAR100
@@ -119,87 +148,39 @@ def _cifar(settings: DatasetSettings, cache: Path) -> Data:
     return Data(*(_from_arrays(split.data, split.targets) for split in (train, test)), train.classes)
 
 
-def _folder(settings: DatasetSettings, cache: Path) -> Data:
-    """An ImageFolder tree, `<split>/<class>/<file>`, unpacked or in zips named after their split."""
-    root = Path(settings.root).expanduser()
-    parts = _splits(root)
-    if not parts:
-        raise UserError(
-            f"no {settings.name} under {root.absolute()}: set dataset.root to a folder with train/ and test/ (or "
-            "val/), or with train*.zip and test.zip (or val.zip)"
-        )
-    files = sorted(f for part in parts for f in (part.rglob("*") if part.is_dir() else [part]) if f.is_file())
-    key = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+def _streamed(listing: Listing, settings: DatasetSettings) -> Data:
+    trials = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that torchrun started on this machine
+    workers = max(1, len(os.sched_getaffinity(0)) // trials) if settings.workers is None else settings.workers
+    train = StreamedSplit(listing.train, torch.from_numpy(listing.train_labels), workers)
+    test = StreamedSplit(listing.test, torch.from_numpy(listing.test_labels), workers)
+    return Data(train, test, listing.classes)
+
+
+def _in_memory(listing: Listing, settings: DatasetSettings, cache: Path) -> Data:
+    key = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in listing.sources()]
     digest = hashlib.sha256(repr((key, settings.stored_size)).encode()).hexdigest()[:16]
-    return _cached(cache / f"{settings.name}-{digest}.pt", lambda: _decode(parts, settings))
+    return _cached(cache / f"{settings.name}-{digest}.pt", lambda: _decode(listing, settings))
 
 
-READERS: dict[str, Callable[[DatasetSettings, Path], Data]] = {
-    "digits": _digits,
-    "cifar10": _cifar,
-    "cifar100": _cifar,
-    "imagenette": _folder,
-}
+def _decode(listing: Listing, settings: DatasetSettings) -> Data:
+    train = _decode_split(listing.train, listing.train_labels, settings)
+    return Data(train, _decode_split(listing.test, listing.test_labels, settings), listing.classes)
 
 
-def _splits(root: Path) -> list[Path]:
-    """The folders or zips that hold a training and a test split under root; [] unless there are both."""
-    for test in ("test", "val"):
-        if (root / "train").is_dir() and (root / test).is_dir():
-            return [root / "train", root / test]
-        zips = sorted(root.glob("train*.zip"))
-        if zips and (root / f"{test}.zip").is_file():
-            return [*zips, root / f"{test}.zip"]
-    return []
+def _decode_split(files: Files, labels: np.ndarray, settings: DatasetSettings) -> Split:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = list(pool.map(lambda i: _pixels(files.image(i), settings.stored_size), range(len(files))))
+    sizes = len({image.shape for image in images})
+    if sizes != 1:
+        raise UserError(
+            f"{settings.name} under {settings.root} has images of {sizes} sizes: set dataset.stored_size to crop "
+            "and resize them to one side, for example dataset.stored_size=128, or dataset.stream=true"
+        )
+    return _from_arrays(np.stack(images), labels)
 
 
-class _ImageFile(NamedTuple):
-    label: str
-    name: str
-    read: Callable[[], bytes]
-
-
-def _decode(parts: list[Path], settings: DatasetSettings) -> Data:
-    files: dict[str, list[_ImageFile]] = {"train": [], "test": []}
-    for part in parts:
-        files["train" if part.name.startswith("train") else "test"] += _image_files(part)
-    classes = sorted({file.label for split in files.values() for file in split})
-    splits = []
-    for split in files.values():
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = list(pool.map(lambda file: _pixels(file, settings.stored_size), split))
-        sizes = len({image.shape for image in images})
-        if sizes != 1:
-            raise UserError(
-                f"{settings.name} under {settings.root} has images of {sizes} sizes: set dataset.stored_size to crop "
-                "and resize them to one side, for example dataset.stored_size=128"
-            )
-        splits.append(_from_arrays(np.stack(images), [classes.index(file.label) for file in split]))
-    return Data(*splits, classes)
-
-
-def _image_files(part: Path) -> Iterator[_ImageFile]:
-    """The images in a split's folder or zip, in the order of their names; the class is the folder they are in."""
-    if part.is_dir():
-        for file in sorted(part.glob("*/*")):
-            if file.suffix.lower() in IMAGE_SUFFIXES:
-                yield _ImageFile(file.parent.name, str(file), file.read_bytes)
-        return
-    try:
-        archive = zipfile.ZipFile(part)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{part} is not a complete zip file: get it again") from error
-    for name in sorted(archive.namelist()):
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-            yield _ImageFile(Path(name).parent.name, f"{part}/{name}", partial(archive.read, name))
-
-
-def _pixels(file: _ImageFile, side: int | None) -> np.ndarray:
+def _pixels(image: Image.Image, side: int | None) -> np.ndarray:
     """The pixels of an image, (h, w, 3); cropped at the centre to a square and resized if a side is given."""
-    try:
-        image = Image.open(io.BytesIO(file.read())).convert("RGB")
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file.name} is not an image that can be read: get it again or remove it") from error
     if side is not None and image.size != (side, side):
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
@@ -230,74 +211,31 @@ def _cached(file: Path, make: Callable[[], Data]) -> Data:
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
-def train_batches(split: Split, batch: int, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def train_batches(split: AnySplit, batch: int, size: int, generator: torch.Generator) -> Batches:
     """One epoch in random order, augmented: (batch, 3, size, size) float32, normalized, and (batch,) labels.
 
     RandomResizedCrop and a horizontal flip, drawn anew for every image; an incomplete last batch is dropped.
     `generator` is on the CPU, so that every device sees the same crops.
     """
+    if isinstance(split, StreamedSplit):
+        yield from split.train_batches(batch, size, generator)
+        return
     n, device = len(split.labels), split.labels.device
     order = torch.randperm(n, generator=generator)
-    low = 0.5 if size < 100 else 0.1  # the smallest part of the area that a crop may have (recipe)
     for start in range(0, n - batch + 1, batch):
         index = order[start : start + batch].to(device)
-        boxes = random_boxes(batch, *split.images.shape[-2:], (low, 1.0), generator).to(device)
+        boxes = random_boxes(batch, *split.images.shape[-2:], crop_area(size), generator).to(device)
         flip = (torch.rand(batch, generator=generator) < 0.5).to(device)
         yield resized_crops(split.images[index], boxes, size, flip), split.labels[index]
 
 
-def test_batches(split: Split, batch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def test_batches(split: AnySplit, batch: int, size: int) -> Batches:
     """All images in order: the square at the centre, resized to `size`, normalized."""
+    if isinstance(split, StreamedSplit):
+        yield from split.test_batches(batch, size)
+        return
     height, width = split.images.shape[-2:]
     short = min(height, width)
     box = torch.tensor([[(height - short) // 2, (width - short) // 2, short, short]], device=split.labels.device)
     for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
         yield resized_crops(images, box.expand(len(labels), 4), size), labels
-
-
-def random_boxes(count: int, height: int, width: int, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Boxes (count, 4) of top, left, height, width, distributed as in torchvision's RandomResizedCrop.
-
-    A box has a part of the area in `scale` and an aspect ratio between 3/4 and 4/3; the first of ten tries that fits
-    counts, else the largest centred box of an allowed ratio.
-    """
-    low, high = scale
-    area = height * width * (low + (high - low) * torch.rand(count, 10, generator=generator))
-    ratio = torch.exp(math.log(3 / 4) + 2 * math.log(4 / 3) * torch.rand(count, 10, generator=generator))
-    w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    w, h = w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
-    none = ~fits.any(dim=1)
-    w[none] = min(width, round(height * 4 / 3))
-    h[none] = min(height, round(width * 4 / 3))
-    top = (torch.rand(count, generator=generator) * (height - h + 1)).long()
-    left = (torch.rand(count, generator=generator) * (width - w + 1)).long()
-    top[none], left[none] = (height - h[none]) // 2, (width - w[none]) // 2
-    return torch.stack([top, left, h, w], dim=1)
-
-
-def resized_crops(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
-    """Each image cropped to its box, resized to size × size with antialiasing, flipped where asked, normalized.
-
-    Takes (b, 3, h, w) uint8 and returns (b, 3, size, size) float32 in channels_last. The resize is two matrix products
-    with the triangle filters of PIL and torchvision.
-    """
-    height, width = images.shape[-2:]
-    rows = _triangle_filters(boxes[:, 0], boxes[:, 2], height, size)  # (b, size, h)
-    columns = _triangle_filters(boxes[:, 1], boxes[:, 3], width, size)  # (b, size, w)
-    if flip is not None:
-        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
-    out = rows[:, None] @ (images.float() @ columns[:, None].transpose(2, 3))  # (b, 3, size, size)
-    return ((out / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def _triangle_filters(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
-    """The weights (b, size, pixels) that resize `length` pixels from `start` on to `size` of them."""
-    scale = (length / size)[:, None, None]  # input pixels per output pixel
-    centre = (torch.arange(size, device=start.device) + 0.5)[:, None] * scale  # (b, size, 1)
-    place = torch.arange(pixels, device=start.device) - start[:, None, None]  # (b, 1, pixels), from the box's edge
-    weight = (1 - (place + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
-    weight = weight * ((place >= 0) & (place < length[:, None, None]))
-    return weight / weight.sum(dim=2, keepdim=True)

@@ -24,9 +24,11 @@ def _doc(text: str, default: Any) -> Any:
 
 @dataclass
 class DatasetSettings:
-    name: str = _doc("digits, cifar10, cifar100 or imagenette", MISSING)
-    root: str = _doc("folder of the data: torchvision's own layout, an ImageFolder tree, or zips of one", "data")
-    download: bool = _doc("let torchvision fetch what is not under root (cifar10, cifar100)", True)
+    name: str = _doc("digits, cifar10, cifar100, food101, imagenet, imagenette or folder", MISSING)
+    root: str = _doc("folder of the data, in the layout that configs/dataset/<name>.yaml describes", "data")
+    download: bool = _doc("let torchvision fetch what is not under root (cifar10, cifar100, food101)", True)
+    stream: bool = _doc("decode images anew in each epoch, of any size, instead of keeping them in memory", False)
+    workers: int | None = _doc("processes that decode streamed images; null: number of CPU cores", None)
     stored_size: int | None = _doc(
         "pixels; side that images are cropped and resized to when decoded; null: as is", None
     )

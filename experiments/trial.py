@@ -98,7 +98,7 @@ def run(settings: Settings) -> Outcome:
 
 def plan(settings: Settings) -> Trial:
     """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
-    data.check(settings.dataset.name)
+    data.check(settings.dataset)
     _check_positive(settings)
     models.check(settings.target)
     init = settings.init.name
@@ -149,7 +149,7 @@ def _source(settings: Settings) -> Trial:
 
 def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
     dataset = settings.dataset
-    return Trial(dataset.name, dataset.stored_size, dataset.train_subset, model, init, recipe)
+    return Trial(data.identity(dataset), dataset.stored_size, dataset.train_subset, model, init, recipe)
 
 
 def _recipe(settings: Settings, model: str, lr: float) -> Recipe:

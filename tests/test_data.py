@@ -1,4 +1,6 @@
-"""The batched augmentation agrees with torchvision's transforms; the readers read what they should."""
+"""Data in memory: the augmentation agrees with torchvision's transforms, and seeds mean what they always did."""
+
+import hashlib
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from sklearn.datasets import load_digits
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from experiments import data
+from experiments import augmentation, data
 from experiments.settings import DatasetSettings
 
 
@@ -22,16 +24,16 @@ def photos():
 def test_crops_equal_torchvision(photos, size):
     boxes = torch.tensor([[13, 7, 120, 151], [0, 40, 200, 200]])
     flip = torch.tensor([False, True])
-    ours = data.resized_crops(photos, boxes, size, flip)
+    ours = augmentation.resized_crops(photos, boxes, size, flip)
     for i, (top, left, height, width) in enumerate(boxes.tolist()):
         theirs = F.resized_crop(photos[i].float() / 255, top, left, height, width, [size, size], antialias=True)
-        theirs = F.normalize(F.horizontal_flip(theirs) if flip[i] else theirs, data.MEAN, data.STD)
+        theirs = F.normalize(F.horizontal_flip(theirs) if flip[i] else theirs, augmentation.MEAN, augmentation.STD)
         torch.testing.assert_close(ours[i], theirs, atol=1e-4, rtol=0)
 
 
 def test_boxes_are_distributed_as_in_torchvision():
     image, n = torch.empty(3, 60, 90), 4000
-    ours = data.random_boxes(n, 60, 90, (0.1, 1.0), torch.Generator().manual_seed(0)).double()
+    ours = augmentation.random_boxes(n, 60, 90, (0.1, 1.0), torch.Generator().manual_seed(0)).double()
     torch.manual_seed(0)
     theirs = [RandomResizedCrop.get_params(image, scale=(0.1, 1.0), ratio=(3 / 4, 4 / 3)) for _ in range(n)]
     theirs = torch.tensor(theirs, dtype=torch.float64)
@@ -41,7 +43,7 @@ def test_boxes_are_distributed_as_in_torchvision():
 
 
 def test_boxes_fall_back_to_the_centre_when_nothing_fits():
-    boxes = data.random_boxes(5, 10, 200, (1.0, 1.0), torch.Generator().manual_seed(0))
+    boxes = augmentation.random_boxes(5, 10, 200, (1.0, 1.0), torch.Generator().manual_seed(0))
     assert boxes.tolist() == [[0, 93, 10, 13]] * 5  # the largest box of ratio 4/3
 
 
@@ -49,7 +51,7 @@ def test_test_images_equal_torchvision(photos):
     split = data.Split(photos, torch.zeros(2, dtype=torch.long))  # 200 × 240
     ((images, _),) = data.test_batches(split, 128, 96)
     theirs = F.resize(F.center_crop(photos.float() / 255, 200), 96, antialias=True)
-    torch.testing.assert_close(images, F.normalize(theirs, data.MEAN, data.STD), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images, F.normalize(theirs, augmentation.MEAN, augmentation.STD), atol=1e-4, rtol=0)
 
 
 def test_an_epoch_sees_every_image_once_and_drops_the_rest():
@@ -73,3 +75,21 @@ def test_subsets_are_stratified_and_seeded():
     assert torch.equal(subset.images, again.images) and not torch.equal(subset.images, other.images)
     expected = digits.train.labels.bincount() * 200 / len(digits.train.labels)
     assert (subset.labels.bincount() - expected).abs().max() <= 1
+
+
+def digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16]
+
+
+def test_seeds_give_the_batches_that_the_records_were_made_with():
+    """The order, the crops and the generator's state are those of the first records; so trials can be added to them."""
+    digits = data.load(DatasetSettings(name="digits"), "unused")
+    generator = torch.Generator().manual_seed(5)
+    epochs = [list(data.train_batches(digits.train, 128, 16, generator)) for _ in range(2)]
+    assert digest(digits.train.images) == "8606bb829a9cdba3"
+    assert digest(torch.cat([labels for epoch in epochs for _, labels in epoch])) == "a71fbdf289cfcb02"
+    assert digest(generator.get_state()) == "fef67cc38343a291"
+    means = [images.mean().item() for images, _ in epochs[0][:3]]
+    assert means == pytest.approx([-0.3631, -0.3645, -0.3726], abs=1e-4)
+    boxes = augmentation.random_boxes(3, 60, 90, (0.1, 1.0), torch.Generator().manual_seed(5))
+    assert boxes.tolist() == [[5, 19, 36, 32], [0, 4, 58, 60], [2, 19, 55, 69]]
