@@ -44,6 +44,7 @@ ALLOWED = {
     "experiments.streaming": {"augmentation", "layouts", "settings"},
     "experiments.data": {"augmentation", "layouts", "records", "settings", "streaming"},
     "experiments.models": {"settings"},
+    "experiments.check_weights": {"layouts", "models", "settings"},
     "experiments.initialization": {"models", "settings"},
     "experiments.tracking": {"settings"},
     "experiments.training": {"data"},

@@ -198,3 +198,14 @@ def test_a_trial_streams_its_images(root, tmp_path):
     assert alone["id"] == parallel["id"] and alone["train_images"] == 12 and alone["classes"] == 2
     for key in ("train_loss", "test_loss", "test_accuracy"):
         assert [row[key] for row in alone["epochs"]] == [row[key] for row in parallel["epochs"]]
+
+
+@pytest.mark.skipif("DPIAT_IMAGENETTE" not in os.environ, reason="DPIAT_IMAGENETTE names no folder of Imagenette")
+def test_real_images_are_streamed():
+    root = Path(os.environ["DPIAT_IMAGENETTE"])
+    alone, parallel = (load(root, name="imagenette", workers=workers, train_subset=60).train for workers in (0, 2))
+    batches = epoch(alone, size=160, batch=20)
+    assert same(batches, epoch(parallel, size=160, batch=20))
+    assert torch.cat([labels for _, labels in batches]).bincount().min() >= 5
+    pixels = torch.cat([images for images, _ in batches])
+    assert pixels.mean().abs() < 0.3 and 0.8 < pixels.std() < 1.3  # normalized
