@@ -21,7 +21,7 @@ from experiments.augmentation import crop_area, random_boxes, resized_crops
 from experiments.layouts import Files, Listing
 from experiments.records import atomic_write
 from experiments.settings import DatasetSettings, UserError, first_line
-from experiments.streaming import StreamedSplit
+from experiments.streaming import WHOLE, StreamedSplit
 
 NAMES = ("digits", *layouts.LAYOUTS)
 STREAMED = ("food101", "imagenet", "folder")  # unless they are stored at one size
@@ -211,21 +211,22 @@ def _cached(file: Path, make: Callable[[], Data]) -> Data:
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
-def train_batches(split: AnySplit, batch: int, size: int, generator: torch.Generator) -> Batches:
+def train_batches(split: AnySplit, batch: int, size: int, generator: torch.Generator, part: slice = WHOLE) -> Batches:
     """One epoch in random order, augmented: (batch, 3, size, size) float32, normalized, and (batch,) labels.
 
     RandomResizedCrop and a horizontal flip, drawn anew for every image; an incomplete last batch is dropped.
-    `generator` is on the CPU, so that every device sees the same crops.
+    `generator` is on the CPU, so that every device sees the same crops. Of several processes with equal generators,
+    each can take its `part` of every batch, slice(rank, None, processes): together they see what one would see.
     """
     if isinstance(split, StreamedSplit):
-        yield from split.train_batches(batch, size, generator)
+        yield from split.train_batches(batch, size, generator, part)
         return
     n, device = len(split.labels), split.labels.device
     order = torch.randperm(n, generator=generator)
     for start in range(0, n - batch + 1, batch):
-        index = order[start : start + batch].to(device)
-        boxes = random_boxes(batch, *split.images.shape[-2:], crop_area(size), generator).to(device)
-        flip = (torch.rand(batch, generator=generator) < 0.5).to(device)
+        index = order[start : start + batch][part].to(device)
+        boxes = random_boxes(batch, *split.images.shape[-2:], crop_area(size), generator)[part].to(device)
+        flip = (torch.rand(batch, generator=generator) < 0.5)[part].to(device)
         yield resized_crops(split.images[index], boxes, size, flip), split.labels[index]
 
 

@@ -16,6 +16,7 @@ from experiments.layouts import Files
 from experiments.settings import UserError, first_line
 
 CPU = torch.device("cpu")
+WHOLE = slice(None)
 
 
 @dataclass(eq=False)
@@ -34,12 +35,15 @@ class StreamedSplit:
     def subset(self, keep: Tensor) -> StreamedSplit:
         return replace(self, files=self.files.subset(keep.numpy()), labels=self.labels[keep], loaders={})
 
-    def train_batches(self, batch: int, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(
+        self, batch: int, size: int, generator: torch.Generator, part: slice = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """As experiments.data.train_batches; all that an epoch draws from `generator` is drawn when it starts."""
         order = torch.randperm(len(self.labels), generator=generator)
         seeds = torch.randint(2**63 - 1, (len(self.labels),), generator=generator)
         whole = len(order) // batch * batch
-        return self._batches(True, batch, size, order[:whole], seeds[:whole])
+        order, seeds = (t[:whole].view(-1, batch)[:, part] for t in (order, seeds))  # (batches, images of the part)
+        return self._batches(True, order.shape[1], size, order.flatten(), seeds.flatten())
 
     def test_batches(self, batch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As experiments.data.test_batches."""

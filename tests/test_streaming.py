@@ -44,6 +44,19 @@ def test_batches_depend_on_the_seed_and_not_on_the_workers(root):
     assert same(*tests) and [len(labels) for _, labels in tests[0]] == [4, 2]
 
 
+@pytest.mark.parametrize("changes", [{}, {"stream": False, "stored_size": 40}])
+def test_processes_share_the_batches_of_one(root, changes):
+    split = load(root, **changes).train
+    parts = []
+    for rank in range(2):
+        generator = torch.Generator().manual_seed(0)
+        parts.append(list(data.train_batches(split, 5, 32, generator, slice(rank, None, 2))))
+    for (whole, labels), *shares in zip(epoch(split), *parts, strict=True):
+        for rank, (inputs, of) in enumerate(shares):
+            torch.testing.assert_close(inputs, whole[rank::2], atol=1e-6, rtol=0)
+            assert torch.equal(of, labels[rank::2])
+
+
 def test_the_generator_is_all_that_a_later_epoch_needs(root):
     split = load(root).train
     generator = torch.Generator().manual_seed(3)
@@ -128,6 +141,7 @@ def test_a_corrupt_image_is_named(root, tmp_path):
             epoch(load(copy, workers=workers).train, batch=4)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the queue to it
 def test_a_worker_that_is_killed_is_reported_in_one_line(root, monkeypatch):
     split = load(root, workers=1).train
     monkeypatch.setattr(streaming._Images, "_image", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
