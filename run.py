@@ -21,25 +21,19 @@ def main(config: DictConfig) -> None:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _stop)  # a launcher that has its own way with signals keeps it
     settings: Settings = OmegaConf.to_object(config)
-    from experiments import figures, tables, trial  # after the settings are known to be sound: torch takes seconds
+    from experiments import figures, report, trial  # after the settings are known to be sound: torch takes seconds
     from experiments.records import CannotWrite
 
+    plots = Path(settings.output_dir).expanduser() / "plots"
     try:
-        record, baseline = trial.run(settings)
+        outcome = trial.run(settings, lambda record, baseline: figures.comparison(record, baseline, plots))
+        print(report.report(*outcome, plots))
+    except trial.Diverged as error:
+        print(error)  # and a grid goes on
     except (UserError, CannotWrite) as error:
         sys.exit(f"error: {error}")
-    except trial.Diverged as error:
-        print(error)
-        return
     except KeyboardInterrupt:
         sys.exit(f"interrupted: {GOES_ON}")
-    for each in filter(None, (record, baseline)):
-        if each["status"] == "diverged":
-            print(f"{each['id']} {trial.describe_divergence(each)}")
-            return
-    if baseline is not None:
-        print(tables.side_by_side(record, baseline))
-        print("plot:", figures.comparison(record, baseline, Path(settings.output_dir).expanduser() / "plots"))
 
 
 def _stop(number: int, frame: object) -> NoReturn:

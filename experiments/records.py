@@ -96,6 +96,13 @@ def effectiveness(record: dict[str, Any], baseline: dict[str, Any]) -> float:
     return best_accuracy(record) / best_accuracy(baseline)
 
 
+def divergence(record: dict[str, Any]) -> str:
+    """What to say of a trial whose status is diverged."""
+    last = record["epochs"][-1]
+    losses = f"train loss {last['train_loss']:g}, test loss {last['test_loss']:g}"
+    return f"diverged in epoch {last['epoch']} ({losses}; a lower learning rate may help)"
+
+
 def provenance() -> dict[str, Any]:
     """The commit, whether tracked files differ from it, the versions and the machine that a trial runs with."""
     folder = Path(__file__).parent

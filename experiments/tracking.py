@@ -7,16 +7,46 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments.records import effectiveness
 from experiments.settings import LoggerSettings, UserError
 
-Log = Callable[[dict[str, float]], None]
+Record = dict[str, Any]
+Plot = Callable[[Record, Record], Path]  # draws two records; the path of the picture
+
+
+class Nowhere:
+    def epoch(self, row: dict[str, float]) -> None:
+        """Log what one epoch came to."""
+
+    def end(self, record: Record, baseline: Record | None, plot: Plot | None) -> None:
+        """Log what the trial came to, beside its random-init baseline if it has one; `plot` draws both."""
+
+
+class WeightsAndBiases(Nowhere):
+    def __init__(self, run: Any):
+        self.run = run
+
+    def epoch(self, row: dict[str, float]) -> None:
+        self.run.log(row, step=int(row["epoch"]))
+
+    def end(self, record: Record, baseline: Record | None, plot: Plot | None) -> None:
+        import wandb
+
+        trained = {record["trial"]["init"]: record} | ({"baseline": baseline} if baseline else {})
+        columns = ["initialization", *record["epochs"][0]]
+        rows = [[init, *row.values()] for init, each in trained.items() for row in each["epochs"]]
+        self.run.log({"epochs": wandb.Table(columns=columns, data=rows)})
+        self.run.summary.update({"status": record["status"], **record["initialization"]})
+        if plot and baseline and record["status"] == baseline["status"] == "finished":
+            self.run.log({"comparison": wandb.Image(str(plot(record, baseline)))})
+            self.run.summary["effectiveness"] = effectiveness(record, baseline)
 
 
 @contextmanager
-def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder: Path) -> Iterator[Log]:
-    """A function that logs one epoch's row, for the time of one trial."""
+def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder: Path) -> Iterator[Nowhere]:
+    """Where to log one trial, for as long as it runs."""
     if settings.name == "none":
-        yield lambda row: None
+        yield Nowhere()
         return
     if settings.name != "wandb":
         raise UserError(f"unknown logger {settings.name!r}: known are none, wandb")
@@ -35,7 +65,7 @@ def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder
         settings=wandb.Settings(silent=True),
     )
     try:
-        yield lambda row: run.log(row, step=int(row["epoch"]))
+        yield WeightsAndBiases(run)
     except BaseException:
         run.finish(exit_code=1)
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,35 +57,22 @@ def train(
     data = data.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr, fused=True)
     rows, best = _restore(state, network, optimizer, order, device) if state else ([], {})
-    for epoch in range(len(rows), recipe.epochs):
-        if diverged(rows):
-            break
-        start = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(epoch)
-        bar = tqdm(
-            train_batches(data.train, recipe.batch_size, recipe.image_size, order),
-            desc=f"{title} epoch {epoch + 1}/{recipe.epochs}",
-            total=len(data.train.labels) // recipe.batch_size,
-            unit="batch",
-            leave=False,
-            disable=None,  # quiet where there is no terminal
-        )
-        loss, accuracy = _train_epoch(network, optimizer, bar)
-        test_loss, test_accuracy = evaluate(network, data.test, recipe.batch_size, recipe.image_size)
-        row = {
-            "epoch": epoch + 1,
-            "lr": recipe.learning_rate(epoch),
-            "train_loss": loss,
-            "train_accuracy": accuracy,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "seconds": round(time.perf_counter() - start, 3),
-        }
-        if all(test_loss < earlier["test_loss"] for earlier in rows):
-            best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
-        rows.append(row)
-        on_epoch(row, _state(network, optimizer, order, device, rows, best))
+    images = len(data.train.labels) // recipe.batch_size * recipe.batch_size  # of an epoch
+    with tqdm(
+        total=recipe.epochs * images,
+        initial=len(rows) * images,
+        unit=" images",
+        unit_scale=True,
+        leave=False,
+        disable=None,  # quiet where there is no terminal
+    ) as bar:
+        while len(rows) < recipe.epochs and not diverged(rows):
+            bar.set_description(f"{title} epoch {len(rows) + 1}/{recipe.epochs}")
+            row = _epoch(network, optimizer, data, recipe, order, len(rows), bar)
+            if all(row["test_loss"] < earlier["test_loss"] for earlier in rows):
+                best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+            rows.append(row)
+            on_epoch(row, _state(network, optimizer, order, device, rows, best))
     return rows, best
 
 
@@ -127,7 +114,36 @@ def _restore(
     return list(state["rows"]), state["best"]
 
 
-def _train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, batches: tqdm) -> tuple[float, float]:
+def _epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Data,
+    recipe: Recipe,
+    order: torch.Generator,
+    epoch: int,
+    bar: tqdm,
+) -> dict[str, float]:
+    """Train and test once; `epoch` counts from 0, the row that is returned from 1."""
+    start = time.perf_counter()
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate(epoch)
+    batches = train_batches(data.train, recipe.batch_size, recipe.image_size, order)
+    loss, accuracy = _train_epoch(network, optimizer, batches, bar)
+    test_loss, test_accuracy = evaluate(network, data.test, recipe.batch_size, recipe.image_size)
+    return {
+        "epoch": epoch + 1,
+        "lr": recipe.learning_rate(epoch),
+        "train_loss": loss,
+        "train_accuracy": accuracy,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _train_epoch(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Tensor, Tensor]], bar: tqdm
+) -> tuple[float, float]:
     """Mean loss and accuracy over the augmented training images."""
     network.train()
     total_loss, correct, images = 0.0, 0, 0
@@ -141,6 +157,7 @@ def _train_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, batches: 
         total_loss += loss.detach() * len(labels)
         correct += (outputs.detach().argmax(1) == labels).sum()
         images += len(labels)
+        bar.update(len(labels))
     return float(total_loss) / images, int(correct) / images
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dpiat.assignment import MATCHINGS
 from dpiat.operators import OPERATORS
@@ -26,7 +28,7 @@ from experiments import checkpoints, data, models, records
 from experiments.initialization import INITIALIZATIONS, Method, initialize
 from experiments.locks import alone
 from experiments.settings import Settings, UserError, first_line
-from experiments.tracking import tracking
+from experiments.tracking import Plot, tracking
 from experiments.training import Recipe, State, diverged, train
 
 WEIGHTS = ("scratch", "imagenet", "imagenet_finetuned")
@@ -81,19 +83,21 @@ class Outcome(NamedTuple):
     baseline: dict[str, Any] | None
 
 
-def run(settings: Settings) -> Outcome:
+def run(settings: Settings, plot: Plot | None = None) -> Outcome:
     """Make sure of the trained source and of the baseline, train the target, and leave a record of each.
 
+    `plot` draws the records of the target and of the baseline, where the trial is tracked.
     A trial that was stopped goes on from its last epoch; one that has ended is not run again. Raises UserError for
     settings that cannot be run, Diverged if there is no source to start from, CannotWrite if the disk is full.
     """
     target = plan(settings)
-    runner = _Runner(settings)
+    runner = _Runner(settings, plot)
     if target.init == "random":
         return Outcome(runner.record(target), None)
     recipe = replace(target.recipe, lr=settings.baseline_lr or LR)
-    baseline = _trial(settings, settings.target, "random", recipe)
-    return Outcome(runner.record(target), runner.record(baseline))
+    runner.prepare(target)
+    baseline = runner.record(_trial(settings, settings.target, "random", recipe))
+    return Outcome(runner.record(target, baseline), baseline)
 
 
 def plan(settings: Settings) -> Trial:
@@ -167,8 +171,9 @@ def _recipe(settings: Settings, model: str, lr: float) -> Recipe:
 class _Runner:
     """Runs trials under one set of settings; loads the data once, and only if something has to be trained."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, plot: Plot | None):
         self.settings = settings
+        self.plot = plot
         self.folder = Path(settings.output_dir).expanduser()
         self.device = _device(settings.device)
         if settings.threads is not None:
@@ -181,12 +186,18 @@ class _Runner:
             self._data = data.load(self.settings.dataset, self.settings.cache_dir)
         return self._data
 
-    def record(self, trial: Trial) -> dict[str, Any]:
-        """The record of a trial: the one there is, or a new one."""
+    def prepare(self, trial: Trial) -> None:
+        """Make sure of what a trial without a record starts from, or raise what stands in its way."""
+        if not self._record_file(trial).exists():
+            self._check(trial)
+            self._begin(trial)
+
+    def record(self, trial: Trial, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The record of a trial: the one there is, or a new one. `baseline` is what it is compared with."""
         with self._alone(trial):
             found = self._ended(trial)
             if found is None:
-                return self._train(trial)[0]
+                return self._train(trial, baseline)[0]
             self._tidy(trial)
         print(f"{trial.id}: {found['status']} before, {self._record_file(trial)}", flush=True)
         return found
@@ -206,7 +217,7 @@ class _Runner:
             if state is None and (record is None or record["status"] == "finished"):
                 record, state = self._train(trial, keep=True)
         if state is None:
-            raise Diverged(f"{trial.id}, the source, {describe_divergence(record)}: no target can start from it")
+            raise Diverged(f"{trial.id}, the source, {records.divergence(record)}: no target can start from it")
         network = models.build(trial.model, classes)
         network.load_state_dict(state)
         return network
@@ -237,44 +248,36 @@ class _Runner:
     def _unfinished(self, trial: Trial) -> checkpoints.Unfinished:
         return checkpoints.Unfinished(self.folder / "unfinished", trial.id)
 
-    def _train(self, trial: Trial, keep: bool = False) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    def _train(
+        self, trial: Trial, baseline: dict[str, Any] | None = None, keep: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         """Train from the last epoch there is; leave a record and, if it is to be kept, a checkpoint.
 
         Returns the record and the state dict of the best epoch, None if the training diverged.
         """
-        recipe = trial.recipe
-        self._check_batch(recipe)
-        for each in filter(None, (trial, trial.source)):  # before the source is trained for nothing
-            _check_output(each, len(self.data.classes))
-        unfinished = self._unfinished(trial)
+        recipe, unfinished = trial.recipe, self._unfinished(trial)
+        self._check(trial)
         state = unfinished.read()
-        source = (lambda: self.network(trial.source)) if trial.source else self._no_source
-        if state is None:
-            network, facts = initialize(
-                trial.init, trial.model, len(self.data.classes), recipe.seed, trial.method, source
-            )
-            record = self._first_entries(trial) | {"initialization": facts}
-        else:
-            network = models.build(trial.model, len(self.data.classes))
-            record = _resumed(state.pop("record"))
-            print(f"{trial.id}: going on after epoch {len(state['rows'])}/{recipe.epochs}", flush=True)
+        network, record = self._begin(trial) if state is None else self._go_on(trial, state)
         title = f"{trial.model} {trial.init}"
-        with tracking(self.settings.logger, trial.id, record, self.folder) as log:
+        with tracking(self.settings.logger, trial.id, record, self.folder) as tracker:
             for row in state["rows"] if state else ():
-                log(row)
+                tracker.epoch(row)
 
             def on_epoch(row: dict[str, float], reached: State) -> None:
-                unfinished.write(reached | {"record": record}, row["epoch"])
-                print(f"{title} {_epoch_line(row, recipe.epochs)}", flush=True)
-                log(row)
+                unfinished.write({**reached, "record": record}, row["epoch"])
+                tqdm.write(f"{title} {_epoch_line(row, recipe.epochs)}")
+                sys.stdout.flush()
+                tracker.epoch(row)
 
             rows, best = train(network, self.data, recipe, self.device, title, on_epoch, state)
-        record |= {
-            "status": "diverged" if diverged(rows) else "finished",
-            "seconds": round(sum(row["seconds"] for row in rows), 3),
-            "epochs": rows,
-        }
-        records.save(record, self._record_file(trial))
+            record |= {
+                "status": "diverged" if diverged(rows) else "finished",
+                "seconds": round(sum(row["seconds"] for row in rows), 3),
+                "epochs": rows,
+            }
+            records.save(record, self._record_file(trial))
+            tracker.end(record, baseline, self.plot)
         if record["status"] == "diverged":
             best = None
         elif keep:
@@ -288,17 +291,18 @@ class _Runner:
         for file in self.folder.glob(f"*/.{trial.id}.*"):
             file.unlink(missing_ok=True)
 
-    def _check_batch(self, recipe: Recipe) -> None:
-        images = len(self.data.train.labels)
-        if images < recipe.batch_size:
-            raise UserError(
-                f"{images} training images do not fill one batch of {recipe.batch_size}: lower batch_size or raise "
-                "dataset.train_subset"
-            )
+    def _check(self, trial: Trial) -> None:
+        """Raise UserError, before a source is trained for nothing, if the data do not suit the trial."""
+        images, batch = len(self.data.train.labels), trial.recipe.batch_size
+        if images < batch:
+            hint = "lower batch_size or raise dataset.train_subset"
+            raise UserError(f"{images} training images do not fill one batch of {batch}: {hint}")
+        for each in filter(None, (trial, trial.source)):
+            _check_output(each, len(self.data.classes))
 
-    def _first_entries(self, trial: Trial) -> dict[str, Any]:
-        """What a record says before the first epoch."""
-        return {
+    def _begin(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
+        """The network as its training begins, and what the record says by then."""
+        record = {
             "id": trial.id,
             "status": "unfinished",
             "scale": self.settings.scale,
@@ -311,6 +315,21 @@ class _Runner:
             "test_images": len(self.data.test.labels),
             "classes": len(self.data.classes),
         }
+        source = (lambda: self.network(trial.source)) if trial.source else self._no_source
+        classes, seed = len(self.data.classes), trial.recipe.seed
+        network, facts = initialize(trial.init, trial.model, classes, seed, trial.method, source)
+        return network, record | {"initialization": facts}
+
+    def _go_on(self, trial: Trial, state: State) -> tuple[nn.Module, dict[str, Any]]:
+        """A network for the weights of `state`, and the record so far.
+
+        That is not of one clean commit if another has been checked out since.
+        """
+        print(f"{trial.id}: going on after epoch {len(state['rows'])}/{trial.recipe.epochs}", flush=True)
+        record, now = state["record"], records.provenance()
+        dirty = record["dirty"] or now["dirty"] or record["commit"] != now["commit"]
+        record |= {"commit": now["commit"], "dirty": dirty}
+        return models.build(trial.model, len(self.data.classes)), record
 
     @staticmethod
     def _no_source() -> nn.Module:
@@ -339,13 +358,6 @@ def _epoch_line(row: dict[str, float], epochs: int) -> str:
     )
 
 
-def describe_divergence(record: dict[str, Any]) -> str:
-    """What to say of a trial whose status is diverged."""
-    last = record["epochs"][-1]
-    losses = f"train loss {last['train_loss']:g}, test loss {last['test_loss']:g}"
-    return f"diverged in epoch {last['epoch']} ({losses}; a lower learning rate may help)"
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -355,13 +367,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} cannot be used ({first_line(error)}): try device=auto") from error
     return device
-
-
-def _resumed(record: dict[str, Any]) -> dict[str, Any]:
-    """The first entries of a record whose trial goes on: it is not of one clean commit if the commit changed since."""
-    now = records.provenance()
-    changed = record["commit"] != now["commit"]
-    return record | {"commit": now["commit"], "dirty": record["dirty"] or now["dirty"] or changed}
 
 
 def _read_users_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:

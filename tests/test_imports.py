@@ -46,13 +46,14 @@ ALLOWED = {
     "experiments.models": {"settings"},
     "experiments.check_weights": {"layouts", "models", "settings"},
     "experiments.initialization": {"models", "settings"},
-    "experiments.tracking": {"settings"},
+    "experiments.tracking": {"records", "settings"},
     "experiments.training": {"data"},
     "experiments.trial": {
         *("checkpoints", "data", "initialization", "locks", "models", "records", "settings", "tracking", "training"),
     },
     "experiments.tables": {"models", "records"},
     "experiments.figures": {"records", "tables"},
+    "experiments.report": {"figures", "records", "tables"},
 }
 MAY_USE_DPIAT = {"experiments.initialization", "experiments.trial", "experiments.tables", "experiments.figures"}
 NO_TORCH = {"experiments.records", "experiments.tables", "experiments.settings"}  # when they are imported

@@ -1,5 +1,8 @@
 """A trial from its settings to its records, on real digits with small networks of the user's own."""
 
+import dataclasses
+import io
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +13,7 @@ import torch
 
 from experiments import models, records, trial
 from experiments.records import evidence
+from experiments.report import report
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -170,15 +174,66 @@ def test_the_command_line_names_mistakes_in_one_line(tmp_path):
     done = run("dataset=digits", "source=eff_b3x", f"output_dir={tmp_path}")
     assert done.returncode == 1
     assert done.stderr.startswith("error: unknown network 'eff_b3x': did you mean") and done.stderr.count("\n") == 1
-    for words in (["learning_rate=1"], ["seed=many"], ["dataset=cifar1000"]):
-        done = run(*words)
-        assert done.returncode == 1 and "Traceback" not in done.stderr and words[0].partition("=")[2] in done.stderr
+    done = run("dataset=cifar1000")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "cifar1000" in done.stderr
+
+
+def test_mistakes_in_keys_and_types_show_before_anything_is_loaded(tmp_path):
+    for word, named in (
+        ("learning_rate=1", "learning_rate"),
+        ("dataset.size=64", "size"),
+        ("seed=many", "many"),
+        ("lr=fast", "fast"),
+        ("source=[eff_b0]", "source"),
+    ):
+        words = [sys.executable, "-X", "importtime", ROOT / "run.py", "dataset=digits", word]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+        assert done.returncode == 1 and named in "".join(said) and "Traceback" not in done.stderr
+        loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "hydra" in loaded and not loaded & {"torch", "timm", "pandas"}
 
 
 def test_help_explains_every_key():
     text = run("--help").stdout
+
+    def keys(cls: type, prefix: str = "") -> None:
+        for f in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(f.default_factory):
+                keys(f.default_factory, f"{prefix}{f.name}.")
+            else:
+                assert re.search(rf"^  {re.escape(prefix + f.name)}=\S* +\S", text, flags=re.MULTILINE), f.name
+                assert len(f.metadata["doc"]) > 10
+
+    keys(Settings)
     for key in ("dataset.image_size=null", "source_epochs=100", "baseline_lr=null", "logger.mode=offline"):
         assert key in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_shows_epoch_speed_and_time_left_on_a_terminal_alone(tmp_path, monkeypatch, capsys):
+    random = {"init": InitSettings(name="random")}
+    trial.run(settings(tmp_path, **random))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    trial.run(settings(tmp_path, seed=1, **random))
+    assert re.search(r"random epoch 2/2: .*k/1.02k \[\d\d:\d\d<\d\d:\d\d, .* images/s\]", sys.stderr.getvalue())
+
+
+def test_the_end_of_a_trial_is_told(tmp_path):
+    outcome = trial.run(settings(tmp_path))
+    lines = report(*outcome, tmp_path / "plots").splitlines()
+    assert lines[0].split() == ["epoch", "dpiat", "random"] and [line.split()[0] for line in lines[1:3]] == ["1", "2"]
+    assert "effectiveness within 4 epochs" in lines[3] and re.fullmatch(r"similarity 0\.\d\d, \d+% of .*", lines[4])
+    assert lines[5].startswith("trained in") and Path(lines[6].removeprefix("plot: ")).is_file()
+    alone = report(outcome.baseline, None, tmp_path / "plots")
+    assert alone.startswith("epoch      random\n    1       0.") and "best within 4 epochs: 0." in alone
+    diverged = outcome.record | {"status": "diverged"}
+    assert re.fullmatch(r"digits-\S+ diverged in epoch 2 \(.*\)", report(diverged, outcome.baseline, tmp_path))
 
 
 def test_wandb_logs_offline(tmp_path):
@@ -191,8 +246,37 @@ def test_wandb_logs_offline(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 2
     assert "effectiveness within 4 epochs" in done.stdout and len(list(tmp_path.glob("plots/*.png"))) == 1
+    logged = {run["name"]: run for run in map(logged_by, tmp_path.glob("wandb/offline-run-*/*.wandb"))}
+    baseline, target = sorted(logged, key=lambda name: "dpiat" in name)
+    assert "digits-networks.small-random-" in baseline and "-dpiat-from-eff_lite0-" in target
+    for run in logged.values():
+        assert run["test_accuracy"] == 2 and run["epochs"]  # a value for each epoch, and a table of them
+        assert {"trial", "commit", "versions"} <= run["config"]
+    assert "comparison" in logged[target] and "comparison" not in logged[baseline]
+    files = [file.name for file in tmp_path.glob("wandb/offline-run-*/files/media/*/*")]
+    assert (
+        sum(name.endswith(".png") for name in files) == 1 and sum(name.endswith(".table.json") for name in files) == 2
+    )
+
+
+def logged_by(file: Path) -> dict:
+    """The name, the config's keys and how often each key was logged, in a file that waits for `wandb sync`."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, found = DataStore(), {"config": set()}
+    store.open_for_scan(str(file))
+    while content := store.scan_data():
+        record = Record()
+        record.ParseFromString(content)
+        if record.HasField("run"):
+            found["name"] = record.run.display_name
+            found["config"] |= {item.key for item in record.run.config.update}
+        for item in record.history.item:
+            key = item.key or item.nested_key[0]
+            found[key] = found.get(key, 0) + 1
+    return found
 
 
 def test_ids_of_committed_trials_stay():
