@@ -21,6 +21,7 @@ demo: setup ## transfer ImageNet weights to another architecture and train both;
 
 test: setup lint ## lint, generated files, tests
 	$(PYTHON) -m experiments.tables --check
+	$(PYTHON) -m experiments.figures --check
 	$(PYTHON) -m pytest
 
 lint: setup ## style and format

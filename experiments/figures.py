@@ -1,7 +1,15 @@
-"""Records -> figures, as PNG and SVG under results/figures: python -m experiments.figures."""
+"""Records -> figures, as PNG and SVG under results/figures.
+
+python -m experiments.figures          writes those whose records have changed
+python -m experiments.figures --check  fails if a committed one is not what the records give (the SVG, as text)
+"""
 
 from __future__ import annotations
 
+import argparse
+import io
+import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +21,7 @@ from matplotlib.figure import Figure
 
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
-from experiments import tables
+from experiments import cells, paper, tables
 from experiments.records import atomic_write
 
 # One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
@@ -37,34 +45,78 @@ def comparison(record: dict[str, Any], baseline: dict[str, Any], folder: Path) -
     return file
 
 
-def curves(experiment: str) -> Figure:
-    """Test accuracy over epochs of an experiment, a panel for each target: the mean over seeds, and their range.
+def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accuracy") -> Figure:
+    """A metric over epochs, a panel for each target: the mean over seeds, and their range.
 
-    The legend gives the learning rate and the number of seeds.
+    Black is random init, grey the target's own ImageNet weights; a source has its colour. Where sources come with
+    several weights, lines are dashed for ImageNet weights and dotted for those trained from scratch. The legend gives
+    the number of seeds.
     """
-    trials, epochs = tables.experiment_evidence(experiment)
-    rows = epochs.merge(trials, on="id", suffixes=("_of_epoch", ""))
-    targets = trials.loc[trials["init"] != "random", "model"].unique()
-    figure = Figure(figsize=(max(4.5 * len(targets), 7), 4.5), layout="constrained")
-    panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
-    sources = sorted(trials["source"].unique())  # "" is random init
-    for axes, target in zip(panels, targets, strict=True):
-        cells = rows[rows["model"] == target].groupby(["source", "init", "lr"])
-        for (source, init, lr), cell in cells:
-            label = f"{init} from {source}" if source else f"{init} init"
-            by_epoch = cell.groupby("epoch")["test_accuracy"]
-            mean, low, high = by_epoch.mean(), by_epoch.min(), by_epoch.max()
-            colour = COLOURS[sources.index(source) - 1] if source else "black"
-            style = "o--" if not source and lr == tables.PAPER_LR else "o-"
-            axes.plot(mean.index, mean, style, color=colour, label=f"{label}, lr {lr:g} (n = {cell['seed'].nunique()})")
-            axes.fill_between(mean.index, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.set_title(target)
-        _finish(axes)
-    handles = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8, handlelength=3)
-    figure.suptitle(tables.scale_line(experiment), fontsize=9)
+    run = frame[frame["id"].isin(records.keys())]
+    targets = [target for target in frame["target"].unique() if (run["target"] == target).any()]
+    columns = min(len(targets), 4)
+    height = -(-len(targets) // columns)
+    figure = Figure(figsize=(max(3.2 * columns, 7), 2.8 * height + 1.2), layout="constrained")
+    panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flat
+    sources = sorted(set(run["source"]) - {""})
+    plain = run.loc[run["source"] != "", "weights"].nunique() < 2
+    handles, counts = {}, {}
+    for axes, target in zip(panels, targets, strict=False):
+        for key, cell in run[run["target"] == target].groupby(["init", "source", "weights", "lr"], sort=False):
+            name, style = _line(*key, sources, plain)
+            epochs = pd.DataFrame([row for trial in cell["id"] for row in records[trial]["epochs"]])
+            by_epoch = epochs.groupby("epoch")[metric]
+            (handles[name],) = axes.plot(by_epoch.mean(), **style, marker="o", markersize=3)
+            axes.fill_between(
+                by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=style["color"], alpha=0.2, linewidth=0
+            )
+            counts.setdefault(name, []).append(cell["seed"].nunique())
+        axes.set_title(target, fontsize=9)
+    for number, axes in enumerate(figure.axes):
+        axes.set_visible(number < len(targets))
+        _finish(axes, metric)
+    order = sorted(handles, key=lambda name: (not name.startswith("random"), not name.startswith("own"), name))
+    labels = [f"{name} (n = {_range(counts[name])})" for name in order]
+    figure.legend(
+        [handles[name] for name in order], labels, loc="outside lower center", ncols=3, fontsize=8, handlelength=3
+    )
+    figure.suptitle(textwrap.fill(cells.scale_line(frame, records), 130 if columns > 2 else 90), fontsize=8)
+    return figure
+
+
+def _line(
+    init: str, source: str, weights: str, lr: float, sources: list[str], plain: bool
+) -> tuple[str, dict[str, Any]]:
+    """The name of a cell's line, and its look."""
+    if init == "random":
+        return f"random init, lr {lr:g}", {"color": "black", "linestyle": "--" if lr == tables.PAPER_LR else "-"}
+    if init == "pretrained":
+        return f"own ImageNet weights, lr {lr:g}", {"color": "0.6", "linestyle": "-"}
+    dashes = "-" if plain else {"imagenet": "--", "scratch": ":"}.get(weights, "-")
+    colour = COLOURS[sources.index(source) % len(COLOURS)]
+    return f"{source}, {cells.SOURCES[weights]}, lr {lr:g}", {"color": colour, "linestyle": dashes}
+
+
+def _range(counts: list[int]) -> str:
+    return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def scatter(experiment: str, records: cells.Records) -> Figure:
+    """Our counterpart of Figure 16: effectiveness over similarity, a colour for each source."""
+    found = tables.own_cells(experiment, records)
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, (source, points) in zip(COLOURS, found.groupby("source"), strict=False):
+        axes.plot(points["similarity"], points["value"], "o", ms=5, color=colour, label=f"from {source}")
+    for row in found.itertuples():
+        axes.annotate(row.target, (row.similarity, row.value), (4, 3), textcoords="offset points", fontsize=6.5)
+    correlation = paper.choice(found)["correlation"]
+    axes.set_title(f"{experiment}: {len(found)} cells, r = {correlation:.2f}", fontsize=10)
+    axes.set(xlabel="similarity (Eq. 5)", ylabel="effectiveness within 4 epochs")
+    axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    axes.grid(alpha=0.3)
+    axes.margins(0.12)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -83,13 +135,13 @@ def figure16(similarity: pd.DataFrame) -> Figure:
     """The paper's Figure 16: what its tables print over similarity, a panel for each table; no training of ours."""
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     panels = figure.subplots(2, 3).flat
-    for axes, (table, (dataset, weights, _)) in zip(panels, tables.TABLE_11.items(), strict=True):
-        cells = tables.paper_cells(table, similarity)
-        same = cells["source"] == cells["target"]
+    for axes, (table, (dataset, weights)) in zip(panels, paper.TABLE_11.items(), strict=True):
+        found = paper.matrix(table).merge(similarity, on=["source", "target"])
+        same = found["source"] == found["target"]
         for chosen, colour, label in ((~same, COLOURS[0], "other networks"), (same, COLOURS[1], "the same network")):
-            axes.plot(cells.loc[chosen, "similarity"], cells.loc[chosen, "value"], "o", ms=4, color=colour, label=label)
-        correlation = cells["similarity"].corr(cells["value"])
-        axes.set_title(f"Table {table}: {dataset}, {weights} weights, r = {correlation:.2f}", fontsize=9)
+            axes.plot(found.loc[chosen, "similarity"], found.loc[chosen, "value"], "o", ms=4, color=colour, label=label)
+        correlation = found["similarity"].corr(found["value"])
+        axes.set_title(f"Table {int(table[5:])}: {dataset}, {weights} weights, r = {correlation:.2f}", fontsize=9)
         divisor = "random init" if weights == "random" else "ImageNet weights"
         axes.set_xlabel("similarity (Eq. 5)", fontsize=9)
         axes.set_ylabel(f"accuracy / that from {divisor}", fontsize=9)
@@ -100,28 +152,53 @@ def figure16(similarity: pd.DataFrame) -> Figure:
     return figure
 
 
-def _finish(axes: Axes) -> None:
-    axes.set(xlabel="epoch", ylabel="test accuracy")
+def _finish(axes: Axes, metric: str = "test_accuracy") -> None:
+    axes.set(xlabel="epoch", ylabel=metric.replace("_", " "))
+    axes.label_outer()
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
 
 
-def main() -> None:
-    folder = tables.RESULTS / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    architectures = tables.paper_architectures()
+def build(records: cells.Records) -> dict[str, Figure]:
+    """Every figure by the name of its files."""
+    networks = paper.architectures()
+    by_label = {label: networks[name] for label, name in paper.LABELS.items()}
     figures = {
-        "figure02": figure02(architectures),
-        "figure05": figure05(architectures),
-        "figure16": figure16(tables.similarities(architectures)),
+        "figure02": figure02(by_label),
+        "figure05": figure05(by_label),
+        "figure16": figure16(paper.similarities(networks)),
     }
-    figures |= {experiment: curves(experiment) for experiment in tables.experiments_run()}
-    for name, figure in figures.items():
-        with rc_context({"svg.hashsalt": "dpiat"}):  # equal records, equal files
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        print(folder / f"{name}.png")
+    for experiment in tables.own_experiments():
+        figures[experiment] = curves(tables.own_trials(experiment, records), records)
+        if len(tables.own_cells(experiment, records)) > 2:
+            figures[f"{experiment}_similarity"] = scatter(experiment, records)
+    return figures
+
+
+def svg(figure: Figure) -> str:
+    """The same text for the same figure: letters as paths, no date, no random ids."""
+    file = io.StringIO()
+    with rc_context({"svg.hashsalt": "dpiat", "svg.fonttype": "path"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build the figures from the records.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file is out of date")
+    check = parser.parse_args().check
+    folder = paper.RESULTS / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = build(cells.all_evidence())
+    texts = {folder / f"{name}.svg": svg(figure) for name, figure in figures.items()}
+    stale = [file for file, text in texts.items() if not file.is_file() or file.read_text() != text]
+    if check and stale:
+        sys.exit(f"error: not what the records give: {', '.join(f.name for f in stale)}; run `make figures` and commit")
+    for file in [] if check else stale:
+        file.write_text(texts[file])
+        figures[file.stem].savefig(file.with_suffix(".png"), dpi=150)
+        print(file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -13,8 +14,6 @@ from collections.abc import Callable, Container
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
-
-import pandas as pd
 
 VERSIONED = ("torch", "torchvision", "timm", "numpy")
 EFFECTIVENESS_EPOCHS = 4
@@ -141,36 +140,57 @@ def _cpu() -> str:
 # --- committed evidence -----------------------------------------------------------------------------------------------
 
 
-def collect(records_folder: Path, evidence: Path) -> None:
-    """Write the finished records of a folder as two tables: `trials.csv`, a row a trial; `epochs.csv`, a row an epoch.
+def evidence(folder: Path) -> list[dict[str, Any]]:
+    """The records that are committed in a folder: the lines of its `records.jsonl`, a trial each."""
+    file = folder / "records.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
-    Raises ValueError, and writes nothing, if a record does not come from a clean commit.
+
+def collect(records_folder: Path, folder: Path) -> None:
+    """Add the finished records of a folder to committed evidence, where a trial that is there already stays as it is.
+
+    Raises ValueError, and writes nothing, if a new record does not come from a clean commit.
     """
+    kept = {record["id"]: record for record in evidence(folder)}
     found = [record for file in sorted(records_folder.glob("*.json")) if (record := read(file))]
-    for record in found:
-        if record["dirty"] or not record["commit"]:
-            raise ValueError(f"{record['id']} was not run from a clean commit: commit, run it again, then collect")
     if not found:
         raise ValueError(f"no finished records in {records_folder}: run an experiment first")
-    trials = pd.json_normalize([{k: v for k, v in record.items() if k != "epochs"} for record in found])
-    trials = trials.drop(columns="trial.source", errors="ignore")  # None where there is no source
-    epochs = pd.DataFrame([{"id": record["id"], **row} for record in found for row in record["epochs"]])
-    for name, table in (("trials", trials), ("epochs", epochs)):
-        atomic_write(evidence / f"{name}.csv", lambda f, table=table: table.to_csv(f, index=False, lineterminator="\n"))
+    for record in found:
+        if record["id"] not in kept and (record["dirty"] or not record["commit"]):
+            raise ValueError(f"{record['id']} was not run from a clean commit: commit, run it again, then collect")
+        kept.setdefault(record["id"], record)
+    lines = "".join(json.dumps(kept[name]) + "\n" for name in sorted(kept))
+    atomic_write(folder / "records.jsonl", lambda f: f.write(lines.encode()))
 
 
-def evidence(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The trials of a folder that `collect` wrote, with their `best_accuracy`, and their epochs."""
-    trials, epochs = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "epochs.csv")
-    first = epochs[epochs["epoch"] <= EFFECTIVENESS_EPOCHS]
-    best = first.groupby("id")["test_accuracy"].max().rename("best_accuracy")
-    return trials.merge(best, left_on="id", right_index=True), epochs
+def restore(folder: Path, records_folder: Path) -> None:
+    """Write committed evidence back as records, so that a grid goes on where it stopped; no record is overwritten.
+
+    Raises ValueError if there is no evidence.
+    """
+    found = evidence(folder)
+    if not found:
+        raise ValueError(f"no records.jsonl in {folder}: results/trials has a folder for each experiment")
+    for record in found:
+        file = records_folder / f"{record['id']}.json"
+        if not file.exists():
+            save(record, file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Move records between a run's folder and committed evidence.")
+    parser.add_argument("action", choices=("collect", "restore"))
+    parser.add_argument("records", type=Path, help="folder of records, such as runs/records")
+    parser.add_argument("evidence", type=Path, help="folder of evidence, such as results/trials/table01")
+    arguments = parser.parse_args()
+    try:
+        if arguments.action == "collect":
+            collect(arguments.records, arguments.evidence)
+        else:
+            restore(arguments.evidence, arguments.records)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m experiments.records RECORDS_FOLDER EVIDENCE_FOLDER")
-    try:
-        collect(Path(sys.argv[1]), Path(sys.argv[2]))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    main()

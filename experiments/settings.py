@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -76,6 +77,10 @@ class Settings:
     source_seed: int = _doc("the same for the source", 0)
     device: str = _doc("auto (a GPU if there is one), cpu, cuda, cuda:1, ...", "auto")
     threads: int | None = _doc("CPU threads; null: PyTorch's choice", None)
+    together: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"doc": "what an experiment varies together, as in `source: ${together.pair.source}` of its file"},
+    )
     output_dir: str = _doc("folder for records, checkpoints and plots", "runs")
     cache_dir: str = _doc("folder for decoded data sets", "~/.cache/dpiat")
 
@@ -95,7 +100,7 @@ def _describe(cls: type = Settings, prefix: str = "") -> str:
         if is_dataclass(hints[f.name]):
             lines.append(_describe(hints[f.name], f"{prefix}{f.name}."))
         else:
-            default = {None: "null", MISSING: ""}.get(f.default, f.default)
+            default = {None: "null", MISSING: "", NO_DEFAULT: "{}"}.get(f.default, f.default)
             lines.append(f"  {f'{prefix}{f.name}={default}':32} {f.metadata['doc']}")
     return "\n".join(lines)
 

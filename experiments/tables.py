@@ -1,51 +1,33 @@
 """Records -> tables, as CSV and Markdown under results/tables, and the generated parts of the READMEs.
 
-python -m experiments.tables          writes them all
-python -m experiments.tables --check  fails if a committed one is not what the records give
-python -m experiments.tables table11  prints one
+python -m experiments.tables            writes them all
+python -m experiments.tables --check    fails if a committed one is not what the records give
+python -m experiments.tables table01    prints one
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.records import best_accuracy, effectiveness, evidence
-
-if TYPE_CHECKING:
-    from dpiat import Architecture
+from experiments import cells, paper
+from experiments.records import best_accuracy, effectiveness
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results"
-
+NOT_RUN = "not run"
 PAPER_LR = 4e-3  # for random init
 
-# The paper's tables of results behind each correlation in its Table 11.
-TABLE_11 = {
-    6: ("CIFAR10", "random", "table06_cifar10_effectiveness"),
-    1: ("CIFAR100", "random", "table01_cifar100_effectiveness"),
-    7: ("FOOD101", "random", "table07_food101_effectiveness"),
-    8: ("CIFAR10", "ImageNet", "table08_cifar10_vs_imagenet_pretrained"),
-    9: ("CIFAR100", "ImageNet", "table09_cifar100_vs_imagenet_pretrained"),
-    10: ("FOOD101", "ImageNet", "table10_food101_vs_imagenet_pretrained"),
-}
-PAPER_LABELS = {
-    "Eff-B0": "eff_b0",
-    "Eff-B1": "eff_b1",
-    "Eff-B2": "eff_b2",
-    "Mix-L": "mix_l",
-    "Mix-M": "mix_m",
-    "ReX1.5": "rex_150",
-    "ReX": "rex",
-    "Mnas": "mnas",
-    "SeMnas": "semnas",
-}
+
+class Table(NamedTuple):
+    """What is committed of a table: its cells in long form, and a page of Markdown."""
+
+    data: pd.DataFrame
+    page: str
 
 
 def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -58,144 +40,153 @@ def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
     return "\n".join([*lines, f"effectiveness within 4 epochs: {effectiveness(record, baseline):.2f} = {best}"])
 
 
-def paper_architectures() -> dict[str, Architecture]:
-    """The paper's nine networks, standardized as in the paper, by its labels. Needs no memory for weights."""
-    import torch
-
-    from dpiat import standardize
-    from experiments import models
-
-    with torch.device("meta"):
-        return {label: standardize(models.build(name, 1000), "paper") for label, name in PAPER_LABELS.items()}
+# --- our own grids: targets by initialization -------------------------------------------------------------------------
 
 
-def similarities(architectures: Mapping[str, Architecture]) -> pd.DataFrame:
-    """Eq. 5 for every pair (Figure 5): columns source, target, similarity."""
-    from dpiat import similarity
-
-    pairs = product(architectures, repeat=2)
-    rows = [(s, t, similarity(architectures[s], architectures[t])) for s, t in pairs]
-    return pd.DataFrame(rows, columns=["source", "target", "similarity"])
-
-
-def table11(similarity: pd.DataFrame) -> pd.DataFrame:
-    """Pearson's correlation of Eq. 5 with the paper's own results, all cells of its tables; no training."""
-    printed = pd.read_csv(RESULTS / "paper" / "table11_correlation.csv").set_index(["dataset", "source_weights"])
-    rows = []
-    for table, (dataset, weights, _) in TABLE_11.items():
-        cells = paper_cells(table, similarity)
-        ours = cells["value"].corr(cells["similarity"])
-        rows.append((table, dataset, weights, len(cells), printed.loc[(dataset, weights), "correlation"], ours))
-    return pd.DataFrame(rows, columns=["table", "dataset", "source_weights", "cells", "paper", "ours"])
-
-
-def paper_cells(table: int, similarity: pd.DataFrame) -> pd.DataFrame:
-    """The cells of one of the paper's tables of results with their similarities."""
-    cells = pd.read_csv(RESULTS / "paper" / f"{TABLE_11[table][2]}.csv")
-    return cells.merge(similarity, on=["source", "target"])
-
-
-def experiment_evidence(experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The committed trials and epochs of an experiment; `source` is "" where there is none."""
-    trials, epochs = evidence(RESULTS / "trials" / experiment)
-    trials = trials.rename(columns=lambda name: name.removeprefix("trial.").removeprefix("recipe."))
-    trials["source"] = trials["source.model"].fillna("")
-    return trials, epochs
-
-
-def transfer_table(experiment: str) -> pd.DataFrame:
-    """An experiment's targets by initialization: accuracy within 4 epochs and effectiveness, mean ± sd (n) over seeds.
-
-    The effectiveness divides by the random-init trial of the same seed, where there is one: once at the same learning
-    rate, so that only the first weights differ, once at the paper's rate for random init.
-    """
-    trials, _ = experiment_evidence(experiment)
-    random = trials[trials["init"] == "random"].set_index(["model", "epochs", "lr", "seed"])["best_accuracy"]
-    rows = []
-    for (model, init, source, epochs, lr), cell in trials.groupby(["model", "init", "source", "epochs", "lr"]):
-        accuracy = cell.set_index("seed")["best_accuracy"]
-        row = {
-            "network": model,
-            "initialization": f"{init} from {source}" if source else init,
-            "epochs": epochs,
-            "learning rate": f"{lr:g}",
-            "similarity": f"{cell['initialization.similarity'].iloc[0]:.2f}" if source else "",
-            "accuracy within 4 epochs": _mean(accuracy),
+def own_table(experiment: str, records: cells.Records) -> Table:
+    """Accuracy within 4 epochs, and its ratio to random init, of each target from each initialization."""
+    frame = own_trials(experiment, records)
+    keys = ["target", "column", "lr"]
+    data = pd.DataFrame(
+        {
+            **dict(zip(keys, key, strict=True)),
+            "similarity": cell["similarity"].mean(),
+            **{f"{name} {what}": value for name in RATIOS for what, value in cells.summarize(cell[name]).items()},
         }
-        for name, rate in (("effectiveness", lr), (f"effectiveness, random at {PAPER_LR:g}", PAPER_LR)):
-            keys = {seed: (model, epochs, rate, seed) for seed in accuracy.index}
-            baseline = pd.Series({seed: random[key] for seed, key in keys.items() if key in random.index}, dtype=float)
-            row[name] = _mean((accuracy / baseline).dropna()) if len(baseline) else "not run"
-        rows.append(row)
-    return pd.DataFrame(rows)
+        for key, cell in frame.groupby(keys, sort=False)
+    )
+    parts = [cells.scale_line(frame, records)]
+    for name, caption in RATIOS.items():
+        shown = frame if name == "accuracy" else frame[frame["init"] != "random"]
+        parts.append(f"{caption}\n\n{wide(shown, name)}")
+    return Table(data, "\n\n".join(parts))
 
 
-def _mean(values: pd.Series) -> str:
-    """Mean ± standard deviation (n)."""
-    spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread} ({len(values)})"
+RATIOS = {
+    "accuracy": "Best test accuracy within 4 epochs:",
+    "effectiveness": "Effectiveness, the ratio to random init at the same learning rate:",
+    f"effectiveness, random at {PAPER_LR:g}": f"The ratio to random init at the paper's learning rate, {PAPER_LR:g}:",
+}
 
 
-def experiments_run() -> list[str]:
-    return sorted(folder.name for folder in (RESULTS / "trials").iterdir() if (folder / "trials.csv").is_file())
+def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
+    """The trials of a grid of ours with the columns of its table and their ratios to random init, seed by seed."""
+    frame = cells.trials(cells.plan(experiment), records)
+    names = {"random": "random init, lr {lr:g}", "pretrained": "own ImageNet weights", "dpiat": "{source}"}
+    frame["column"] = [names[row.init].format(source=row.source, lr=row.lr) for row in frame.itertuples()]
+    random = frame[(frame["init"] == "random") & (frame["lr"] == PAPER_LR)].set_index(["target", "seed"])["accuracy"]
+    at_paper_lr = pd.Series([random.get(key) for key in zip(frame["target"], frame["seed"], strict=True)], dtype=float)
+    frame["effectiveness"] = frame["accuracy"] / frame["of random"]
+    frame[f"effectiveness, random at {PAPER_LR:g}"] = frame["accuracy"] / at_paper_lr
+    return frame
 
 
-def provenance_table() -> pd.DataFrame:
+def wide(frame: pd.DataFrame, value: str) -> str:
+    """Markdown: a row for each target, a column for each initialization, mean ± standard deviation (n) in the cells."""
+    shown = frame.groupby(["target", "column"], sort=False)[value].agg(cells.shown).unstack(fill_value=NOT_RUN)
+    order = sorted(shown.columns, key=lambda name: (not name.startswith("random"), not name.startswith("own"), name))
+    shown = shown.loc[frame["target"].unique(), order]
+    return markdown(shown.rename_axis(columns=None).reset_index())
+
+
+# --- Table 11: does similarity predict the effect? --------------------------------------------------------------------
+
+
+def table11(similarity: pd.DataFrame, records: cells.Records) -> Table:
+    """Correlation, regret: from the paper's own numbers, and from our grids; no training."""
+    printed = paper.printed("table11_correlation").set_index(["dataset", "source_weights"])["correlation"]
+    rows = []
+    for table, (dataset, weights) in paper.TABLE_11.items():
+        found = paper.choice(paper.matrix(table).merge(similarity, on=["source", "target"]))
+        name = f"Table {int(table[5:])}: {dataset}, {weights} weights"
+        rows.append({"results": name, "printed": printed[dataset, weights], **found})
+    for experiment in own_experiments():
+        found = own_cells(experiment, records)
+        if len(found) > len(found["target"].unique()) > 1:
+            rows.append({"results": f"ours: {experiment}", "printed": None, **paper.choice(found)})
+    data = pd.DataFrame(rows)
+    text = (
+        "`printed` is the paper's Table 11, `correlation` is Pearson's over the same cells, computed here. The columns "
+        "after it leave out the network itself as a source and look at one target at a time: `within a row`, the "
+        "correlation after the means of its row are taken off; `regret`, the share of a row's best value that is lost "
+        "by taking the most similar source; `regret of chance`, by taking any."
+    )
+    return Table(data, f"{text}\n\n{markdown(data)}")
+
+
+def own_cells(experiment: str, records: cells.Records) -> pd.DataFrame:
+    """The transfers of a grid of ours that are run: target, source, similarity, value (mean effectiveness)."""
+    frame = own_trials(experiment, records)
+    found = frame[(frame["init"] == "dpiat") & frame["effectiveness"].notna()]
+    means = found.groupby(["target", "source"], sort=False)[["similarity", "effectiveness"]].mean()
+    return means.rename(columns={"effectiveness": "value"}).reset_index()
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def own_experiments() -> list[str]:
+    """Experiments with evidence that are no table of the paper."""
+    folders = sorted(file.parent.name for file in (paper.RESULTS / "trials").glob("*/records.jsonl"))
+    return [name for name in folders if not name.startswith(("table", "figure"))]
+
+
+def builders(records: cells.Records) -> dict[str, Callable[[], Table]]:
+    """What builds each table."""
+    similarity = paper.similarities(paper.architectures())
+    found: dict[str, Callable[[], Table]] = {
+        "similarity": lambda: Table(similarity, markdown(similarity)),
+        "table11": lambda: table11(similarity, records),
+    }
+    return found | {name: lambda name=name: own_table(name, records) for name in own_experiments()}
+
+
+def provenance_table(records: cells.Records) -> pd.DataFrame:
     """results/README.md: what was run, at which scale, on what, from which commit."""
     rows = []
-    for name in experiments_run():
-        trials, _ = evidence(RESULTS / "trials" / name)
+    for name in own_experiments():
+        frame = cells.trials(cells.plan(name), records)
+        found = [records[trial] for trial in frame["id"] if trial in records]
+        hardware = (r["cpu"] if r["device"] == "cpu" else r["device"] for r in found)
         rows.append(
             {
                 "table": f"[{name}](tables/{name}.md)",
                 "config": f"configs/experiment/{name}.yaml",
                 "command": f"`python run.py -m experiment={name}`",
-                "scale": _all(trials["scale"]),
-                "commit": _all(trials["commit"].str[:10]),
-                "hardware": _all(trials["device"].where(trials["device"] != "cpu", trials["cpu"])),
-                "status": f"{len(trials)} trials, {trials['seconds'].sum() / 3600:.1f} h of training",
+                "scale": ", ".join(sorted({r["scale"] for r in found})),
+                "commit": ", ".join(sorted({r["commit"][:10] for r in found})),
+                "hardware": ", ".join(sorted(set(hardware))),
+                "status": f"{len(found)} of {len(frame)} trials, {sum(r['seconds'] for r in found) / 3600:.1f} h",
             }
         )
     return pd.DataFrame(rows)
 
 
-def _all(values: pd.Series) -> str:
-    return ", ".join(sorted(values.unique()))
-
-
-def scale_line(experiment: str) -> str:
-    """What a reader of an experiment's table must know about its scale, from its records."""
-    t, _ = experiment_evidence(experiment)
-    return (
-        f"Scale {_all(t['scale'])}: {_all(t['dataset'])}, {_all(t['train_images'].map('{:,}'.format))} training images "
-        f"at {_all(t['image_size'].astype(str))} px, {_all(t['test_images'].map('{:,}'.format))} test images, "
-        f"{_all(t['device'])}."
-    )
-
-
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """A table as Markdown, floats rounded."""
-    cells = [
-        [f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)
-    ]
-    rows = [list(table.columns), ["---"] * len(table.columns), *cells]
+    """A table as Markdown, floats rounded, what is missing left empty."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if pd.isna(value) else f"{value:.{digits}f}"
+        return str(value)
+
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    rows += [[text(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def build() -> dict[Path, str]:
     """Every generated file and its content."""
-    computed = similarities(paper_architectures()).round(6)
-    tables = {"similarity": computed, "table11": table11(computed)}
-    tables |= {name: transfer_table(name) for name in experiments_run()}
-    files = {}
+    records = cells.all_evidence()
+    tables = {name: table() for name, table in builders(records).items()}
+    folder, files = paper.RESULTS / "tables", {}
     for name, table in tables.items():
-        files[RESULTS / "tables" / f"{name}.csv"] = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+        files[folder / f"{name}.csv"] = table.data.to_csv(index=False, float_format="%.6f", lineterminator="\n")
         if name != "similarity":
-            head = f"{scale_line(name)}\n\n" if name in experiments_run() else ""
-            files[RESULTS / "tables" / f"{name}.md"] = head + markdown(table)
-    files[RESULTS / "README.md"] = with_blocks(RESULTS / "README.md", {"provenance": markdown(provenance_table())})
-    blocks = {name: files[RESULTS / "tables" / f"{name}.md"] for name in tables if name != "similarity"}
-    files[ROOT / "README.md"] = with_blocks(ROOT / "README.md", blocks)
+            files[folder / f"{name}.md"] = table.page
+    blocks = {name: table.page for name, table in tables.items()} | {"provenance": markdown(provenance_table(records))}
+    for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
+        files[file] = with_blocks(file, blocks)
     return files
 
 
@@ -212,19 +203,14 @@ def with_blocks(file: Path, blocks: Mapping[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the tables from the records.")
-    parser.add_argument("name", nargs="?", help="print this table only: table11, similarity, or an experiment's name")
+    parser.add_argument("name", nargs="?", help="print this table only")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file is out of date")
     arguments = parser.parse_args()
     if arguments.name:
-        if arguments.name not in ("table11", "similarity", *experiments_run()):
-            sys.exit(
-                f"error: no table {arguments.name!r}: there are table11, similarity, {', '.join(experiments_run())}"
-            )
-        if arguments.name in experiments_run():
-            print(scale_line(arguments.name) + "\n\n" + markdown(transfer_table(arguments.name)), end="")
-            return
-        computed = similarities(paper_architectures())
-        print(markdown(table11(computed) if arguments.name == "table11" else computed), end="")
+        known = builders(cells.all_evidence())
+        if arguments.name not in known:
+            sys.exit(f"error: no table {arguments.name!r}: there are {', '.join(known)}")
+        print(known[arguments.name]().page, end="")
         return
     files = build()
     if arguments.check:

@@ -1,88 +1,144 @@
-"""Records -> committed evidence -> tables."""
+"""Records -> committed evidence -> tables and figures."""
 
 import json
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
 
-from experiments import figures, records, tables
+from experiments import cells, figures, grids, paper, records, tables
+from experiments.trial import Trial
+
+DESK = "imagenet_to_imagenette"
 
 
-def record(init: str, seed: int, accuracies: list[float], **changes) -> dict:
-    """A finished record as `trial.run` leaves it, of a target from eff_lite0 or from random init."""
-    recipe = {"epochs": len(accuracies), "lr": 1e-3, "image_size": 64, "seed": seed}
-    source = {"model": "eff_lite0", "init": "pretrained"} if init == "dpiat" else None
-    trial = {"dataset": "imagenette", "model": "mnas", "init": init, "recipe": recipe, "source": source}
-    rows = [{"epoch": i + 1, "lr": 1e-3, "test_accuracy": a, "seconds": 1.0} for i, a in enumerate(accuracies)]
-    facts = {"similarity": 0.8} if source else {}
+def record(trial: Trial, accuracies: list[float], **changes) -> dict:
+    """A finished record of a trial, as `trial.run` leaves it."""
+    rows = [
+        {"epoch": i + 1, "train_loss": 1.0, "test_accuracy": accuracy, "seconds": 2.0}
+        for i, accuracy in enumerate(accuracies)
+    ]
     return {
-        "id": f"{init}-{seed}",
+        "id": trial.id,
         "status": "finished",
         "scale": "desk",
-        "trial": trial,
+        "trial": asdict(trial),
         "commit": "0123456789abcdef",
         "dirty": False,
         "cpu": "a processor",
         "device": "cpu",
-        "seconds": 4.0,
+        "seconds": 7200.0,
         "train_images": 9469,
         "test_images": 3925,
-        "initialization": facts,
+        "initialization": {"similarity": 0.8} if trial.source else {},
         "epochs": rows,
     } | changes
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    """A results folder with one experiment: two seeds, of which the second has a worse last epoch and a fifth one."""
-    folder = tmp_path / "runs"
-    for found in (
-        record("dpiat", 0, [0.3, 0.6]),
-        record("random", 0, [0.2, 0.3]),
-        record("dpiat", 1, [0.4, 0.3]),
-        record("random", 1, [0.2, 0.1]),
-    ):
-        records.save(found, folder / f"{found['id']}.json")
-    records.collect(folder, tmp_path / "trials" / "mine")
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def desk() -> dict[str, dict]:
+    """Records of mnas from eff_lite0, of its random init with two seeds, and of a grid with other settings."""
+    found = {}
+    accuracies = {0: ([0.3, 0.6], [0.2, 0.3]), 1: ([0.4, 0.3], [0.2, 0.1])}
+    for seed, (ours, random) in accuracies.items():
+        (cell,) = grids.grid(DESK, "target=mnas", "source=eff_lite0", f"seed={seed}")
+        (other,) = grids.grid(DESK, "target=mnas", "source=eff_lite0", f"seed={seed}", "dataset.image_size=96")
+        for trial, values in ((cell.trial, ours), (cell.random, random), (other.trial, [0.9]), (other.random, [0.9])):
+            found[trial.id] = record(trial, values)
+    return found
 
 
-def test_effectiveness_is_by_seed(results):
-    table = tables.transfer_table("mine").set_index("initialization")
-    assert table.loc["dpiat from eff_lite0", "accuracy within 4 epochs"] == "0.500 ± 0.141 (2)"
-    assert table.loc["dpiat from eff_lite0", "effectiveness"] == "2.000 ± 0.000 (2)"  # 0.6 / 0.3 and 0.4 / 0.2
-    assert table.loc["dpiat from eff_lite0", "effectiveness, random at 0.004"] == "not run"
-    assert table.loc["random", "effectiveness"] == "1.000 ± 0.000 (2)"
-    assert "9,469 training images at 64 px" in tables.scale_line("mine")
+def test_an_experiment_is_its_files_grid():
+    grid = grids.grid(DESK, "seed=0")
+    assert len(grid) == 36 and len({cell.random.id for cell in grid}) == 12
+    (own,) = grids.grid(DESK, "seed=0", "init=pretrained", "target=eff_lite0")  # one trial, whatever the source
+    assert own.trial.init == "pretrained" and own.trial.recipe.lr == 1e-3
+    assert own.trial == own.pretrained == grid[6].pretrained and grid[6].trial.model == "eff_lite0"
+    assert grid[0].settings.scale == "desk" and grid[0].settings.dataset.image_size == 64
 
 
-def test_evidence_can_be_traced(results):
-    (row,) = tables.provenance_table().to_dict("records")
-    assert row["commit"] == "0123456789" and row["hardware"] == "a processor" and row["status"].startswith("4 trials")
-    epochs = pd.read_csv(results / "trials" / "mine" / "epochs.csv")
-    assert len(epochs) == 8 and set(epochs["id"]) == {"dpiat-0", "dpiat-1", "random-0", "random-1"}
+def test_effectiveness_is_by_seed_and_nothing_else_slips_in(desk):
+    table = tables.own_table(DESK, desk)
+    row = table.data.set_index(["target", "column"]).loc[("mnas", "eff_lite0")]
+    assert row["accuracy ours"] == pytest.approx(0.5) and row["accuracy n"] == 2 and row["accuracy planned"] == 3
+    assert row["effectiveness ours"] == pytest.approx(2)  # 0.6 / 0.3 and 0.4 / 0.2
+    assert row["effectiveness, random at 0.004 n"] == 0
+    assert "| mnas | 0.250 ± 0.071 (2) | not run | not run | 0.500 ± 0.141 (2) | not run | not run |" in table.page
+    assert "| mnas | not run | 2.000 ± 0.000 (2) | not run | not run |" in table.page
+    assert "9,469 training images at 64 px" in table.page and "4 of 189 trials are run" in table.page
 
 
-def test_curves_show_every_cell(results):
-    figure = figures.curves("mine")
+def test_choosing_by_similarity():
+    rows = [
+        ("a", "x", 0.5, 1.0),
+        ("a", "y", 0.9, 2.0),
+        ("b", "x", 0.9, 10.0),
+        ("b", "y", 0.5, 8.0),
+        ("a", "a", 1.0, 9.0),
+    ]
+    rows.append(("c", "x", 0.1, 5.0))  # no choice
+    found = paper.choice(pd.DataFrame(rows, columns=["target", "source", "similarity", "value"]))
+    assert found["cells"] == 6 and found["within a row"] == pytest.approx(0.6 / (0.16 * 2.5) ** 0.5)
+    assert found["regret"] == 0 and found["regret of chance"] == pytest.approx((1 / 4 + 1 / 10) / 2)
+    worst = pd.DataFrame(
+        [("a", "x", 0.5, 2.0), ("a", "y", 0.9, 1.0)], columns=["target", "source", "similarity", "value"]
+    )
+    assert paper.choice(worst)["regret"] == 0.5
+
+
+def test_the_papers_table_11(desk):
+    similarity = paper.similarities(paper.architectures())
+    table = tables.table11(similarity, desk).data.set_index("results")
+    assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]
+    assert (table["correlation"] - table["printed"]).abs().max() < 0.006
+
+
+def test_curves_show_what_is_run(desk):
+    figure = figures.curves(tables.own_trials(DESK, desk), desk)
     (axes,) = figure.axes
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["random init, lr 0.001 (n = 2)", "dpiat from eff_lite0, lr 0.001 (n = 2)"]
-    assert axes.lines[1].get_ydata() == pytest.approx([0.35, 0.45])
+    assert labels == ["random init, lr 0.001 (n = 2)", "eff_lite0, with ImageNet weights, lr 0.001 (n = 2)"]
+    assert axes.get_title() == "mnas" and axes.lines[0].get_ydata() == pytest.approx([0.35, 0.45])
+    assert figures.svg(figure) == figures.svg(figures.curves(tables.own_trials(DESK, desk), desk))
+
+
+def test_evidence_can_be_traced(desk, tmp_path, monkeypatch):
+    for found in desk.values():
+        records.save(found, tmp_path / "runs" / f"{found['id']}.json")
+    records.collect(tmp_path / "runs", tmp_path / "trials" / DESK)
+    monkeypatch.setattr(paper, "RESULTS", tmp_path)
+    cells.all_evidence.cache_clear()
+    (row,) = tables.provenance_table(cells.all_evidence()).to_dict("records")
+    cells.all_evidence.cache_clear()
+    assert row["commit"] == "0123456789" and row["hardware"] == "a processor"
+    assert row["status"] == "4 of 189 trials, 8.0 h"
 
 
 def test_the_effectiveness_window_is_four_epochs():
-    late = record("dpiat", 0, [0.1, 0.2, 0.3, 0.4, 0.9])
-    assert records.best_accuracy(late) == 0.4
-    assert records.effectiveness(late, record("random", 0, [0.1, 0.1, 0.2, 0.1, 0.5])) == 2
-    assert "effectiveness within 4 epochs: 2.00" in tables.side_by_side(late, record("random", 0, [0.2] * 5))
+    late, random = ({"epochs": [{"epoch": 1, "test_accuracy": a} for a in row]} for row in ((1, 2, 3, 4, 9), (1, 2, 1)))
+    assert records.best_accuracy(late) == 4 and records.effectiveness(late, random) == 2
+    assert "effectiveness within 4 epochs: 2.00" in tables.side_by_side(late | {"trial": {"init": "dpiat"}}, random)
+
+
+def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, capsys):
+    first, *others = desk.values()
+    records.save(first, tmp_path / "runs" / f"{first['id']}.json")
+    records.collect(tmp_path / "runs", tmp_path / "evidence")
+    records.restore(tmp_path / "evidence", tmp_path / "again")
+    for folder in ("runs", "again"):
+        assert records.read(tmp_path / folder / f"{first['id']}.json") == first
+    for other in (*others, first | {"seconds": 1.0, "dirty": True}):  # what is evidence stays as it is
+        records.save(other, tmp_path / "more" / f"{other['id']}.json")
+    records.collect(tmp_path / "more", tmp_path / "evidence")
+    assert {found["id"]: found for found in records.evidence(tmp_path / "evidence")} == desk
+    with pytest.raises(ValueError, match=r"no records\.jsonl in .*nothing"):
+        records.restore(tmp_path / "nothing", tmp_path / "again")
 
 
 @pytest.mark.parametrize("changes", [{"dirty": True}, {"commit": None}])
-def test_only_clean_commits_become_evidence(tmp_path, changes):
-    records.save(record("dpiat", 0, [0.5], **changes), tmp_path / "runs" / "a.json")
-    with pytest.raises(ValueError, match="dpiat-0 was not run from a clean commit"):
+def test_only_clean_commits_become_evidence(desk, tmp_path, changes):
+    records.save(next(iter(desk.values())) | changes, tmp_path / "runs" / "a.json")
+    with pytest.raises(ValueError, match="was not run from a clean commit"):
         records.collect(tmp_path / "runs", tmp_path / "evidence")
     assert not (tmp_path / "evidence").exists()
     with pytest.raises(ValueError, match="no finished records in"):
@@ -92,9 +148,9 @@ def test_only_clean_commits_become_evidence(tmp_path, changes):
 def test_unfinished_and_damaged_records_do_not_count(tmp_path, capsys):
     file = tmp_path / "a.json"
     assert records.read(file) is None
-    file.write_text(json.dumps(record("dpiat", 0, [0.5], status="running")))
+    file.write_text(json.dumps({"id": "a", "status": "running"}))
     assert records.read(file) is None
-    file.write_bytes(file.read_bytes()[:50])
+    file.write_bytes(file.read_bytes()[:10])
     assert records.read(file) is None and "cannot be read" in capsys.readouterr().out
 
 

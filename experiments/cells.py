@@ -1,0 +1,133 @@
+"""Planned trials and committed records -> one row for each trial, and what its cell of a table says.
+
+A cell takes exactly the trials that its experiment plans at one scale, found by their ids: results of other settings
+cannot slip in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import pandas as pd
+
+from experiments import grids, paper
+from experiments.records import best_accuracy, evidence
+
+Records = Mapping[str, dict[str, Any]]
+
+# What an experiment takes besides `run.py -m experiment=NAME`.
+MORE_COMMANDS = {
+    "imagenet_to_imagenette": (
+        ("init=random", "lr=4e-3", "source=eff_lite0"),
+        ("init=pretrained", "target=eff_lite0,eff_lite1,eff_lite2", "source=eff_lite0"),
+    )
+}
+
+# The names of source_weights in tables and figures.
+SOURCES = {
+    "scratch": "trained from scratch",
+    "imagenet": "with ImageNet weights",
+    "imagenet_finetuned": "fine-tuned from ImageNet weights",
+}
+
+
+@cache
+def all_evidence() -> Records:
+    """Every committed record by its id."""
+    folders = sorted(file.parent for file in (paper.RESULTS / "trials").glob("*/records.jsonl"))
+    return {record["id"]: record for folder in folders for record in evidence(folder)}
+
+
+def commands(experiment: str, *scale: str) -> list[tuple[str, ...]]:
+    """The words after `run.py -m` of each multirun that an experiment consists of."""
+    return [(*scale, *more) for more in ((), *MORE_COMMANDS.get(experiment, ()))]
+
+
+def plan(experiment: str, *scale: str) -> list[grids.Planned]:
+    return [cell for words in commands(experiment, *scale) for cell in grids.grid(experiment, *words)]
+
+
+def scales(experiment: str, records: Records) -> list[str]:
+    """The scales that some of an experiment's own trials have been run at."""
+    found = []
+    for scale in sorted({record["scale"] for record in records.values()}):
+        if not (grids.CONFIGS / "scale" / f"{scale}.yaml").is_file():
+            continue
+        datasets = {record["trial"]["dataset"] for record in records.values() if record["scale"] == scale}
+        if next(grids.sweep(experiment, f"scale={scale}")).dataset.name in datasets and any(
+            cell.trial.id in records for cell in grids.grid(experiment, f"scale={scale}")
+        ):
+            found.append(scale)
+    return found
+
+
+def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
+    """A row for each planned target and each random-init baseline; what has no record has no accuracy.
+
+    `accuracy` is the best test accuracy within 4 epochs, `best` that of all epochs, both in [0, 1]; `of random` and
+    `of pretrained` are `accuracy` of the same seed's random init and of the target's own ImageNet weights.
+    """
+    rows = {}
+    for cell in planned:
+        rows.setdefault(cell.trial.id, _row(cell, records))
+        baseline = cell._replace(trial=cell.random)
+        rows.setdefault(cell.random.id, _row(baseline, records))
+    return pd.DataFrame(list(rows.values()))
+
+
+def _row(cell: grids.Planned, records: Records) -> dict[str, Any]:
+    trial, record = cell.trial, records.get(cell.trial.id)
+    accuracies = {
+        name: best_accuracy(records[each.id]) if each.id in records else None
+        for name, each in (("accuracy", trial), ("of random", cell.random), ("of pretrained", cell.pretrained))
+    }
+    return {
+        "id": trial.id,
+        "target": trial.model,
+        "init": trial.init,
+        "source": trial.source.model if trial.source else "",
+        "weights": cell.settings.source_weights if trial.source else "",
+        "mode": trial.mode,
+        "operator": getattr(cell.settings.init, "operator", "clip"),
+        "matching": getattr(cell.settings.init, "matching", "dp"),
+        "lr": trial.recipe.lr,
+        "seed": trial.recipe.seed,
+        "random": cell.random.id,
+        "similarity": record["initialization"].get("similarity") if record else None,
+        **accuracies,
+        "best": best_accuracy(record, trial.recipe.epochs) if record else None,
+    }
+
+
+def summarize(values: pd.Series) -> dict[str, float]:
+    """Mean, standard deviation and number of the values that are there, and the number that was planned."""
+    return {"ours": values.mean(), "sd": values.std(), "n": int(values.count()), "planned": len(values)}
+
+
+def shown(values: pd.Series) -> str:
+    """Mean ± standard deviation (number of repeats) of the values that are there; "not run" where there is none."""
+    found = values.dropna()
+    spread = f" ± {found.std():.3f}" if len(found) > 1 else ""
+    return f"{found.mean():.3f}{spread} ({len(found)})" if len(found) else "not run"
+
+
+def scale_line(frame: pd.DataFrame, records: Records) -> str:
+    """What a reader of a table must know about the scale of its trials, from their records."""
+    found = [records[name] for name in frame["id"] if name in records]
+    trials = [record["trial"] for record in found]
+
+    def each(values: Iterable[Any]) -> str:
+        return ", ".join(dict.fromkeys(f"{value:,}" if isinstance(value, int) else value for value in values))
+
+    parts = (
+        f"Scale {each(record['scale'] for record in found)}: {each(trial['dataset'] for trial in trials)}",
+        f"{each(record['train_images'] for record in found)} training images at "
+        f"{each(trial['recipe']['image_size'] for trial in trials)} px",
+        f"{each(record['test_images'] for record in found)} test images",
+        f"{each(trial['recipe']['epochs'] for trial in trials)} epochs",
+        f"sources {each(frame.loc[frame['weights'] != '', 'weights'].map(SOURCES))}",
+        each(record["cpu"] if record["device"] == "cpu" else record["device"] for record in found),
+    )
+    return f"{', '.join(parts)}. {len(found)} of {len(frame)} trials are run."

@@ -1,0 +1,97 @@
+"""What the paper prints (results/paper), by this repository's names of networks, and how similarity relates to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from dpiat import Architecture
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+LABELS = {
+    "Eff-B0": "eff_b0",
+    "Eff-B1": "eff_b1",
+    "Eff-B2": "eff_b2",
+    "Mix-L": "mix_l",
+    "Mix-M": "mix_m",
+    "ReX1.5": "rex_150",
+    "ReX": "rex",
+    "Mnas": "mnas",
+    "SeMnas": "semnas",
+}
+# Its tables of one value for each target and source, and what the accuracy within 4 epochs is divided by.
+MATRICES = {
+    "table01": ("table01_cifar100_effectiveness", "random"),
+    "table06": ("table06_cifar10_effectiveness", "random"),
+    "table07": ("table07_food101_effectiveness", "random"),
+    "table08": ("table08_cifar10_vs_imagenet_pretrained", "pretrained"),
+    "table09": ("table09_cifar100_vs_imagenet_pretrained", "pretrained"),
+    "table10": ("table10_food101_vs_imagenet_pretrained", "pretrained"),
+}
+# The table of results behind each correlation in its Table 11.
+TABLE_11 = {
+    "table06": ("CIFAR10", "random"),
+    "table01": ("CIFAR100", "random"),
+    "table07": ("FOOD101", "random"),
+    "table08": ("CIFAR10", "ImageNet"),
+    "table09": ("CIFAR100", "ImageNet"),
+    "table10": ("FOOD101", "ImageNet"),
+}
+
+
+def printed(file: str) -> pd.DataFrame:
+    """One of the files in results/paper, with this repository's names of networks."""
+    table = pd.read_csv(RESULTS / "paper" / f"{file}.csv")
+    return table.replace({column: LABELS for column in ("target", "source") if column in table})
+
+
+def matrix(table: str) -> pd.DataFrame:
+    """A table of one value for each target and source: columns target, source, value."""
+    return printed(MATRICES[table][0])
+
+
+def architectures(names: Iterable[str] = tuple(LABELS.values())) -> dict[str, Architecture]:
+    """Networks, standardized as in the paper. Needs no memory for weights."""
+    import torch
+
+    from dpiat import standardize
+    from experiments import models
+
+    with torch.device("meta"):
+        return {name: standardize(models.build(name, 1000), "paper") for name in names}
+
+
+def similarities(networks: Mapping[str, Architecture]) -> pd.DataFrame:
+    """Eq. 5 for every pair (Figure 5): columns source, target, similarity."""
+    from dpiat import similarity
+
+    rows = [(s, t, similarity(networks[s], networks[t])) for s, t in product(networks, repeat=2)]
+    return pd.DataFrame(rows, columns=["source", "target", "similarity"]).round({"similarity": 6})
+
+
+def choice(cells: pd.DataFrame) -> dict[str, float]:
+    """How well similarity predicts what a source gives, from columns target, source, similarity and value.
+
+    `correlation` is Pearson's over all cells, as in Table 11. The others leave out the network itself as a source and
+    look at one target at a time, as one who chooses a source does: `within a row` is the correlation after the mean of
+    its row is taken from each value and each similarity; `regret` is the share of the row's best value that is lost by
+    taking the most similar source, `regret of chance` by taking any, both as means over the targets with a choice.
+    """
+    others = cells[cells["source"] != cells["target"]]
+    others = others[others.groupby("target")["source"].transform("count") > 1]
+    rows = others.groupby("target")
+    centred = others[["similarity", "value"]] - rows[["similarity", "value"]].transform("mean")
+    chosen = others.loc[rows["similarity"].idxmax()].set_index("target")["value"]
+    return {
+        "cells": len(cells),
+        "correlation": cells["similarity"].corr(cells["value"]),
+        "within a row": centred["similarity"].corr(centred["value"]),
+        "regret": (1 - chosen / rows["value"].max()).mean(),
+        "regret of chance": (1 - rows["value"].mean() / rows["value"].max()).mean(),
+    }
