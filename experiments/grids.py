@@ -30,8 +30,14 @@ class Planned(NamedTuple):
     pretrained: Trial
 
 
-def names() -> list[str]:
-    return sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))
+def names(group: str = "experiment") -> list[str]:
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def title(experiment: str) -> str:
+    """What the paper shows: the first paragraph of the experiment's file."""
+    lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1:]
+    return " ".join(line.removeprefix("# ") for line in lines[: lines.index("#")])
 
 
 @cache

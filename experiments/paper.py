@@ -43,6 +43,13 @@ TABLE_11 = {
     "table09": ("CIFAR100", "ImageNet"),
     "table10": ("FOOD101", "ImageNet"),
 }
+# The data set of each experiment with trials of its own.
+DATASETS = {
+    **dict.fromkeys(("table01", "table02", "table03", "table09", "table12", "figure15"), "cifar100"),
+    **dict.fromkeys(("table06", "table08"), "cifar10"),
+    **dict.fromkeys(("table07", "table10"), "food101"),
+    "figure06": "imagenet",
+}
 
 
 def printed(file: str) -> pd.DataFrame:

@@ -1,0 +1,85 @@
+"""The files of configs/experiment: they compose, plan what their comments say, and share trials where they say so."""
+
+import re
+
+import pytest
+
+from experiments import grids, paper
+from experiments.settings import InitSettings
+
+PAPERS = [name for name in grids.names() if name.startswith(("table", "figure"))]
+
+
+def runnable(name: str) -> bool:
+    """Whether the data set and the settings that the file needs are there."""
+    text = "".join((grids.CONFIGS / "experiment" / f"{each}.yaml").read_text() for each in (name, *parents(name)))
+    datasets = re.findall(r"override /dataset: (\w+)", text) + ["food101"] * ("food101" in text)
+    needs_methods = "init.operator" in text or "operator:" in text
+    return set(datasets) <= set(grids.names("dataset")) and (not needs_methods or hasattr(InitSettings, "operator"))
+
+
+def parents(name: str) -> list[str]:
+    text = (grids.CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    direct = re.findall(r"^  - (\w+)$", text, flags=re.MULTILINE)
+    return direct + [each for parent in direct for each in parents(parent)]
+
+
+RUNNABLE = [pytest.param(name, marks=pytest.mark.skipif(not runnable(name), reason="needs more")) for name in PAPERS]
+
+
+def epochs(name: str) -> int:
+    """Epochs of all trials of a grid, each counted once."""
+    trials = {}
+    for cell in grids.grid(name):
+        trials |= {each.id: each for each in (cell.trial, cell.random, cell.trial.source) if each is not None}
+    return sum(trial.recipe.epochs for trial in trials.values())
+
+
+def test_every_table_and_figure_with_trials_has_a_file():
+    tables = [f"table{number:02}" for number in range(1, 13)]
+    figures = [f"figure{number:02}" for number in (4, 5, 6, *range(9, 17))]
+    assert sorted(tables + figures) == sorted(PAPERS)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_file_says_what_it_plans(name):
+    text = (grids.CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    comment = text[: text.index("defaults:")]
+    for field in ("command", "trials", "hardware", "expected", "deviations"):
+        assert f"\n# {field} " in comment
+    assert f"python run.py -m experiment={name}" in comment
+    assert int(re.search(r"# trials +(\d+) targets", comment)[1]) == len(grids.grid(name))
+    for found in re.findall(r"([\d,]+) epochs\s+(?:#\s+)?in all[.,\n]", comment):
+        assert int(found.replace(",", "")) == epochs(name)
+
+
+@pytest.mark.parametrize("name", sorted(paper.DATASETS))
+def test_the_data_set_is_the_papers(name):
+    if not runnable(name):
+        pytest.skip("needs more")
+    assert {cell.trial.dataset for cell in grids.grid(name)} == {paper.DATASETS[name]}
+
+
+def test_tables_share_trials():
+    baselines = {cell.random.id for cell in grids.grid("table01")}
+    assert {cell.trial.id for cell in grids.grid("table02")} < baselines
+    assert {cell.random.id for cell in grids.grid("table09")} < baselines
+    assert {cell.trial.id for cell in grids.grid("table04")} == {cell.trial.id for cell in grids.grid("table03")}
+    assert {cell.trial.id for cell in grids.grid("table03")} < {cell.trial.id for cell in grids.grid("figure15")}
+
+
+def test_the_recipe_is_the_papers():
+    (cell,) = grids.grid("table01", "source=eff_b2", "target=eff_b1", "seed=0")
+    assert (cell.trial.recipe.lr, cell.trial.recipe.epochs, cell.trial.recipe.image_size) == (4e-3, 4, 240)
+    assert (cell.trial.source.recipe.epochs, cell.trial.source.recipe.image_size) == (100, 260)
+    (cell,) = grids.grid("table09", "source=eff_b2", "target=eff_b1", "seed=0", "init=dpiat")
+    assert (cell.trial.recipe.lr, cell.random.recipe.lr, cell.pretrained.recipe.lr) == (1e-3, 4e-3, 1e-3)
+    assert cell.trial.source.init == "pretrained" and cell.trial.source.recipe.epochs == 100
+    assert {cell.trial.recipe.image_size for cell in grids.grid("table01", "scale=gpu", "seed=0")} == {64}
+
+
+def test_the_pairs_of_table_12_are_the_papers():
+    text = (grids.CONFIGS / "experiment" / "table12.yaml").read_text()
+    pairs = re.findall(r"\{source:(\w+),target:(\w+)\}", text)
+    printed = paper.printed("ablation_pairs")
+    assert sorted(pairs) == sorted(zip(printed["source"], printed["target"], strict=True))
