@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -16,6 +16,15 @@ from experiments import grids, paper
 from experiments.records import best_accuracy, evidence
 
 Records = Mapping[str, dict[str, Any]]
+NOT_RUN = "not run"
+
+
+class Table(NamedTuple):
+    """What is committed of a table: its cells in long form, and a page of Markdown."""
+
+    data: pd.DataFrame
+    page: str
+
 
 # What an experiment takes besides `run.py -m experiment=NAME`.
 MORE_COMMANDS = {
@@ -49,18 +58,16 @@ def plan(experiment: str, *scale: str) -> list[grids.Planned]:
     return [cell for words in commands(experiment, *scale) for cell in grids.grid(experiment, *words)]
 
 
-def scales(experiment: str, records: Records) -> list[str]:
-    """The scales that some of an experiment's own trials have been run at."""
-    found = []
-    for scale in sorted({record["scale"] for record in records.values()}):
-        if not (grids.CONFIGS / "scale" / f"{scale}.yaml").is_file():
-            continue
-        datasets = {record["trial"]["dataset"] for record in records.values() if record["scale"] == scale}
-        if next(grids.sweep(experiment, f"scale={scale}")).dataset.name in datasets and any(
-            cell.trial.id in records for cell in grids.grid(experiment, f"scale={scale}")
-        ):
-            found.append(scale)
-    return found
+def frames(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
+    """The trials of one of the paper's experiments, for each scale that some of them have been run at."""
+    here = [record for record in records.values() if record["trial"]["dataset"] == paper.DATASETS[experiment]]
+    scales = [name for name in sorted({record["scale"] for record in here}) if name in grids.names("scale")]
+    planned = {scale: plan(experiment, f"scale={scale}") for scale in scales}
+    return {
+        scale: trials(cells, records)
+        for scale, cells in planned.items()
+        if any(cell.trial.id in records for cell in cells)
+    }
 
 
 def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
@@ -74,7 +81,13 @@ def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
         rows.setdefault(cell.trial.id, _row(cell, records))
         baseline = cell._replace(trial=cell.random)
         rows.setdefault(cell.random.id, _row(baseline, records))
-    return pd.DataFrame(list(rows.values()))
+    return pd.DataFrame(list(rows.values()), columns=COLUMNS)
+
+
+COLUMNS = (
+    *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "lr", "seed", "random"),
+    *("similarity", "accuracy", "of random", "of pretrained", "best"),
+)
 
 
 def _row(cell: grids.Planned, records: Records) -> dict[str, Any]:
@@ -110,7 +123,11 @@ def shown(values: pd.Series) -> str:
     """Mean ± standard deviation (number of repeats) of the values that are there; "not run" where there is none."""
     found = values.dropna()
     spread = f" ± {found.std():.3f}" if len(found) > 1 else ""
-    return f"{found.mean():.3f}{spread} ({len(found)})" if len(found) else "not run"
+    return f"{found.mean():.3f}{spread} ({len(found)})" if len(found) else NOT_RUN
+
+
+def hardware(record: dict[str, Any]) -> str:
+    return record["cpu"] if record["device"] == "cpu" else record["device"]
 
 
 def scale_line(frame: pd.DataFrame, records: Records) -> str:
@@ -128,6 +145,19 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
         f"{each(record['test_images'] for record in found)} test images",
         f"{each(trial['recipe']['epochs'] for trial in trials)} epochs",
         f"sources {each(frame.loc[frame['weights'] != '', 'weights'].map(SOURCES))}",
-        each(record["cpu"] if record["device"] == "cpu" else record["device"] for record in found),
+        each(hardware(record) for record in found),
     )
     return f"{', '.join(parts)}. {len(found)} of {len(frame)} trials are run."
+
+
+def markdown(table: pd.DataFrame, digits: int = 3) -> str:
+    """A table as Markdown, floats rounded, what is missing left empty."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if pd.isna(value) else f"{value:.{digits}f}"
+        return str(value)
+
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    rows += [[text(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"

@@ -27,6 +27,19 @@ from experiments.records import atomic_write
 # One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
+# The paper's curves: whose trials, and what over epochs.
+CURVES = {
+    "figure04": ("table03", "test_accuracy"),
+    "figure06": ("figure06", "test_accuracy"),
+    "figure09": ("table03", "train_loss"),
+    "figure10": ("table03", "test_loss"),
+    "figure11": ("table03", "train_accuracy"),
+    "figure12": ("figure06", "train_loss"),
+    "figure13": ("figure06", "test_loss"),
+    "figure14": ("figure06", "train_accuracy"),
+    "figure15": ("figure15", "test_accuracy"),
+}
+
 
 def comparison(record: dict[str, Any], baseline: dict[str, Any], folder: Path) -> Path:
     """Test accuracy over epochs from both initializations, saved as a PNG named after the trial."""
@@ -169,6 +182,9 @@ def build(records: cells.Records) -> dict[str, Figure]:
         "figure05": figure05(by_label),
         "figure16": figure16(paper.similarities(networks)),
     }
+    for name, (experiment, metric) in CURVES.items():
+        for scale, frame in cells.frames(experiment, records).items():
+            figures[f"{name}_{scale}"] = curves(frame, records, metric)
     for experiment in tables.own_experiments():
         figures[experiment] = curves(tables.own_trials(experiment, records), records)
         if len(tables.own_cells(experiment, records)) > 2:

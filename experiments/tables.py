@@ -11,23 +11,16 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from experiments import cells, paper
+from experiments import cells, paper, reproduction
+from experiments.cells import NOT_RUN, Table, markdown
 from experiments.records import best_accuracy, effectiveness
 
 ROOT = Path(__file__).parent.parent
-NOT_RUN = "not run"
 PAPER_LR = 4e-3  # for random init
-
-
-class Table(NamedTuple):
-    """What is committed of a table: its cells in long form, and a page of Markdown."""
-
-    data: pd.DataFrame
-    page: str
 
 
 def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -72,13 +65,21 @@ RATIOS = {
 def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
     """The trials of a grid of ours with the columns of its table and their ratios to random init, seed by seed."""
     frame = cells.trials(cells.plan(experiment), records)
-    names = {"random": "random init, lr {lr:g}", "pretrained": "own ImageNet weights", "dpiat": "{source}"}
-    frame["column"] = [names[row.init].format(source=row.source, lr=row.lr) for row in frame.itertuples()]
+    frame["column"] = [_column(row) for row in frame.itertuples()]
     random = frame[(frame["init"] == "random") & (frame["lr"] == PAPER_LR)].set_index(["target", "seed"])["accuracy"]
     at_paper_lr = pd.Series([random.get(key) for key in zip(frame["target"], frame["seed"], strict=True)], dtype=float)
     frame["effectiveness"] = frame["accuracy"] / frame["of random"]
     frame[f"effectiveness, random at {PAPER_LR:g}"] = frame["accuracy"] / at_paper_lr
     return frame
+
+
+def _column(row: Any) -> str:
+    """The column of a trial, which names all that its grid may vary."""
+    if row.init != "dpiat":
+        return {"random": f"random init, lr {row.lr:g}", "pretrained": "own ImageNet weights"}[row.init]
+    mode = "" if row.mode == "paper" else f", {row.mode} mode"
+    method = "" if (row.operator, row.matching) == ("clip", "dp") else f", {row.operator} {row.matching}"
+    return f"{row.source}{mode}{method}"
 
 
 def wide(frame: pd.DataFrame, value: str) -> str:
@@ -100,6 +101,10 @@ def table11(similarity: pd.DataFrame, records: cells.Records) -> Table:
         found = paper.choice(paper.matrix(table).merge(similarity, on=["source", "target"]))
         name = f"Table {int(table[5:])}: {dataset}, {weights} weights"
         rows.append({"results": name, "printed": printed[dataset, weights], **found})
+        for scale, ours in reproduction.matrix(table, records).data.dropna(subset="ours").groupby("scale"):
+            values = ours.drop(columns="paper").rename(columns={"ours": "value"})
+            found = paper.choice(values.merge(similarity, on=["source", "target"]))
+            rows.append({"results": f"ours, scale {scale}: {name}", "printed": None, **found})
     for experiment in own_experiments():
         found = own_cells(experiment, records)
         if len(found) > len(found["target"].unique()) > 1:
@@ -126,7 +131,7 @@ def own_cells(experiment: str, records: cells.Records) -> pd.DataFrame:
 
 
 def own_experiments() -> list[str]:
-    """Experiments with evidence that are no table of the paper."""
+    """Experiments with evidence that are no table or figure of the paper."""
     folders = sorted(file.parent.name for file in (paper.RESULTS / "trials").glob("*/records.jsonl"))
     return [name for name in folders if not name.startswith(("table", "figure"))]
 
@@ -138,41 +143,33 @@ def builders(records: cells.Records) -> dict[str, Callable[[], Table]]:
         "similarity": lambda: Table(similarity, markdown(similarity)),
         "table11": lambda: table11(similarity, records),
     }
+    found |= reproduction.tables(records)
     return found | {name: lambda name=name: own_table(name, records) for name in own_experiments()}
 
 
 def provenance_table(records: cells.Records) -> pd.DataFrame:
     """results/README.md: what was run, at which scale, on what, from which commit."""
     rows = []
-    for name in own_experiments():
-        frame = cells.trials(cells.plan(name), records)
-        found = [records[trial] for trial in frame["id"] if trial in records]
-        hardware = (r["cpu"] if r["device"] == "cpu" else r["device"] for r in found)
-        rows.append(
-            {
-                "table": f"[{name}](tables/{name}.md)",
-                "config": f"configs/experiment/{name}.yaml",
-                "command": f"`python run.py -m experiment={name}`",
-                "scale": ", ".join(sorted({r["scale"] for r in found})),
-                "commit": ", ".join(sorted({r["commit"][:10] for r in found})),
-                "hardware": ", ".join(sorted(set(hardware))),
-                "status": f"{len(found)} of {len(frame)} trials, {sum(r['seconds'] for r in found) / 3600:.1f} h",
-            }
-        )
+    for name in (*sorted(paper.DATASETS), *own_experiments()):
+        base = {
+            "table": name if name.startswith("figure") else f"[{name}](tables/{name}.md)",
+            "config": f"[{name}.yaml](../configs/experiment/{name}.yaml)",
+            "command": f"`python run.py -m experiment={name}`",
+        }
+        frames = cells.frames(name, records).values() if name in paper.DATASETS else [own_trials(name, records)]
+        found = [_provenance(frame, records) for frame in frames]
+        rows += [base | each for each in found or [{"scale": "", "commit": "", "hardware": "", "status": NOT_RUN}]]
     return pd.DataFrame(rows)
 
 
-def markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """A table as Markdown, floats rounded, what is missing left empty."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, float):
-            return "" if pd.isna(value) else f"{value:.{digits}f}"
-        return str(value)
-
-    rows = [list(table.columns), ["---"] * len(table.columns)]
-    rows += [[text(value) for value in row] for row in table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def _provenance(frame: pd.DataFrame, records: cells.Records) -> dict[str, str]:
+    found = [records[trial] for trial in frame["id"] if trial in records]
+    return {
+        "scale": ", ".join(sorted({record["scale"] for record in found})),
+        "commit": ", ".join(sorted({record["commit"][:10] for record in found})),
+        "hardware": ", ".join(sorted({cells.hardware(record) for record in found})),
+        "status": f"{len(found)} of {len(frame)} trials, {sum(r['seconds'] for r in found) / 3600:.1f} h",
+    }
 
 
 def build() -> dict[Path, str]:

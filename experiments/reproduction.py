@@ -1,0 +1,234 @@
+"""The paper's tables with our results beside its own, cell by cell, at each scale that was run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+
+from experiments import cells, grids, paper
+from experiments.cells import NOT_RUN, Records, Table, markdown, shown
+
+NEEDS_GHN2 = "not run: needs GHN-2"
+
+
+def tables(records: Records) -> dict[str, Callable[[], Table]]:
+    """What builds each of the paper's tables but Table 11."""
+    found = {name: partial(matrix, name, records) for name in paper.MATRICES}
+    found |= {"table02": partial(table02, records), "table03": partial(table03, records)}
+    found |= {name: partial(times, name, records) for name in ("table04", "table05")}
+    return dict(sorted((found | {"table12": partial(table12, records), "table13": table13}).items()))
+
+
+# --- Tables 1 and 6 to 10: a value for each target and source ---------------------------------------------------------
+
+
+def matrix(table: str, records: Records) -> Table:
+    """Accuracy within 4 epochs of each target from each source, over random init's or its own ImageNet weights'."""
+    divisor = paper.MATRICES[table][1]
+    printed = paper.matrix(table).rename(columns={"value": "paper"})
+
+    def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        ratios = frame.assign(value=frame["accuracy"] / frame[f"of {divisor}"])
+        data = _beside(printed, ratios[ratios["init"] == "dpiat"], ["target", "source"])
+        text = data["text"] + "<br>paper " + data["paper"].map("{:g}".format) + data["difference"].map(_signed)
+        page = data.assign(text=text).pivot(index="target", columns="source", values="text")
+        page = page.loc[data["target"].unique(), data["source"].unique()].rename_axis(columns=None).reset_index()
+        return data, f"{summary(data)}\n\n{markdown(page)}"
+
+    return _at_each_scale(table, records, compare)
+
+
+def summary(data: pd.DataFrame) -> str:
+    """How our cells agree with the paper's, from columns ours and paper; nothing where fewer than three are run."""
+    run = data.dropna(subset="ours")
+    if len(run) < 3:
+        return f"{len(run)} of {len(data)} cells are run."
+    rank = run["ours"].rank().corr(run["paper"].rank())
+    verdict = ((run["ours"] > 1) == (run["paper"] > 1)).mean()
+    difference = (run["ours"] - run["paper"]).abs().mean()
+    return (
+        f"{len(run)} of {len(data)} cells are run. Rank correlation with the paper's {rank:.2f}; the same verdict, "
+        f"above 1 or not, in {verdict:.0%} of the cells; mean absolute difference {difference:.2f}."
+    )
+
+
+# --- Tables 2, 3 and 12: a value for each initialization or method ----------------------------------------------------
+
+
+def table02(records: Records) -> Table:
+    """Effectiveness of GHN-2, which is not implemented here, and of random init, which is 1 by definition."""
+    printed = paper.printed("table02_ghn2_effectiveness").rename(columns={"value": "paper"})
+
+    def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        random = frame.assign(initialization="random", value=frame["accuracy"] / frame["of random"])
+        data = _beside(printed, random, ["target", "initialization"])
+        data.loc[data["initialization"] != "random", "text"] = NEEDS_GHN2
+        return data, _listed(data)
+
+    return _at_each_scale("table02", records, compare)
+
+
+def table03(records: Records) -> Table:
+    """Best test accuracy within 100 epochs."""
+    printed = paper.printed("table03_cifar100_max_accuracy").rename(columns={"value": "paper"})
+    weights = {"ImageNet": "imagenet", "ImageNet-CIFAR100": "imagenet_finetuned"}
+    printed = printed.rename(columns={"initialization": "init"}).fillna({"source": ""})
+    printed["weights"] = printed.pop("source_weights").map(weights).where(printed["init"] == "dpiat", "")
+    printed = printed[["target", "init", "source", "weights", "paper"]]
+
+    def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        data = _beside(printed, frame.assign(value=frame["best"]), ["target", "init", "source", "weights"])
+        data.loc[data["init"] == "GHN2", "text"] = NEEDS_GHN2
+        return data, _listed(data)
+
+    return _at_each_scale("table03", records, compare)
+
+
+# Table 12's names of operators and matchings, by the settings of this repository.
+OPERATORS = {
+    "ClipTransfer": "clip",
+    "ClipWithNormalizationTransfer": "clip_normalized",
+    "FullTransfer": "full",
+    "MagnitudeTransfer": "magnitude",
+}
+MATCHINGS = {
+    "DPMatching": "dp",
+    "RandomMatching": "random",
+    "BipartiteMatching": "bipartite",
+    "NBipartiteMatching": "nbipartite",
+}
+
+
+def table12(records: Records) -> Table:
+    """Mean effectiveness over 20 pairs ± the standard error over them, as in the paper, by the cells of its Table 1."""
+    printed = paper.printed("table12_ablation_cifar100")
+    printed.columns = ["operator", "matching", "paper", "paper's ±"]
+    printed = printed.replace({"operator": OPERATORS, "matching": MATCHINGS})
+
+    def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        transfers = frame[frame["init"] == "dpiat"]
+        pairs = transfers.assign(value=transfers["accuracy"] / transfers["of random"])
+        pairs = pairs.groupby(["operator", "matching", "target", "source"], as_index=False)["value"].mean()
+        data = _beside(printed, pairs, ["operator", "matching"])
+        data["sd"] /= data["n"].where(data["n"] > 0) ** 0.5
+        data = data.rename(columns={"sd": "standard error"})
+        errors = zip(data["ours"], data["standard error"], data["n"], strict=True)
+        data["text"] = [f"{mean:.3f} ± {error:.3f} ({n:.0f})" if n else NOT_RUN for mean, error, n in errors]
+        return data, _listed(data)
+
+    return _at_each_scale("table12", records, compare)
+
+
+def table13() -> Table:
+    """The methods' properties, as the paper gives them."""
+    data = paper.printed("table13_method_properties")
+    return Table(data, f"Properties of initialization methods, from the paper.\n\n{markdown(data)}")
+
+
+# --- Tables 4 and 5: time to accuracy ---------------------------------------------------------------------------------
+
+# Which sources the paper calls similar to Eff-B0 and Eff-B2, at about 0.8, and which not, at about 0.5.
+BY_SIMILARITY = {0.8: ("eff_b2", "eff_b0"), 0.5: ("mix_l", "rex")}
+TIMES = {
+    "table04": ("table04_cifar100_time_to_accuracy_minutes", "table03"),
+    "table05": ("table05_imagenet_time_to_accuracy_minutes", "figure06"),
+}
+
+
+def times(table: str, records: Records) -> Table:
+    """How many times as fast as random init a test accuracy is reached, in epochs and in seconds of the hardware.
+
+    The accuracy is random init's best, rounded down to a multiple of 0.05: the paper's rule, and its thresholds.
+    """
+    file, experiment = TIMES[table]
+    printed = _by_source(paper.printed(file))
+
+    def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        data = printed.merge(_reached(frame, records), on=["target", "init", "source", "weights"], how="left")
+        data["epochs"] = data["epochs"].astype(object).fillna(NOT_RUN)
+        data.loc[data["init"] == "GHN2", "epochs"] = NEEDS_GHN2
+        return data, markdown(data, digits=2)
+
+    return _at_each_scale(experiment, records, compare, table)
+
+
+def _by_source(printed: pd.DataFrame) -> pd.DataFrame:
+    """The paper's rows, one for each source that it can mean, with its speed-up over random init."""
+    random = printed[printed["initialization"] == "random"].set_index("target")["minutes"]
+    rows = []
+    for row in printed.itertuples():
+        init, _, tuned = row.initialization.partition("-")
+        sources = [name for name in BY_SIMILARITY.get(row.similarity, [""]) if name != row.target]
+        for source in sources:
+            weights = ("imagenet_finetuned" if tuned else "imagenet") if init == "dpiat" else ""
+            speedup = random[row.target] / row.minutes
+            rows.append((row.target, init, source, weights, row.minutes, speedup))
+    return pd.DataFrame(rows, columns=["target", "init", "source", "weights", "paper's minutes", "paper's speed-up"])
+
+
+def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
+    """For each trial that is run with its random init: the accuracy, the epochs to it, the ratios to random init."""
+    rows = []
+    for row in frame[frame["id"].isin(records.keys())].itertuples():
+        if row.random not in records:
+            continue
+        best = max(epoch["test_accuracy"] for epoch in records[row.random]["epochs"])
+        accuracy = int(best * 20 + 1e-9) / 20
+        epochs, seconds = _until(records[row.id]["epochs"], accuracy)
+        random_epochs, random_seconds = _until(records[row.random]["epochs"], accuracy)
+        ratios = (random_epochs / epochs, random_seconds / seconds) if epochs else (None, None)
+        key = (row.target, row.init, row.source, row.weights)
+        rows.append((*key, accuracy, epochs or "not reached", random_epochs, *ratios))
+    ours = ["accuracy", "epochs", "random init's epochs", "speed-up in epochs", "speed-up in seconds"]
+    return pd.DataFrame(rows, columns=["target", "init", "source", "weights", *ours])
+
+
+def _until(epochs: list[dict[str, float]], accuracy: float) -> tuple[int, float] | tuple[None, None]:
+    """Epochs and seconds until a test accuracy is reached."""
+    for number, row in enumerate(epochs, start=1):
+        if row["test_accuracy"] >= accuracy:
+            return number, sum(each["seconds"] for each in epochs[:number])
+    return None, None
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------
+
+
+def _at_each_scale(experiment: str, records: Records, compare: Callable, name: str = "") -> Table:
+    """The comparison for each scale that was run, or for none, where every cell says so."""
+    name = name or experiment
+    data, parts = [], [grids.title(name)]
+    frames = cells.frames(experiment, records)
+    for scale, frame in frames.items():
+        found, page = compare(frame)
+        data.append(found.assign(scale=scale))
+        parts += [cells.scale_line(frame, records), page.rstrip("\n")]
+    if not frames:
+        found, page = compare(cells.trials([], records))
+        data.append(found.assign(scale=""))
+        parts += [f"Not run: `python run.py -m experiment={name}`.", page.rstrip("\n")]
+    return Table(pd.concat(data).drop(columns="text", errors="ignore"), "\n\n".join(parts) + "\n")
+
+
+def _beside(printed: pd.DataFrame, frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The paper's rows with ours: mean, standard deviation, n, planned n, difference, and all of it as text."""
+    groups = frame.groupby(keys, sort=False)["value"]
+    ours = pd.DataFrame([{**dict(zip(keys, key, strict=True)), **cells.summarize(cell)} for key, cell in groups])
+    texts = groups.agg(shown).rename("text").reset_index()
+    columns = [*keys, "ours", "sd", "n", "planned"]
+    data = printed.merge(ours.reindex(columns=columns), on=keys, how="left").merge(texts, on=keys, how="left")
+    data[["ours", "sd"]] = data[["ours", "sd"]].astype(float)
+    data = data.assign(n=data["n"].fillna(0).astype(int), planned=data["planned"].fillna(0).astype(int))
+    return data.assign(difference=data["ours"] - data["paper"], text=data["text"].fillna(NOT_RUN))
+
+
+def _signed(difference: float) -> str:
+    return "" if pd.isna(difference) else f", {difference:+.2f}"
+
+
+def _listed(data: pd.DataFrame) -> str:
+    """Markdown: a row a cell, ours as text."""
+    kept = data.drop(columns=["ours", "sd", "standard error", "n", "planned"], errors="ignore")
+    return markdown(kept.rename(columns={"text": "ours"}).drop(columns="scale", errors="ignore"))

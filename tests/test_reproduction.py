@@ -1,0 +1,101 @@
+"""The paper's tables with ours beside them, from made-up records of planned trials."""
+
+import pytest
+from test_tables import record
+
+from experiments import cells, figures, grids, paper, reproduction, tables
+
+
+def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
+    """Records of planned cells at scale=gpu: `accuracy(trial)` gives the accuracies of a trial's epochs."""
+    found = {}
+    for cell in grids.grid(experiment, "scale=gpu", *words):
+        for trial in (cell.trial, cell.random):
+            found[trial.id] = record(trial, accuracy(trial), scale="gpu")
+    return found
+
+
+@pytest.fixture(scope="module")
+def table01() -> dict[str, dict]:
+    """Two seeds of six pairs, of which one is worse than random init."""
+    gain = {("eff_b0", "mnas"): 0.45, ("eff_b0", "mix_l"): 0.1, ("eff_b0", "rex"): 0.3}
+
+    def accuracy(trial) -> list[float]:
+        return [gain.get((trial.model, trial.source.model), 0.4) if trial.source else 0.2]
+
+    return records_of("table01", "target=eff_b0,mnas", "source=mnas,mix_l,rex", "seed=0,1", accuracy=accuracy)
+
+
+def test_a_matrix_stands_beside_the_papers(table01):
+    table = reproduction.matrix("table01", table01)
+    cell = table.data.set_index(["target", "source"]).loc[("eff_b0", "mnas")]
+    assert cell["ours"] == pytest.approx(2.25) and (cell["n"], cell["planned"]) == (2, 3)
+    assert (cell["paper"], cell["scale"]) == (2.15, "gpu") and cell["difference"] == pytest.approx(0.1)
+    assert "2.250 ± 0.000 (2)<br>paper 2.15, +0.10" in table.page and "not run<br>paper 2.11" in table.page
+    assert "6 of 81 cells are run. Rank correlation with the paper's 0." in table.page
+    assert "above 1 or not, in 83% of the cells" in table.page
+    assert "Scale gpu: cifar100" in table.page
+
+
+def test_other_tables_take_nothing_from_it(table01):
+    for name in ("table06", "table09"):
+        assert f"Not run: `python run.py -m experiment={name}`" in reproduction.matrix(name, table01).page
+    assert "Not run: `python run.py -m experiment=table03`" in reproduction.table03(table01).page
+
+
+def test_our_correlation_stands_in_table_11(table01):
+    similarity = paper.similarities(paper.architectures())
+    table = tables.table11(similarity, table01).data.set_index("results")
+    ours = table.loc["ours, scale gpu: Table 1: CIFAR100, random weights"]
+    assert ours["cells"] == 6 and ours["regret"] == pytest.approx(0)
+
+
+def test_ghn2_is_not_run(table01):
+    page = reproduction.table02(table01).page
+    assert page.count("not run: needs GHN-2") == 6 and "| eff_b0 | random | 1.000 | 1.000 ± 0.000 (2) |" in page
+
+
+@pytest.fixture(scope="module")
+def table03() -> dict[str, dict]:
+    """Random init that reaches 0.68 in 100 epochs, transfers that do in half of the time."""
+
+    def accuracy(trial) -> list[float]:
+        gain = {"random": 1, "pretrained": 4, "dpiat": 2}[trial.init]
+        return [min(0.0068 * gain * (epoch + 1), 0.7) for epoch in range(100)]
+
+    return records_of("table03", accuracy=accuracy)
+
+
+def test_table_03(table03):
+    table = reproduction.table03(table03)
+    cells = table.data.set_index(["target", "init", "source", "weights"])
+    assert cells.loc[("eff_b0", "random", "", ""), "ours"] == pytest.approx(0.68)
+    assert cells.loc[("eff_b0", "pretrained", "", ""), "ours"] == pytest.approx(0.7)
+    assert cells.loc[("eff_b2", "dpiat", "mix_l", "imagenet"), ["n", "paper"]].tolist() == [1, 0.713]
+    assert cells["n"].sum() == 16 and table.page.count("needs GHN-2") == 2
+
+
+def test_time_to_accuracy_is_relative_to_random_init(table03):
+    data = reproduction.times("table04", table03).data.set_index(["target", "init", "source", "weights"])
+    row = data.loc[("eff_b0", "dpiat", "eff_b2", "imagenet")]
+    assert row["accuracy"] == 0.65 and (row["epochs"], row["random init's epochs"]) == (48, 96)
+    assert row["speed-up in epochs"] == row["speed-up in seconds"] == 2
+    assert row["paper's speed-up"] == pytest.approx(113 / 34)
+    slow = {name: found | {"epochs": found["epochs"][:10]} for name, found in table03.items() if "dpiat" in name}
+    slow |= {name: found for name, found in table03.items() if "dpiat" not in name}
+    data = reproduction.times("table04", slow).data.set_index(["target", "init", "source", "weights"])
+    assert data.loc[("eff_b0", "dpiat", "eff_b2", "imagenet"), "epochs"] == "not reached"
+    assert data.loc[("eff_b0", "GHN2", "", ""), "epochs"] == "not run: needs GHN-2"
+
+
+def test_curves_of_the_paper_are_drawn_from_its_trials(table03):
+    (frame,) = cells.frames("table03", table03).values()
+    figure = figures.curves(frame, table03, "train_loss")
+    assert [axes.get_title() for axes in figure.axes] == ["eff_b0", "eff_b2"]
+    assert figure.axes[0].get_ylabel() == "train loss" and len(figure.axes[0].lines) == 8
+
+
+def test_table_13_is_the_papers():
+    assert (
+        "| DPIAT | DP matching & transform & transfer | fast | defined by user | any |" in reproduction.table13().page
+    )
