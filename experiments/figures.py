@@ -69,7 +69,7 @@ def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accu
     targets = [target for target in frame["target"].unique() if (run["target"] == target).any()]
     columns = min(len(targets), 4)
     height = -(-len(targets) // columns)
-    figure = Figure(figsize=(max(3.2 * columns, 7), 2.8 * height + 1.2), layout="constrained")
+    figure = Figure(figsize=(max(3.2 * columns, 9), 2.8 * height + 1.6), layout="constrained")
     panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flat
     sources = sorted(set(run["source"]) - {""})
     plain = run.loc[run["source"] != "", "weights"].nunique() < 2
@@ -79,7 +79,8 @@ def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accu
             name, style = _line(*key, sources, plain)
             epochs = pd.DataFrame([row for trial in cell["id"] for row in records[trial]["epochs"]])
             by_epoch = epochs.groupby("epoch")[metric]
-            (handles[name],) = axes.plot(by_epoch.mean(), **style, marker="o", markersize=3)
+            marker = "o" if len(by_epoch) < 20 else ""
+            (handles[name],) = axes.plot(by_epoch.mean(), **style, marker=marker, markersize=3)
             axes.fill_between(
                 by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=style["color"], alpha=0.2, linewidth=0
             )
@@ -88,12 +89,18 @@ def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accu
     for number, axes in enumerate(figure.axes):
         axes.set_visible(number < len(targets))
         _finish(axes, metric)
+        axes.tick_params(labelbottom=True)
     order = sorted(handles, key=lambda name: (not name.startswith("random"), not name.startswith("own"), name))
     labels = [f"{name} (n = {_range(counts[name])})" for name in order]
     figure.legend(
-        [handles[name] for name in order], labels, loc="outside lower center", ncols=3, fontsize=8, handlelength=3
+        [handles[name] for name in order],
+        labels,
+        loc="outside lower center",
+        ncols=2 if columns < 3 else 3,
+        fontsize=8,
+        handlelength=3,
     )
-    figure.suptitle(textwrap.fill(cells.scale_line(frame, records), 130 if columns > 2 else 90), fontsize=8)
+    figure.suptitle(textwrap.fill(cells.scale_line(frame, records), 150 if columns > 2 else 110), fontsize=8)
     return figure
 
 
@@ -102,7 +109,10 @@ def _line(
 ) -> tuple[str, dict[str, Any]]:
     """The name of a cell's line, and its look."""
     if init == "random":
-        return f"random init, lr {lr:g}", {"color": "black", "linestyle": "--" if lr == tables.PAPER_LR else "-"}
+        return f"random init, lr {lr:g}", {
+            "color": "black",
+            "linestyle": "--" if plain and lr == tables.PAPER_LR else "-",
+        }
     if init == "pretrained":
         return f"own ImageNet weights, lr {lr:g}", {"color": "0.6", "linestyle": "-"}
     dashes = "-" if plain else {"imagenet": "--", "scratch": ":"}.get(weights, "-")

@@ -182,7 +182,8 @@ def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
         key = (row.target, row.init, row.source, row.weights)
         rows.append((*key, accuracy, epochs or "not reached", random_epochs, *ratios))
     ours = ["accuracy", "epochs", "random init's epochs", "speed-up in epochs", "speed-up in seconds"]
-    return pd.DataFrame(rows, columns=["target", "init", "source", "weights", *ours])
+    found = pd.DataFrame(rows, columns=["target", "init", "source", "weights", *ours])
+    return found.astype({"epochs": object, "random init's epochs": object})  # whole numbers, beside words
 
 
 def _until(epochs: list[dict[str, float]], accuracy: float) -> tuple[int, float] | tuple[None, None]:

@@ -3,6 +3,7 @@
 python -m experiments.tables            writes them all
 python -m experiments.tables --check    fails if a committed one is not what the records give
 python -m experiments.tables table01    prints one
+python -m experiments.tables --missing  lists what they still need, the commands, and what they will cost
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from hydra.errors import HydraException
 
-from experiments import cells, paper, reproduction
+from experiments import cells, grids, missing, paper, reproduction
 from experiments.cells import NOT_RUN, Table, markdown
 from experiments.records import best_accuracy, effectiveness
+from experiments.settings import first_line
 
 ROOT = Path(__file__).parent.parent
 PAPER_LR = 4e-3  # for random init
@@ -201,8 +204,19 @@ def with_blocks(file: Path, blocks: Mapping[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the tables from the records.")
     parser.add_argument("name", nargs="?", help="print this table only")
+    parser.add_argument("words", nargs="*", help="with --missing: what else the command says, such as scale=gpu")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file is out of date")
+    parser.add_argument("--missing", action="store_true", help="list the trials that tables still need, and their cost")
     arguments = parser.parse_args()
+    if arguments.missing:
+        for name in [arguments.name] if arguments.name else (*sorted(paper.DATASETS), *own_experiments()):
+            if name not in grids.names():
+                sys.exit(f"error: no experiment {name!r}: there are {', '.join(grids.names())}")
+            try:
+                print(missing.report(name, cells.all_evidence(), *arguments.words))
+            except HydraException as error:
+                print(f"{name}: configs/experiment/{name}.yaml cannot be planned: {first_line(error)}")
+        return
     if arguments.name:
         known = builders(cells.all_evidence())
         if arguments.name not in known:

@@ -55,7 +55,8 @@ ALLOWED = {
     "experiments.paper": {"models"},
     "experiments.cells": {"grids", "paper", "records"},
     "experiments.reproduction": {"cells", "grids", "paper"},
-    "experiments.tables": {"cells", "paper", "records", "reproduction"},
+    "experiments.missing": {"cells", "grids", "paper", "records", "trial"},
+    "experiments.tables": {"cells", "grids", "missing", "paper", "records", "reproduction", "settings"},
     "experiments.figures": {"cells", "paper", "records", "tables"},
     "experiments.report": {"figures", "records", "tables"},
 }

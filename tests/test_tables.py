@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from experiments import cells, figures, grids, paper, records, tables
+from experiments import cells, figures, grids, missing, paper, records, tables
 from experiments.trial import Trial
 
 DESK = "imagenet_to_imagenette"
@@ -108,8 +108,9 @@ def test_evidence_can_be_traced(desk, tmp_path, monkeypatch):
     records.collect(tmp_path / "runs", tmp_path / "trials" / DESK)
     monkeypatch.setattr(paper, "RESULTS", tmp_path)
     cells.all_evidence.cache_clear()
-    (row,) = tables.provenance_table(cells.all_evidence()).to_dict("records")
+    *papers, row = tables.provenance_table(cells.all_evidence()).to_dict("records")
     cells.all_evidence.cache_clear()
+    assert {paper["status"] for paper in papers} == {"not run"}
     assert row["commit"] == "0123456789" and row["hardware"] == "a processor"
     assert row["status"] == "4 of 189 trials, 8.0 h"
 
@@ -158,3 +159,30 @@ def test_generated_parts_of_a_readme_are_replaced(tmp_path):
     file = tmp_path / "README.md"
     file.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n")
     assert tables.with_blocks(file, {"one": "new\n", "two": "x"}) == "a\n<!-- one -->\nnew\n<!-- /one -->\nb\n"
+
+
+def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
+    words = ("target=mnas,rex", "source=eff_lite0", "seed=0")
+    needed = missing.missing(DESK, desk, *words)
+    assert {(trial.model, trial.init) for trial in needed.values()} >= {("rex", "dpiat"), ("rex", "random")}
+    assert not {name for name in needed if name in desk}
+    monkeypatch.setattr(missing, "this_hardware", lambda: "a processor")
+    mine = {name: found for name, found in desk.items() if found["trial"]["recipe"]["image_size"] == 64}
+    speeds = missing.measured_speeds(mine, "a processor")
+    assert speeds == {("mnas", 64): pytest.approx(2 / 9469)}  # an epoch takes 2 seconds
+    hours = sum(trial.recipe.epochs for trial in needed.values()) * 2 / 3600
+    text = missing.report(DESK, mine, *words)
+    assert f"; {hours:.1f} h one after the other" in text and "by what other networks or sizes took" in text
+    assert f"python run.py -m experiment={DESK} {' '.join(words)}\n" in text
+    (large,) = grids.grid(DESK, *words[1:], "target=rex", "dataset.image_size=128")
+    assert missing.seconds(large.trial, speeds) == pytest.approx(4 * 2 * 4)
+    assert "cannot be said" in missing.report(DESK, {}, *words)
+    done = {cell.trial.id: {} for cell in cells.plan(DESK)} | {cell.random.id: {} for cell in cells.plan(DESK)}
+    assert missing.report(DESK, done) == f"{DESK}: every trial is run"
+
+
+@pytest.mark.parametrize("words", [["table99"], ["--missing", "table99"]])
+def test_the_command_names_what_it_does_not_know(words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tables", *words])
+    with pytest.raises(SystemExit, match=r"error: no (table|experiment) 'table99': there are .*table01"):
+        tables.main()

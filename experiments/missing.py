@@ -1,0 +1,89 @@
+"""What a table still needs: its trials without a record, the commands that run them, and what they will cost."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from experiments import cells, grids, paper
+from experiments.records import provenance
+
+if TYPE_CHECKING:
+    from experiments.trial import Trial
+
+# Training images of the data sets of experiments.
+IMAGES = {
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "food101": 75_750,
+    "imagenet": 1_281_167,
+    "imagenette": 9_469,
+    "digits": 1_433,
+}
+Speeds = dict[tuple[str, int], float]  # by network and size of its images
+
+
+def missing(experiment: str, records: cells.Records, *words: str) -> dict[str, Trial]:
+    """The trials, by their ids, that have no record: targets, baselines, and the sources that these need."""
+    needed = {}
+    for cell in cells.plan(experiment, *words):
+        targets = [trial for trial in (cell.trial, cell.random) if trial.id not in records]
+        sources = [trial.source for trial in targets if trial.source and trial.source.recipe.epochs]
+        needed |= {trial.id: trial for trial in (*targets, *sources)}
+    return needed
+
+
+def report(experiment: str, records: cells.Records, *words: str) -> str:
+    """What is missing at the scale that the words name, the commands, and the hours at this machine's speed."""
+    needed = missing(experiment, records, *words)
+    if not needed:
+        return f"{experiment}: every trial is run"
+    hardware = this_hardware()
+    speeds = measured_speeds(records, hardware)
+    epochs = sum(trial.recipe.epochs for trial in needed.values())
+    lines = [f"{experiment}: {len(needed)} trials of {epochs:,} epochs in all are missing; {_hours(needed, speeds)}"]
+    evidence = paper.RESULTS / "trials" / experiment
+    if evidence.is_dir():
+        lines.append(f"  python -m experiments.records restore runs/records results/trials/{experiment}")
+    lines += [
+        f"  python run.py -m {' '.join((f'experiment={experiment}', *command))}"
+        for command in cells.commands(experiment, *words)
+        if any(cell.trial.id in needed or cell.random.id in needed for cell in grids.grid(experiment, *command))
+    ]
+    return "\n".join(lines)
+
+
+def this_hardware() -> str:
+    """What `cells.hardware` says of records that are made here."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else provenance()["cpu"]
+
+
+def measured_speeds(records: cells.Records, hardware: str) -> Speeds:
+    """Seconds of an epoch, its test included, for each training image: the median over records of this hardware."""
+    seconds: dict[tuple[str, int], list[float]] = {}
+    for record in records.values():
+        if cells.hardware(record) == hardware:
+            key = record["trial"]["model"], record["trial"]["recipe"]["image_size"]
+            found = seconds.setdefault(key, [])
+            found += [epoch["seconds"] / record["train_images"] for epoch in record["epochs"]]
+    return {key: statistics.median(found) for key, found in seconds.items()}
+
+
+def seconds(trial: Trial, speeds: Speeds) -> float:
+    """What a trial will take: as its network did at its size, else as others did, else in proportion to the pixels."""
+    size = trial.recipe.image_size
+    same_size = [speed for (_, its_size), speed in speeds.items() if its_size == size]
+    scaled = same_size or [speed * (size / its_size) ** 2 for (_, its_size), speed in speeds.items()]
+    speed = speeds.get((trial.model, size), statistics.mean(scaled))
+    return trial.recipe.epochs * (trial.train_subset or IMAGES[trial.dataset]) * speed
+
+
+def _hours(needed: dict[str, Trial], speeds: Speeds) -> str:
+    if not speeds:
+        return "what they cost cannot be said: no record comes from this machine's hardware"
+    hours = sum(seconds(trial, speeds) for trial in needed.values()) / 3600
+    guessed = sum((trial.model, trial.recipe.image_size) not in speeds for trial in needed.values())
+    rough = f", {guessed} of them by what other networks or sizes took" if guessed else ""
+    return f"{hours:,.1f} h one after the other at the speed of this machine's records{rough}"
