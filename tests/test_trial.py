@@ -281,23 +281,23 @@ def logged_by(file: Path) -> dict:
 
 def test_ids_of_committed_trials_stay():
     """A trial that was run once must be found again, whatever settings have come since."""
-    committed, _ = evidence(ROOT / "results" / "trials" / "imagenet_to_imagenette")
-    chosen = committed[(committed["trial.init"] == "dpiat") & (committed["trial.recipe.seed"] == 1)]
-    for row in chosen.to_dict("records"):
+    committed = evidence(ROOT / "results" / "trials" / "imagenet_to_imagenette")
+    chosen = [r for r in committed if r["trial"]["init"] == "dpiat" and r["trial"]["recipe"]["seed"] == 1]
+    for record in chosen:
         settings = Settings(
             dataset=DatasetSettings(name="imagenette", stored_size=128, image_size=64),
             init=InitSettings(name="dpiat"),
-            source=row["trial.source.model"],
-            target=row["trial.model"],
+            source=record["trial"]["source"]["model"],
+            target=record["trial"]["model"],
             source_weights="imagenet",
             lr=1e-3,
             seed=1,
         )
-        assert trial.plan(settings).id == row["id"]
+        assert trial.plan(settings).id == record["id"]
         for key, value in (("matching", "random"), ("operator", "full"), ("head", "skip"), ("mode", "default")):
             other = replace(settings, init=InitSettings(name="dpiat", **{key: value}))
-            assert trial.plan(other).id != row["id"]
-    assert len(chosen) == 4
+            assert trial.plan(other).id != record["id"]
+    assert len(chosen) >= 4
 
 
 @pytest.mark.parametrize("key", ["matching", "operator", "head", "mode"])
