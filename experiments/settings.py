@@ -79,7 +79,7 @@ class Settings:
     threads: int | None = _doc("CPU threads; null: PyTorch's choice", None)
     together: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"doc": "what an experiment varies together, as in `source: ${together.pair.source}` of its file"},
+        metadata={"doc": "what an experiment varies together (configs/experiment/table12.yaml shows how)"},
     )
     output_dir: str = _doc("folder for records, checkpoints and plots", "runs")
     cache_dir: str = _doc("folder for decoded data sets", "~/.cache/dpiat")
