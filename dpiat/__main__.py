@@ -1,8 +1,9 @@
-"""The command line: dpiat similarity, rank, plan, transfer. Needs timm for timm's names."""
+"""The command line: dpiat similarity, rank, plan, transfer and two plots. Needs timm for timm's names."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import fnmatch
 import importlib
 import json
@@ -15,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dpiat import sources
+from dpiat import index, plotting, sources
+from dpiat.architecture import Architecture
 from dpiat.assignment import MATCHINGS
 from dpiat.operators import OPERATORS
 from dpiat.roles import HEADS
@@ -31,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
         arguments.command(arguments)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"dpiat: {_first_line(error)}", file=sys.stderr)
         return 2
     return 0
@@ -45,10 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     def command(function, example: str) -> argparse.ArgumentParser:
         text = function.__doc__
         added = commands.add_parser(
-            function.__name__.strip("_"), help=text, description=text, epilog=f"example: {example}"
+            function.__name__.strip("_").replace("_", "-"), help=text, description=text, epilog=f"example: {example}"
         )
         added.set_defaults(command=function)
-        added.add_argument("--json", action="store_true", help="print JSON for machines")
+        if not function.__name__.startswith("_plot"):
+            added.add_argument("--json", action="store_true", help="print JSON for machines")
         return added
 
     added = command(_similarity, "dpiat similarity tf_efficientnet_b2 tf_efficientnet_b0")
@@ -56,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("target", help=names)
     added = command(_rank, "dpiat rank mnasnet_100 'efficientnet_*' resnet18")
     added.add_argument("target", help=names)
-    added.add_argument("sources", nargs="+", help=f"{names}; timm names may hold * and ?")
+    added.add_argument("sources", nargs="*", help=f"{names}; timm names may hold * and ?; all of timm if left out")
+    added.add_argument("--top", type=int, metavar="N", help="only the N most similar ones")
+    added.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
     added = command(_plan, "dpiat plan tf_efficientnet_b2 tf_efficientnet_b0 --head copy")
     added.add_argument("source", help=names)
     added.add_argument("target", help=names)
@@ -68,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--seed", type=int, default=0, help="of the target's initial weights")
     added.add_argument("--out", required=True, type=Path, help="file for the target's state dict: .pt or .safetensors")
     _add_choices(added)
+    added = command(_plot_matching, "dpiat plot-matching rexnet_100 tf_efficientnet_b2 --out matching.svg")
+    added.add_argument("source", help=names)
+    added.add_argument("target", help=names)
+    added.add_argument("--out", required=True, help="file for the picture: .png, .svg or .pdf")
+    added = command(_plot_similarity, "dpiat plot-similarity resnet18 resnet34 mnasnet_100 --out similarity.png")
+    added.add_argument("networks", nargs="+", help=f"{names}; timm names may hold * and ?")
+    added.add_argument("--out", required=True, help="file for the picture: .png, .svg or .pdf")
     return parser
 
 
@@ -91,24 +103,36 @@ def _similarity(arguments: argparse.Namespace) -> None:
 
 
 def _rank(arguments: argparse.Namespace) -> None:
-    """Order sources for a target: the most similar first."""
-    sources = {}
-    for name in _expanded(arguments.sources):
-        try:
-            sources[name] = standardize(_network(name))
-        except ValueError:
-            raise
-        except Exception as error:  # one of many that cannot be built must not hide the others
-            print(f"dpiat: {name} left out: {_first_line(error)}", file=sys.stderr)
-    candidates = rank(_network(arguments.target), sources)
+    """Order sources for a target: the most similar first. Sources are all of timm unless you name some."""
+    if arguments.top is not None and arguments.top < 1:
+        raise ValueError(f"--top must be at least 1, got {arguments.top}")
+    target = _network(arguments.target)
+    if arguments.sources:
+        given = _architectures(arguments.sources)
+        known = index.pretrained() if any(_is_timm_name(name) for name in given) else ()
+        candidates = [
+            candidate._replace(pretrained=candidate.source in known) if _is_timm_name(candidate.source) else candidate
+            for candidate in rank(target, given)
+        ]
+    else:
+        candidates = rank(target)
+    candidates = candidates[: arguments.top]
+    if arguments.csv:
+        with open(arguments.csv, "w", newline="") as file:
+            csv.writer(file).writerows([Candidate._fields, *candidates])
     if arguments.json:
         print(json.dumps([candidate._asdict() for candidate in candidates], indent=1))
-        return
+    else:
+        _print_table(candidates)
+
+
+def _print_table(candidates: Sequence[Candidate]) -> None:
     width = max((len(candidate.source) for candidate in candidates), default=0)
-    print("  ".join([f"{'source':{width}}", *Candidate._fields[1:]]))
-    for name, *values in candidates:
-        row = (f"{v:{len(field)}.3f}" for v, field in zip(values, Candidate._fields[1:], strict=True))
-        print("  ".join([f"{name:{width}}", *row]))
+    fields = Candidate._fields[1:]
+    print("  ".join([f"{'source':{width}}", *fields]))
+    for name, *values, pretrained in candidates:
+        row = [f"{value:{len(field)}.3f}" for value, field in zip(values, fields, strict=False)]
+        print("  ".join([f"{name:{width}}", *row, {True: "yes", False: "no", None: ""}[pretrained]]).rstrip())
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -131,6 +155,18 @@ def _transfer(arguments: argparse.Namespace) -> None:
     print(planned.to_json() if arguments.json else f"{arguments.out}: {report.summary()}")
 
 
+def _plot_matching(arguments: argparse.Namespace) -> None:
+    """Draw which blocks and layers of one network go to which of another (figure 2)."""
+    names = arguments.source, arguments.target
+    source, target = map(_network, names)
+    plotting.plot_matching(source, target, arguments.out, names=names)
+
+
+def _plot_similarity(arguments: argparse.Namespace) -> None:
+    """Draw the similarities of all pairs of networks (figure 5)."""
+    plotting.plot_similarity(_architectures(arguments.networks), arguments.out)
+
+
 def _save(state: dict[str, torch.Tensor], file: Path) -> None:
     """Write a state dict whole or not at all."""
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
@@ -148,6 +184,23 @@ def _network(name: str, architecture: str | None = None) -> nn.Module:
     """The network of a name, without memory for its weights; or what a file holds."""
     with torch.device("meta"):
         return sources.load(name, pretrained=False, architecture=architecture)
+
+
+def _architectures(names: Sequence[str]) -> dict[str, Architecture]:
+    """The architectures of names and patterns; one of many that cannot be built must not hide the others."""
+    found = {}
+    for name in _expanded(names):
+        try:
+            found[name] = standardize(_network(name))
+        except ValueError:
+            raise
+        except Exception as error:
+            print(f"dpiat: {name} left out: {_first_line(error)}", file=sys.stderr)
+    return found
+
+
+def _is_timm_name(name: str) -> bool:
+    return ":" not in name and not sources.is_file(name)
 
 
 def _expanded(names: Sequence[str]) -> list[str]:

@@ -91,7 +91,7 @@ class Compact:
 
     `blocks` are the blocks that have weights, `positions` (blocks,) their places in the architecture and `weighted`
     their layers with weights. `index` (blocks,) says which of the `n_blocks` different blocks each one is; they are the
-    columns of `groups`: those of one layer with weights, then the others. The `n_layers` different layers are numbered
+    columns of `groups`, from low blocks to tall ones. The `n_layers` different layers are numbered
     family by family: `families[kind, dimensions]` are the number of the first and the sizes of all (dimensions,
     layers).
     """
@@ -102,7 +102,7 @@ class Compact:
         self.blocks = [blocks[i] for i in self.positions]
         self.weighted = [weighted[i] for i in self.positions]
         height = {block.signature: len(layers) for block, layers in zip(self.blocks, self.weighted, strict=True)}
-        different = sorted(height, key=lambda signature: height[signature] > 1)
+        different = sorted(height, key=lambda signature: _size(height[signature]))
         self.n_blocks = len(different)
         number = {signature: i for i, signature in enumerate(different)}
         self.index = np.array([number[block.signature] for block in self.blocks], dtype=int)
@@ -121,7 +121,7 @@ class Compact:
         }
         columns = [[(number[item], p) for p, item in enumerate(signature) if item[1]] for signature in different]
         self.groups: list[Group] = []
-        for _, group in groupby(columns, lambda column: len(column) > 1):
+        for _, group in groupby(columns, lambda column: _size(len(column))):
             first = self.groups[-1].columns.stop if self.groups else 0
             self.groups.append(Group(first, list(group), self.n_layers))
 
@@ -129,6 +129,11 @@ class Compact:
         """The group of one of the different blocks and its column there."""
         group = max(g for g, group in enumerate(self.groups) if group.columns.start <= number)
         return group, number - self.groups[group].columns.start
+
+
+def _size(layers: int) -> int:
+    """Blocks of one size share a table: 1, 2 to 4, 5 to 16, 17 to 64, ... layers with weights."""
+    return ((layers - 1).bit_length() + 1) // 2
 
 
 class Group:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from dpiat import architecture, standardization
+from dpiat import architecture, parametrized, standardization
 from dpiat.architecture import Architecture, Block, Layer
 
 BROKEN = (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError)  # what a damaged file may raise
@@ -65,7 +65,8 @@ def import_timm():
 
 def cache_file(names: Iterable[str]) -> Path:
     """Where the index of these names is kept: another file for all that could change what is in it."""
-    rules = [Path(module.__file__).read_bytes() for module in (architecture, standardization, sys.modules[__name__])]
+    rules = [Path(module.__file__).read_bytes() for module in (architecture, parametrized, standardization)]
+    rules.append(Path(__file__).read_bytes())
     digest = hashlib.sha256(b"\0".join([*rules, torch.__version__.encode(), *(name.encode() for name in names)]))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpiat"
     return folder / f"timm-{import_timm().__version__}-{digest.hexdigest()[:12]}.json.gz"

@@ -102,8 +102,9 @@ def _all_ranges(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """dp, target by target, after the values of all ranges."""
     n, m, t, s = scores.shape
     scores = scores.reshape(n, m, t * s)
-    d, i = np.ogrid[:n, :n]
-    lengths = positions - positions[np.maximum(i - d, 0)] + 1  # of the ranges of d + 1 targets that end at target i
+    i = np.arange(n)
+    first = np.maximum(i - i[:, None], 0)  # of the ranges of d + 1 targets that end at target i, (d, i)
+    lengths = positions - positions[first] + 1
     roots = np.repeat(np.sqrt(lengths), s, axis=2)  # (d, i, pair)
     values = np.empty((n, *scores.shape))  # (d, i, source, pair)
     sums = scores

@@ -1,5 +1,6 @@
 """dpiat similarity, rank, plan and transfer, as a user calls them."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from networks import on_meta, small, trained
 from safetensors.torch import load_file
 
-from dpiat import Plan, rank, standardize, transfer
+from dpiat import Plan, rank, similarity, standardize, transfer
 from dpiat.__main__ import main
 
 
@@ -29,12 +30,42 @@ def test_similarity(capsys):
 def test_rank_puts_the_most_similar_first(capsys):
     lines = printed(capsys, "rank", "tf_efficientnet_b0", "resnet1?t", "resnet18", "tf_efficientnet_b1")
     lines = [line.split() for line in lines.splitlines()]
-    assert lines[0] == ["source", "similarity", "to_target", "to_source", "filled"]
+    assert lines[0] == ["source", "similarity", "to_target", "to_source", "filled", "pretrained"]
     assert lines[1][0] == "tf_efficientnet_b1"
     assert sorted(line[0] for line in lines[2:]) == ["resnet10t", "resnet14t", "resnet18"]
     assert lines[1:] == sorted(lines[1:], key=lambda line: -float(line[1]))
     rows = json.loads(printed(capsys, "rank", "tf_efficientnet_b0", "tf_efficientnet_b0", "--json"))
-    assert rows == [{"source": "tf_efficientnet_b0", "similarity": 1, "to_target": 1, "to_source": 1, "filled": 1}]
+    ones = dict.fromkeys(("similarity", "to_target", "to_source", "filled"), 1)
+    assert rows == [{"source": "tf_efficientnet_b0", **ones, "pretrained": True}]
+
+
+def test_rank_writes_a_csv_of_the_first(capsys, tmp_path):
+    file = tmp_path / "ranking.csv"
+    words = ["rank", "resnet18", "resnet10t", "resnet18", "torch.nn:Identity", "--csv", str(file)]
+    printed(capsys, *words)
+    rows = list(csv.DictReader(file.open()))
+    assert [(row["source"], row["pretrained"]) for row in rows] == [
+        ("resnet18", "True"),
+        ("resnet10t", "True"),
+        ("torch.nn:Identity", ""),
+    ]
+    assert float(rows[1]["similarity"]) == similarity(on_meta("resnet10t"), on_meta("resnet18"))
+    lines = printed(capsys, *words, "--top", "1").splitlines()
+    assert len(lines) == 2 and len(list(csv.DictReader(file.open()))) == 1
+
+
+def test_rank_without_sources_takes_all_of_timm(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("timm.list_models", lambda: ["resnet10t", "resnet18"])
+    rows = json.loads(printed(capsys, "rank", "resnet18", "--json"))
+    assert [row["source"] for row in rows] == ["resnet18", "resnet10t"]
+
+
+def test_plots(capsys, tmp_path):
+    printed(capsys, "plot-matching", "resnet10t", "resnet18", "--out", str(tmp_path / "matching.svg"))
+    printed(capsys, "plot-similarity", "resnet1?t", "resnet18", "--out", str(tmp_path / "similarity.png"))
+    assert "resnet10t" in (tmp_path / "matching.svg").read_text()
+    assert (tmp_path / "similarity.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_rank_counts_the_weights_that_would_be_filled():
@@ -84,6 +115,9 @@ def test_a_network_of_the_users_own(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("rank", "resnet18", "resnet10t", "--top", "0"), "dpiat: --top must be at least 1, got 0"),
+        (("rank", "resnet18", "resnet10t", "--csv", "none/r.csv"), "dpiat: [Errno 2] No such file or directory: 'none"),
+        (("plot-matching", "resnet18", "resnet18", "--out", "m.gif"), "dpiat: m.gif: cannot save a figure as '.gif'"),
         (("similarity", "resnet81", "resnet18"), "dpiat: unknown network 'resnet81': did you mean resnet18"),
         (("rank", "resnet18", "resnext_none*"), "dpiat: no timm name is like 'resnext_none*'"),
         (("plan", "nowhere:net", "resnet18"), "dpiat: cannot import 'nowhere:net': No module named 'nowhere'"),
@@ -110,6 +144,6 @@ def test_mistakes_are_named_in_one_line(capsys, words, message):
 
 
 def test_every_command_shows_an_example():
-    for command in ("similarity", "rank", "plan", "transfer"):
+    for command in ("similarity", "rank", "plan", "transfer", "plot-matching", "plot-similarity"):
         words = [sys.executable, "-m", "dpiat", command, "--help"]
         assert f"example: dpiat {command}" in subprocess.check_output(words, text=True)
