@@ -21,19 +21,26 @@ def main(config: DictConfig) -> None:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _stop)  # a launcher that has its own way with signals keeps it
     settings: Settings = OmegaConf.to_object(config)
-    from experiments import figures, report, trial  # after the settings are known to be sound: torch takes seconds
+    from experiments import (
+        figures,
+        parallel,
+        report,
+        trial,
+    )  # after the settings are known to be sound: torch takes seconds
     from experiments.records import CannotWrite
 
     plots = Path(settings.output_dir).expanduser() / "plots"
     try:
         outcome = trial.run(settings, lambda record, baseline: figures.comparison(record, baseline, plots))
-        print(report.report(*outcome, plots))
+        end = parallel.from_first(lambda: report.report(*outcome, plots))
     except trial.Diverged as error:
-        print(error)  # and a grid goes on
+        end = error  # and a grid goes on
     except (UserError, CannotWrite) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}" if parallel.rank() == 0 else 1)
     except KeyboardInterrupt:
         sys.exit(f"interrupted: {GOES_ON}")
+    if parallel.rank() == 0:
+        print(end)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

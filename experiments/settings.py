@@ -83,6 +83,9 @@ class Settings:
     )
     output_dir: str = _doc("folder for records, checkpoints and plots", "runs")
     cache_dir: str = _doc("folder for decoded data sets", "~/.cache/dpiat")
+    batchnorm_group: int | None = _doc(
+        "images that a batch norm normalizes together (the paper's TPU cores: 16); null: the whole batch", None
+    )
 
 
 def register() -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from experiments.data import Data, Split, test_batches, train_batches
+from experiments import parallel
+from experiments.batchnorm import normalizing
+from experiments.data import AnySplit, Data, test_batches, train_batches
 
 State = dict[str, Any]  # of a training between two epochs: plain values and tensors
 
@@ -28,6 +30,7 @@ class Recipe:
     batch_size: int  # images
     image_size: int  # pixels
     seed: int
+    batchnorm_group: int | None = None  # images that a batch norm normalizes together; None: the batch
 
     def learning_rate(self, epoch: int) -> float:
         """lr · (0.1 + 0.9 · (1 + cos(π e / E)) / 2), held at its end value after E epochs."""
@@ -49,14 +52,16 @@ def train(
     Returns one row for each epoch (learning rate, losses, accuracies in [0, 1], seconds) and the state dict, on the
     CPU, of the epoch with the lowest test loss. After each epoch `on_epoch` is called with its row and with the state
     of the training; given back as `state`, with a network built alike, the training goes on from there as if it had
-    not stopped. It ends after an epoch with a loss that is not finite: see `diverged`.
+    not stopped. It ends after an epoch with a loss that is not finite: see `diverged`. Several processes share each
+    batch and the test images; all return the same, but for the seconds.
     """
     order = torch.Generator().manual_seed(recipe.seed)  # of the images, and their crops
-    torch.manual_seed(recipe.seed)  # dropout and stochastic depth
+    torch.manual_seed(recipe.seed + parallel.rank())  # dropout and stochastic depth
     network.to(device, memory_format=torch.channels_last)
-    data = data.to(device)
+    data = Data(data.train, _own_images(data.test), data.classes).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr, fused=True)
     rows, best = _restore(state, network, optimizer, order, device) if state else ([], {})
+    replica = parallel.replicated(network, device)
     images = len(data.train.labels) // recipe.batch_size * recipe.batch_size  # of an epoch
     with tqdm(
         total=recipe.epochs * images,
@@ -64,11 +69,11 @@ def train(
         unit=" images",
         unit_scale=True,
         leave=False,
-        disable=None,  # quiet where there is no terminal
+        disable=None if parallel.rank() == 0 else True,  # quiet where there is no terminal
     ) as bar:
         while len(rows) < recipe.epochs and not diverged(rows):
             bar.set_description(f"{title} epoch {len(rows) + 1}/{recipe.epochs}")
-            row = _epoch(network, optimizer, data, recipe, order, len(rows), bar)
+            row = _epoch(replica, optimizer, data, recipe, order, len(rows), bar)
             if all(row["test_loss"] < earlier["test_loss"] for earlier in rows):
                 best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
             rows.append(row)
@@ -96,8 +101,7 @@ def _state(
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "order": order.get_state(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "random": parallel.gathered(_random_states(device)),
     }
 
 
@@ -108,10 +112,24 @@ def _restore(
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     order.set_state(state["order"])
-    torch.set_rng_state(state["random"])
-    if device.type == "cuda" and state["random_cuda"] is not None:
-        torch.cuda.set_rng_state(state["random_cuda"], device)
+    if parallel.rank() < len(state["random"]):  # not if there are more processes now: theirs begin anew
+        cpu, *cuda = state["random"][parallel.rank()]
+        torch.set_rng_state(cpu)
+        if cuda and device.type == "cuda":
+            torch.cuda.set_rng_state(cuda[0], device)
     return list(state["rows"]), state["best"]
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Those of the CPU and of the GPU in use, if one is."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _own_images(split: AnySplit) -> AnySplit:
+    """Of images to be looked at once, those that are this process's."""
+    if parallel.size() == 1:
+        return split
+    return split.subset(torch.arange(len(split.labels))[parallel.rank() :: parallel.size()])
 
 
 def _epoch(
@@ -127,8 +145,10 @@ def _epoch(
     start = time.perf_counter()
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate(epoch)
-    batches = train_batches(data.train, recipe.batch_size, recipe.image_size, order)
-    loss, accuracy = _train_epoch(network, optimizer, batches, bar)
+    own = parallel.part(recipe.batch_size)
+    batches = train_batches(data.train, recipe.batch_size, recipe.image_size, order, own)
+    loss, accuracy = _train_epoch(network, optimizer, batches, recipe.batchnorm_group, bar)
+    parallel.average_buffers(network)
     test_loss, test_accuracy = evaluate(network, data.test, recipe.batch_size, recipe.image_size)
     return {
         "epoch": epoch + 1,
@@ -142,14 +162,18 @@ def _epoch(
 
 
 def _train_epoch(
-    network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Tensor, Tensor]], bar: tqdm
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    batchnorm_group: int | None,
+    bar: tqdm,
 ) -> tuple[float, float]:
     """Mean loss and accuracy over the augmented training images."""
     network.train()
     total_loss, correct, images = 0.0, 0, 0
     for inputs, labels in batches:
         optimizer.zero_grad(set_to_none=True)
-        with _autocast(inputs.device):
+        with _autocast(inputs.device), normalizing(batchnorm_group):
             outputs = network(inputs)
             loss = cross_entropy(outputs, labels)
         loss.backward()
@@ -157,13 +181,14 @@ def _train_epoch(
         total_loss += loss.detach() * len(labels)
         correct += (outputs.detach().argmax(1) == labels).sum()
         images += len(labels)
-        bar.update(len(labels))
-    return float(total_loss) / images, int(correct) / images
+        bar.update(len(labels) * parallel.size())
+    total_loss, correct, images = parallel.totals(float(total_loss), int(correct), images)
+    return total_loss / images, correct / images
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Split, batch: int, size: int) -> tuple[float, float]:
-    """Mean loss and accuracy over every image of a split. The network is left in eval mode."""
+def evaluate(network: nn.Module, split: AnySplit, batch: int, size: int) -> tuple[float, float]:
+    """Mean loss and accuracy over every image of a split, or of the processes' splits. Leaves eval mode on."""
     network.eval()
     total_loss, correct = 0.0, 0
     for inputs, labels in test_batches(split, batch, size):
@@ -171,7 +196,8 @@ def evaluate(network: nn.Module, split: Split, batch: int, size: int) -> tuple[f
             outputs = network(inputs)
         total_loss += cross_entropy(outputs.float(), labels, reduction="sum")
         correct += (outputs.argmax(1) == labels).sum()
-    return float(total_loss) / len(split.labels), int(correct) / len(split.labels)
+    total_loss, correct, images = parallel.totals(float(total_loss), int(correct), len(split.labels))
+    return total_loss / images, correct / images
 
 
 def _autocast(device: torch.device) -> torch.autocast:

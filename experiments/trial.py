@@ -10,9 +10,10 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,10 @@ from dpiat.assignment import MATCHINGS
 from dpiat.operators import OPERATORS
 from dpiat.roles import HEADS
 from dpiat.standardization import MODES
-from experiments import checkpoints, data, models, records
+from experiments import checkpoints, data, models, parallel, records
 from experiments.initialization import INITIALIZATIONS, Method, initialize
 from experiments.locks import alone
-from experiments.settings import Settings, UserError, first_line
+from experiments.settings import LoggerSettings, Settings, UserError, first_line
 from experiments.tracking import Plot, tracking
 from experiments.training import Recipe, State, diverged, train
 
@@ -69,6 +70,8 @@ class Trial:
         fields = asdict(self)
         later = {key: fields.pop(key) for key in ("matching", "operator", "head")}
         fields["source"] = self.source.identity() if self.source else None
+        if self.recipe.batchnorm_group is None:
+            del fields["recipe"]["batchnorm_group"]
         return fields | {key: value for key, value in later.items() if value != getattr(Method, key)}
 
 
@@ -90,6 +93,7 @@ def run(settings: Settings, plot: Plot | None = None) -> Outcome:
     A trial that was stopped goes on from its last epoch; one that has ended is not run again. Raises UserError for
     settings that cannot be run, Diverged if there is no source to start from, CannotWrite if the disk is full.
     """
+    parallel.start()
     target = plan(settings)
     runner = _Runner(settings, plot)
     if target.init == "random":
@@ -104,6 +108,7 @@ def plan(settings: Settings) -> Trial:
     """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
     data.check(settings.dataset)
     _check_positive(settings)
+    _check_parts(settings)
     models.check(settings.target)
     init = settings.init.name
     _check_choice("initialization", init, INITIALIZATIONS)
@@ -124,12 +129,21 @@ def plan(settings: Settings) -> Trial:
 
 
 def _check_positive(settings: Settings) -> None:
-    counts = ("source_epochs", "target_epochs", "schedule_epochs", "batch_size", "threads")
+    counts = ("source_epochs", "target_epochs", "schedule_epochs", "batch_size", "batchnorm_group", "threads")
     values = {key: getattr(settings, key) for key in (*counts, "lr", "source_lr", "baseline_lr")}
     values |= {f"dataset.{key}": getattr(settings.dataset, key) for key in ("image_size", "stored_size")}
     for key, value in values.items():
         if value is not None and value <= 0:
             raise UserError(f"{key} must be positive, got {value}")
+
+
+def _check_parts(settings: Settings) -> None:
+    """A batch is made of equal parts, one for each process, and each of those of equal groups."""
+    batch, processes, group = settings.batch_size, parallel.size(), settings.batchnorm_group
+    if batch % processes:
+        raise UserError(f"batch_size={batch} must be a multiple of the number of processes, {processes}")
+    if group is not None and batch // processes % group:
+        raise UserError(f"batchnorm_group={group} must divide the {batch // processes} images of a batch on one device")
 
 
 def _check_choice(key: str, value: str, known: Iterable[str]) -> None:
@@ -165,6 +179,7 @@ def _recipe(settings: Settings, model: str, lr: float) -> Recipe:
         batch_size=settings.batch_size,
         image_size=settings.dataset.image_size or models.input_size(model),
         seed=settings.seed,
+        batchnorm_group=settings.batchnorm_group,
     )
 
 
@@ -175,7 +190,7 @@ class _Runner:
         self.settings = settings
         self.plot = plot
         self.folder = Path(settings.output_dir).expanduser()
-        self.device = _device(settings.device)
+        self.device = parallel.own_device(_device(settings.device))
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self._data: data.Data | None = None
@@ -183,23 +198,25 @@ class _Runner:
     @property
     def data(self) -> data.Data:
         if self._data is None:
-            self._data = data.load(self.settings.dataset, self.settings.cache_dir)
+            load = partial(data.load, self.settings.dataset, self.settings.cache_dir)
+            self._data = parallel.first_then_others(load)
         return self._data
 
     def prepare(self, trial: Trial) -> None:
         """Make sure of what a trial without a record starts from, or raise what stands in its way."""
-        if not self._record_file(trial).exists():
+        if not parallel.from_first(self._record_file(trial).exists):
             self._check(trial)
             self._begin(trial)
 
     def record(self, trial: Trial, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
         """The record of a trial: the one there is, or a new one. `baseline` is what it is compared with."""
         with self._alone(trial):
-            found = self._ended(trial)
+            found = parallel.from_first(lambda: self._ended(trial))
             if found is None:
                 return self._train(trial, baseline)[0]
             self._tidy(trial)
-        print(f"{trial.id}: {found['status']} before, {self._record_file(trial)}", flush=True)
+        if parallel.rank() == 0:
+            print(f"{trial.id}: {found['status']} before, {self._record_file(trial)}", flush=True)
         return found
 
     def network(self, trial: Trial) -> nn.Module:
@@ -213,7 +230,7 @@ class _Runner:
         if trial.recipe.epochs == 0:
             return initialize(trial.init, trial.model, classes, trial.recipe.seed, Method(), self._no_source)[0]
         with self._alone(trial):
-            state, record = self._checkpoint(trial), self._ended(trial)
+            state, record = parallel.from_first(lambda: (self._checkpoint(trial), self._ended(trial)))
             if state is None and (record is None or record["status"] == "finished"):
                 record, state = self._train(trial, keep=True)
         if state is None:
@@ -224,7 +241,11 @@ class _Runner:
 
     def _alone(self, trial: Trial) -> AbstractContextManager[None]:
         """No other process trains this trial meanwhile."""
-        return alone(self.folder / "locks" / f"{trial.id}.lock", f"it trains {trial.id}")
+        return (
+            nullcontext()
+            if parallel.rank()
+            else alone(self.folder / "locks" / f"{trial.id}.lock", f"it trains {trial.id}")
+        )
 
     def _record_file(self, trial: Trial) -> Path:
         return self.folder / "records" / f"{trial.id}.json"
@@ -257,14 +278,17 @@ class _Runner:
         """
         recipe, unfinished = trial.recipe, self._unfinished(trial)
         self._check(trial)
-        state = unfinished.read()
+        state = parallel.from_first(unfinished.read)
         network, record = self._begin(trial) if state is None else self._go_on(trial, state)
         title = f"{trial.model} {trial.init}"
-        with tracking(self.settings.logger, trial.id, record, self.folder) as tracker:
+        logger = self.settings.logger if parallel.rank() == 0 else LoggerSettings()
+        with tracking(logger, trial.id, record, self.folder) as tracker:
             for row in state["rows"] if state else ():
                 tracker.epoch(row)
 
             def on_epoch(row: dict[str, float], reached: State) -> None:
+                if parallel.rank() > 0:
+                    return
                 unfinished.write({**reached, "record": record}, row["epoch"])
                 tqdm.write(f"{title} {_epoch_line(row, recipe.epochs)}")
                 sys.stdout.flush()
@@ -276,17 +300,20 @@ class _Runner:
                 "seconds": round(sum(row["seconds"] for row in rows), 3),
                 "epochs": rows,
             }
-            records.save(record, self._record_file(trial))
+            if parallel.rank() == 0:
+                records.save(record, self._record_file(trial))
             tracker.end(record, baseline, self.plot)
         if record["status"] == "diverged":
             best = None
-        elif keep:
+        elif keep and parallel.rank() == 0:
             checkpoints.write({"trial": trial.identity(), "state": best}, self._checkpoint_file(trial))
         self._tidy(trial)
         return record, best
 
     def _tidy(self, trial: Trial) -> None:
         """Remove what is of no use when a trial has ended, files that a killed process was writing among it."""
+        if parallel.rank() > 0:
+            return
         self._unfinished(trial).remove()
         for file in self.folder.glob(f"*/.{trial.id}.*"):
             file.unlink(missing_ok=True)
@@ -325,7 +352,8 @@ class _Runner:
 
         That is not of one clean commit if another has been checked out since.
         """
-        print(f"{trial.id}: going on after epoch {len(state['rows'])}/{trial.recipe.epochs}", flush=True)
+        if parallel.rank() == 0:
+            print(f"{trial.id}: going on after epoch {len(state['rows'])}/{trial.recipe.epochs}", flush=True)
         record, now = state["record"], records.provenance()
         dirty = record["dirty"] or now["dirty"] or record["commit"] != now["commit"]
         record |= {"commit": now["commit"], "dirty": dirty}
