@@ -181,11 +181,11 @@ def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
     if entries[1] and not entries[1][0].label:  # the validation images lie side by side
         entries = entries[0], _labelled(entries[1], _ground_truth(root))
     classes = {entry.label for split in entries for entry in split}
-    found, whole = dict(zip(IMAGENET, map(len, entries), strict=True)), IMAGENET
-    if len(classes) != IMAGENET_CLASSES or found != whole:
+    found = dict(zip(IMAGENET, map(len, entries), strict=True))
+    if len(classes) != IMAGENET_CLASSES or found != IMAGENET:
         raise UserError(
             f"imagenet under {root.absolute()} is not complete: {len(classes)} classes for {IMAGENET_CLASSES}, images "
-            f"{found} for {whole}: copy it again, or use a part of it with dataset=folder"
+            f"{found} for {IMAGENET}: copy it again, or use a part of it with dataset=folder"
         )
     return entries
 
