@@ -183,8 +183,8 @@ def _finish(axes: Axes, metric: str = "test_accuracy") -> None:
     axes.grid(alpha=0.3)
 
 
-def build(records: cells.Records) -> dict[str, Figure]:
-    """Every figure by the name of its files."""
+def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
+    """Every figure, of the paper and of experiments of our own, by the name of its files."""
     networks = paper.architectures()
     by_label = {label: networks[name] for label, name in paper.LABELS.items()}
     figures = {
@@ -195,7 +195,7 @@ def build(records: cells.Records) -> dict[str, Figure]:
     for name, (experiment, metric) in CURVES.items():
         for scale, frame in cells.frames(experiment, records).items():
             figures[f"{name}_{scale}"] = curves(frame, records, metric)
-    for experiment in tables.own_experiments():
+    for experiment in own:
         figures[experiment] = curves(tables.own_trials(experiment, records), records)
         if len(tables.own_cells(experiment, records)) > 2:
             figures[f"{experiment}_similarity"] = scatter(experiment, records)
@@ -210,21 +210,32 @@ def svg(figure: Figure) -> str:
     return file.getvalue()
 
 
+def write(figures: Mapping[str, Figure], folder: Path) -> None:
+    """PNG and SVG of those figures that are not there as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in outdated(figures, folder):
+        file.write_text(svg(figures[file.stem]))
+        figures[file.stem].savefig(file.with_suffix(".png"), dpi=150)
+        print(file.with_suffix(".png"))
+
+
+def outdated(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """The SVG files that are not what they should be, or not there."""
+    files = {folder / f"{name}.svg": figure for name, figure in figures.items()}
+    return [file for file, figure in files.items() if not file.is_file() or file.read_text() != svg(figure)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the figures from the records.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file is out of date")
-    check = parser.parse_args().check
+    arguments = parser.parse_args()
     folder = paper.RESULTS / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = build(cells.all_evidence())
-    texts = {folder / f"{name}.svg": svg(figure) for name, figure in figures.items()}
-    stale = [file for file, text in texts.items() if not file.is_file() or file.read_text() != text]
-    if check and stale:
-        sys.exit(f"error: not what the records give: {', '.join(f.name for f in stale)}; run `make figures` and commit")
-    for file in [] if check else stale:
-        file.write_text(texts[file])
-        figures[file.stem].savefig(file.with_suffix(".png"), dpi=150)
-        print(file.with_suffix(".png"))
+    figures = build(cells.all_evidence(), tables.own_experiments())
+    if not arguments.check:
+        write(figures, folder)
+    elif stale := outdated(figures, folder):
+        names = ", ".join(file.name for file in stale)
+        sys.exit(f"error: not what the records give: {names}; run `make figures` and commit")
 
 
 if __name__ == "__main__":

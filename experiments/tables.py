@@ -52,7 +52,8 @@ def own_table(experiment: str, records: cells.Records) -> Table:
         for key, cell in frame.groupby(keys, sort=False)
     )
     parts = [cells.scale_line(frame, records)]
-    for name, caption in RATIOS.items():
+    same_rate = (frame["lr"] == PAPER_LR).all()
+    for name, caption in list(RATIOS.items())[: 2 if same_rate else 3]:
         shown = frame if name == "accuracy" else frame[frame["init"] != "random"]
         parts.append(f"{caption}\n\n{wide(shown, name)}")
     return Table(data, "\n\n".join(parts))
@@ -96,7 +97,7 @@ def wide(frame: pd.DataFrame, value: str) -> str:
 # --- Table 11: does similarity predict the effect? --------------------------------------------------------------------
 
 
-def table11(similarity: pd.DataFrame, records: cells.Records) -> Table:
+def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) -> Table:
     """Correlation, regret: from the paper's own numbers, and from our grids; no training."""
     printed = paper.printed("table11_correlation").set_index(["dataset", "source_weights"])["correlation"]
     rows = []
@@ -108,7 +109,7 @@ def table11(similarity: pd.DataFrame, records: cells.Records) -> Table:
             values = ours.drop(columns="paper").rename(columns={"ours": "value"})
             found = paper.choice(values.merge(similarity, on=["source", "target"]))
             rows.append({"results": f"ours, scale {scale}: {name}", "printed": None, **found})
-    for experiment in own_experiments():
+    for experiment in own:
         found = own_cells(experiment, records)
         if len(found) > len(found["target"].unique()) > 1:
             rows.append({"results": f"ours: {experiment}", "printed": None, **paper.choice(found)})
@@ -139,15 +140,15 @@ def own_experiments() -> list[str]:
     return [name for name in folders if not name.startswith(("table", "figure"))]
 
 
-def builders(records: cells.Records) -> dict[str, Callable[[], Table]]:
-    """What builds each table."""
+def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], Table]]:
+    """What builds each of the paper's tables and those of experiments of our own."""
     similarity = paper.similarities(paper.architectures())
     found: dict[str, Callable[[], Table]] = {
         "similarity": lambda: Table(similarity, markdown(similarity)),
-        "table11": lambda: table11(similarity, records),
+        "table11": lambda: table11(similarity, records, own),
     }
     found |= reproduction.tables(records)
-    return found | {name: lambda name=name: own_table(name, records) for name in own_experiments()}
+    return found | {name: lambda name=name: own_table(name, records) for name in own}
 
 
 def provenance_table(records: cells.Records) -> pd.DataFrame:
@@ -175,15 +176,31 @@ def _provenance(frame: pd.DataFrame, records: cells.Records) -> dict[str, str]:
     }
 
 
-def build() -> dict[Path, str]:
-    """Every generated file and its content."""
-    records = cells.all_evidence()
-    tables = {name: table() for name, table in builders(records).items()}
-    folder, files = paper.RESULTS / "tables", {}
+def build(records: cells.Records, own: list[str]) -> dict[str, Table]:
+    """Every table by its name."""
+    return {name: table() for name, table in builders(records, own).items()}
+
+
+def write(tables: Mapping[str, Table], folder: Path) -> None:
+    for file, text in texts(tables, folder).items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def texts(tables: Mapping[str, Table], folder: Path) -> dict[Path, str]:
+    """The files of tables in a folder: CSV, and a page of Markdown but for the similarities."""
+    files = {}
     for name, table in tables.items():
         files[folder / f"{name}.csv"] = table.data.to_csv(index=False, float_format="%.6f", lineterminator="\n")
         if name != "similarity":
             files[folder / f"{name}.md"] = table.page
+    return files
+
+
+def committed(records: cells.Records) -> dict[Path, str]:
+    """Every generated file of the repository and its content."""
+    tables = build(records, own_experiments())
+    files = texts(tables, paper.RESULTS / "tables")
     blocks = {name: table.page for name, table in tables.items()} | {"provenance": markdown(provenance_table(records))}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)
@@ -218,12 +235,12 @@ def main() -> None:
                 print(f"{name}: configs/experiment/{name}.yaml cannot be planned: {first_line(error)}")
         return
     if arguments.name:
-        known = builders(cells.all_evidence())
+        known = builders(cells.all_evidence(), own_experiments())
         if arguments.name not in known:
             sys.exit(f"error: no table {arguments.name!r}: there are {', '.join(known)}")
         print(known[arguments.name]().page, end="")
         return
-    files = build()
+    files = committed(cells.all_evidence())
     if arguments.check:
         stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not f.is_file() or f.read_text() != text]
         if stale:

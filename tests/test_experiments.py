@@ -41,7 +41,7 @@ def test_every_table_and_figure_with_trials_has_a_file():
     assert sorted(tables + figures) == sorted(PAPERS)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", [*RUNNABLE, "smoke", "imagenet_to_imagenette"])
 def test_a_file_says_what_it_plans(name):
     text = (grids.CONFIGS / "experiment" / f"{name}.yaml").read_text()
     comment = text[: text.index("defaults:")]

@@ -55,18 +55,8 @@ ALLOWED = {
     "experiments.batchnorm": {"parallel"},
     "experiments.training": {"batchnorm", "data", "parallel"},
     "experiments.trial": {
-        *(
-            "checkpoints",
-            "data",
-            "initialization",
-            "locks",
-            "models",
-            "parallel",
-            "records",
-            "settings",
-            "tracking",
-            "training",
-        ),
+        *("checkpoints", "data", "initialization", "locks", "models", "parallel", "records", "settings", "tracking"),
+        "training",
     },
     "experiments.grids": {"settings", "trial"},
     "experiments.paper": {"models"},
@@ -76,6 +66,7 @@ ALLOWED = {
     "experiments.tables": {"cells", "grids", "missing", "paper", "records", "reproduction", "settings"},
     "experiments.figures": {"cells", "paper", "records", "tables"},
     "experiments.report": {"figures", "records", "tables"},
+    "experiments.callback": {"figures", "records", "tables"},
 }
 MAY_USE_DPIAT = {"experiments.initialization", "experiments.trial", "experiments.paper", "experiments.figures"}
 NO_TORCH = {

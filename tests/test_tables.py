@@ -5,8 +5,10 @@ from dataclasses import asdict
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from experiments import cells, figures, grids, missing, paper, records, tables
+from experiments.callback import Report
 from experiments.trial import Trial
 
 DESK = "imagenet_to_imagenette"
@@ -88,8 +90,8 @@ def test_choosing_by_similarity():
 
 def test_the_papers_table_11(desk):
     similarity = paper.similarities(paper.architectures())
-    table = tables.table11(similarity, desk).data.set_index("results")
-    assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]
+    table = tables.table11(similarity, desk, [DESK]).data.set_index("results")
+    assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]  # one cell of ours is none
     assert (table["correlation"] - table["printed"]).abs().max() < 0.006
 
 
@@ -186,3 +188,15 @@ def test_the_command_names_what_it_does_not_know(words, monkeypatch):
     monkeypatch.setattr("sys.argv", ["tables", *words])
     with pytest.raises(SystemExit, match=r"error: no (table|experiment) 'table99': there are .*table01"):
         tables.main()
+
+
+def test_a_multirun_ends_with_tables_and_figures(tmp_path, capsys):
+    for cell in grids.grid("smoke"):
+        for trial in (cell.trial, cell.random):
+            accuracy = 0.6 if trial.source and trial.source.model == "mnas" else 0.3
+            records.save(record(trial, [accuracy], scale="smoke"), tmp_path / "records" / f"{trial.id}.json")
+    config = {"output_dir": str(tmp_path), "hydra": {"runtime": {"choices": {"experiment": "smoke"}}}}
+    Report().on_multirun_end(OmegaConf.create(config))
+    assert "| mnas | 1.000 (1) | 2.000 (1) |" in capsys.readouterr().out
+    files = {file.name for folder in ("tables", "figures") for file in (tmp_path / folder).iterdir()}
+    assert files >= {"table01.md", "table13.csv", "smoke.csv", "figure16.svg", "smoke.svg", "smoke_similarity.png"}

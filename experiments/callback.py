@@ -1,0 +1,25 @@
+"""The tables and figures of a multirun's own records, written beside them when it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+
+class Report(Callback):
+    """Named by an experiment's file; Hydra calls it when all trials have ended."""
+
+    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
+        from experiments import figures, records, tables
+
+        GlobalHydra.instance().clear()  # the multirun is over, and its grid is composed anew
+        folder = Path(config.output_dir).expanduser()
+        name = config.hydra.runtime.choices.experiment
+        found = {record["id"]: record for file in (folder / "records").glob("*.json") if (record := records.read(file))}
+        tables.write(tables.build(found, [name]), folder / "tables")
+        figures.write(figures.build(found, [name]), folder / "figures")
+        print(tables.own_table(name, found).page)
+        print("all of them:", folder / "tables", folder / "figures")
