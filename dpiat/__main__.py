@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("target", help=names)
     added = command(_rank, "dpiat rank mnasnet_100 'efficientnet_*' resnet18")
     added.add_argument("target", help=names)
-    added.add_argument("sources", nargs="*", help=f"{names}; timm names may hold * and ?; all of timm if left out")
+    added.add_argument(
+        "sources", nargs="*", help=f"{names}, or a folder of them; timm names may hold * and ?; all of timm if left out"
+    )
     added.add_argument("--top", type=int, metavar="N", help="only the N most similar ones")
     added.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
     added = command(_plan, "dpiat plan tf_efficientnet_b2 tf_efficientnet_b0 --head copy")
@@ -93,7 +96,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def _similarity(arguments: argparse.Namespace) -> None:
     """How similar two architectures are (Eq. 5), in [0, 1]."""
-    source, target = (standardize(_network(name)) for name in (arguments.source, arguments.target))
+    source, target = _network(arguments.source), _network(arguments.target)
     values = {
         "similarity": similarity(source, target),
         "to_target": coverage(source, target),
@@ -118,7 +121,7 @@ def _rank(arguments: argparse.Namespace) -> None:
         candidates = rank(target)
     candidates = candidates[: arguments.top]
     if arguments.csv:
-        with open(arguments.csv, "w", newline="") as file:
+        with _draft(arguments.csv) as draft, open(draft, "w", newline="") as file:
             csv.writer(file).writerows([Candidate._fields, *candidates])
     if arguments.json:
         print(json.dumps([candidate._asdict() for candidate in candidates], indent=1))
@@ -168,15 +171,21 @@ def _plot_similarity(arguments: argparse.Namespace) -> None:
 
 
 def _save(state: dict[str, torch.Tensor], file: Path) -> None:
-    """Write a state dict whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        draft = Path(folder) / file.name
+    with _draft(file) as draft:
         if file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft, {"format": "pt"})
         else:
             torch.save(state, draft)
+
+
+@contextmanager
+def _draft(file: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of `file` when it is whole."""
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+        draft = Path(folder) / file.name
+        yield draft
         os.replace(draft, file)
 
 
@@ -186,12 +195,13 @@ def _network(name: str, architecture: str | None = None) -> nn.Module:
         return sources.load(name, pretrained=False, architecture=architecture)
 
 
-def _architectures(names: Sequence[str]) -> dict[str, Architecture]:
-    """The architectures of names and patterns; one of many that cannot be built must not hide the others."""
+def _architectures(names: Sequence[str]) -> dict[str, Architecture | nn.Module]:
+    """The architectures of names and patterns, and what files hold; one that fails must not hide the others."""
     found = {}
     for name in _expanded(names):
         try:
-            found[name] = standardize(_network(name))
+            network = _network(name)
+            found[name] = network if sources.is_file(name) else standardize(network)
         except ValueError:
             raise
         except Exception as error:
@@ -204,9 +214,15 @@ def _is_timm_name(name: str) -> bool:
 
 
 def _expanded(names: Sequence[str]) -> list[str]:
-    """The names, with those of timm that hold * or ? replaced by what they stand for."""
+    """The names, with those of timm that hold * or ?, and folders of files, replaced by what they stand for."""
     expanded: list[str] = []
     for name in names:
+        if Path(name).is_dir():
+            files = sorted(file for file in Path(name).iterdir() if file.suffix in sources.SUFFIXES)
+            if not files:
+                raise ValueError(f"no files of weights in {name}: they end in {', '.join(sources.SUFFIXES)}")
+            expanded += map(str, files)
+            continue
         if not set(name) & set("*?"):
             expanded.append(name)
             continue

@@ -12,7 +12,7 @@ from torch import nn
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import Matching, match
-from dpiat.similarity import as_architecture, coverage, similarity
+from dpiat.similarity import as_architectures, coverage, similarity
 from dpiat.standardization import DEPTHWISE
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def plot_matching(
     """
     _require_matplotlib()
     _check_suffix(file)
-    source, target = as_architecture(source, "source"), as_architecture(target, "target")
+    source, target = as_architectures({"source": source, "target": target})
     names = names or (source.name, target.name)
     matching = match(source, target)
     axes = axes or _matching_axes((source, target), names)
@@ -360,7 +360,7 @@ def _draw_legend(axes: Axes, layers: Sequence[Layer], scale: float) -> None:
 
 
 def _similarities(networks: Mapping[str, nn.Module | Architecture]) -> np.ndarray:
-    architectures = [as_architecture(network, name) for name, network in networks.items()]
+    architectures = as_architectures(networks)
     values = np.zeros((len(architectures),) * 2)
     for i, a in enumerate(architectures):
         for j, b in enumerate(architectures[: i + 1]):

@@ -11,7 +11,8 @@ from torch import nn
 from dpiat.architecture import Architecture
 from dpiat.index import pretrained, timm_architectures
 from dpiat.matching import match_both, match_score, match_scores
-from dpiat.standardization import standardize
+from dpiat.sources import Stored
+from dpiat.standardization import read, standardize
 
 
 def similarity(source: nn.Module | Architecture, target: nn.Module | Architecture, mode: str = "default") -> float:
@@ -24,7 +25,7 @@ def similarity(source: nn.Module | Architecture, target: nn.Module | Architectur
 
     Raises TypeError if an argument is neither an nn.Module nor an Architecture.
     """
-    source, target = as_architecture(source, "source", mode), as_architecture(target, "target", mode)
+    source, target = as_architectures({"source": source, "target": target}, mode)
     there, back = match_scores(source, target)
     return sqrt(_part(there, target) * _part(back, source))
 
@@ -34,7 +35,7 @@ def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture,
 
     0 for a target without any layer that has weights.
     """
-    source, target = as_architecture(source, "source", mode), as_architecture(target, "target", mode)
+    source, target = as_architectures({"source": source, "target": target}, mode)
     return _part(match_score(source, target), target)
 
 
@@ -64,7 +65,6 @@ def rank(
         >>> rank(new_network, {"resnet18": resnet18, "efficientnet_b0": efficientnet_b0})[0].source
         >>> rank(new_network)[:10]
     """
-    target = as_architecture(target, "target")
     trained = None
     if sources is None or sources == "timm":
         sources, trained = timm_architectures(), pretrained()
@@ -72,12 +72,15 @@ def rank(
         raise TypeError(f'sources must be a mapping from names to networks, "timm" or None, got {sources!r}')
     values: dict[tuple, tuple[float, ...]] = {}
     candidates = []
+    if isinstance(target, nn.Module) and not any(isinstance(n, Stored) for n in (target, *sources.values())):
+        target = standardize(target)
     for name, network in sources.items():
-        source = as_architecture(network, name)
-        if source.signature not in values:
-            values[source.signature] = _values(source, target)
+        source, wanted = as_architectures({name: network, "the target": target})
+        key = source.signature, wanted.signature
+        if key not in values:
+            values[key] = _values(source, wanted)
         known = None if trained is None else name in trained
-        candidates.append(Candidate(name, *values[source.signature], known))
+        candidates.append(Candidate(name, *values[key], known))
     return sorted(candidates, key=lambda candidate: -candidate.similarity)
 
 
@@ -94,9 +97,15 @@ def _part(score: float, target: Architecture) -> float:
     return score / target.max_score if target.max_score else 0.0
 
 
-def as_architecture(network: nn.Module | Architecture, role: str, mode: str = "default") -> Architecture:
-    if isinstance(network, Architecture):
-        return network
-    if isinstance(network, nn.Module):
-        return standardize(network, mode)
-    raise TypeError(f"{role} must be a torch.nn.Module or an Architecture, got {type(network).__name__}")
+def as_architectures(networks: Mapping[str, nn.Module | Architecture], mode: str = "default") -> list[Architecture]:
+    """Networks as plain data; by their shapes alone if of one there is only a state dict (`dpiat.load`)."""
+    stored = next((name for name, network in networks.items() if isinstance(network, Stored)), None)
+    for name, network in networks.items():
+        if not isinstance(network, (nn.Module, Architecture)):
+            raise TypeError(f"{name} must be a torch.nn.Module or an Architecture, got {type(network).__name__}")
+        if stored and isinstance(network, Architecture):
+            raise TypeError(f"{name} must be a torch.nn.Module, since {stored} is a state dict")
+    return [
+        network if isinstance(network, Architecture) else read(network, mode, stored is not None).architecture
+        for network in networks.values()
+    ]

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from math import prod
+from pathlib import Path
 
 import pytest
 import timm
@@ -104,6 +105,16 @@ def test_transfer_writes_the_weights_to_start_from(capsys, tmp_path, suffix):
     found = load_file(out) if suffix == ".safetensors" else torch.load(out)
     assert found.keys() == expected.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    ranked = printed(
+        capsys, "rank", "resnet34", str(tmp_path / "resnet18.pt"), "resnet34", "--csv", str(out.with_name("a.csv"))
+    )
+    assert [line.split()[0] for line in ranked.splitlines()] == ["source", "resnet34", str(tmp_path / "resnet18.pt")]
+    assert (
+        out.with_name("a.csv")
+        .read_text()
+        .startswith("source,similarity,to_target,to_source,filled,pretrained\nresnet34,")
+    )
+    out.with_name("a.csv").unlink()
     planned = printed(capsys, "plan", str(tmp_path / "resnet18.pt"), "resnet34", "--architecture", "resnet18")
     assert "layer1.0.conv1.weight" in planned and sorted(tmp_path.iterdir()) == [tmp_path / "resnet18.pt", out]
 
@@ -120,6 +131,7 @@ def test_a_network_of_the_users_own(capsys):
         (("plot-matching", "resnet18", "resnet18", "--out", "m.gif"), "dpiat: m.gif: cannot save a figure as '.gif'"),
         (("similarity", "resnet81", "resnet18"), "dpiat: unknown network 'resnet81': did you mean resnet18"),
         (("rank", "resnet18", "resnext_none*"), "dpiat: no timm name is like 'resnext_none*'"),
+        (("rank", "resnet18", str(Path(__file__).parent)), "dpiat: no files of weights in "),
         (("plan", "nowhere:net", "resnet18"), "dpiat: cannot import 'nowhere:net': No module named 'nowhere'"),
         (("plan", "torch.nn:Linear", "resnet18"), "dpiat: cannot build 'torch.nn:Linear': "),
         (

@@ -33,7 +33,7 @@ ALLOWED = {
         "writing",
     },
     "dpiat.index": {"architecture", "parametrized", "standardization"},
-    "dpiat.similarity": {"architecture", "index", "matching", "standardization"},
+    "dpiat.similarity": {"architecture", "index", "matching", "sources", "standardization"},
     "dpiat.plotting": {"architecture", "matching", "similarity", "standardization"},
     "dpiat.__main__": {
         *("architecture", "assignment", "index", "operators", "plotting", "roles", "similarity", "sources"),

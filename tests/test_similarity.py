@@ -1,10 +1,10 @@
 """Eq. 4 and 5, and the acceptance test of the algorithm: the paper's Table 11 from the paper's own tables."""
 
 import pytest
-from networks import PAPER, on_meta
+from networks import PAPER, on_meta, trained
 from torch import nn
 
-from dpiat import coverage, similarity, standardize
+from dpiat import coverage, load, rank, similarity, standardize
 from experiments import paper
 
 # What the settled rules give with timm 1.0.31; the paper prints .77 .68 .55 .88 .92 .83.
@@ -49,3 +49,14 @@ def test_networks_without_weights_are_similar_to_nothing():
 def test_what_is_not_a_network_is_refused():
     with pytest.raises(TypeError, match=r"target must be a torch\.nn\.Module or an Architecture, got str"):
         similarity(nn.Linear(2, 2), "efficientnet_b0")
+
+
+def test_state_dicts_are_compared_by_shapes_alone():
+    networks = {name: trained(name, 0) for name in ("mnasnet_100", "resnet18")}
+    stored = {f"{name}.pt": load(network.state_dict()) for name, network in networks.items()}
+    assert similarity(stored["resnet18.pt"], networks["resnet18"]) == 1
+    ranked = rank(networks["mnasnet_100"], stored | networks)
+    assert [candidate.source for candidate in ranked[:2]] == ["mnasnet_100.pt", "mnasnet_100"]
+    assert ranked[0].similarity == ranked[1].similarity == ranked[1].filled == 1 > ranked[2].similarity
+    with pytest.raises(TypeError, match=r"source must be a torch\.nn\.Module, since target is a state dict"):
+        similarity(standardize(networks["resnet18"]), stored["resnet18.pt"])
