@@ -34,8 +34,9 @@ tables: setup ## rebuild results/tables and the generated parts of the READMEs f
 figures: setup ## rebuild results/figures from the records
 	$(PYTHON) -m experiments.figures
 
-bench: setup ## time the matching and the transfer against a literal transcription
+bench: setup ## time the matching and the transfer, and training steps, against plain ways to do the same
 	$(PYTHON) scripts/bench_matching.py
+	$(PYTHON) scripts/bench_training.py --models eff_b0 --sizes 32
 
 lock: setup ## renew requirements.txt from requirements.in
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-package dpiat --no-annotate \

@@ -147,7 +147,7 @@ def _epoch(
         group["lr"] = recipe.learning_rate(epoch)
     own = parallel.part(recipe.batch_size)
     batches = train_batches(data.train, recipe.batch_size, recipe.image_size, order, own)
-    loss, accuracy = _train_epoch(network, optimizer, batches, recipe.batchnorm_group, bar)
+    loss, accuracy = train_epoch(network, optimizer, batches, recipe.batchnorm_group, bar)
     parallel.average_buffers(network)
     test_loss, test_accuracy = evaluate(network, data.test, recipe.batch_size, recipe.image_size)
     return {
@@ -161,7 +161,7 @@ def _epoch(
     }
 
 
-def _train_epoch(
+def train_epoch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[tuple[Tensor, Tensor]],

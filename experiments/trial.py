@@ -28,6 +28,7 @@ from dpiat.standardization import MODES
 from experiments import checkpoints, data, models, parallel, records
 from experiments.initialization import INITIALIZATIONS, Method, initialize
 from experiments.locks import alone
+from experiments.malloc import keep_large_blocks
 from experiments.settings import LoggerSettings, Settings, UserError, first_line
 from experiments.tracking import Plot, tracking
 from experiments.training import Recipe, State, diverged, train
@@ -191,6 +192,8 @@ class _Runner:
         self.plot = plot
         self.folder = Path(settings.output_dir).expanduser()
         self.device = parallel.own_device(_device(settings.device))
+        if self.device.type == "cpu":
+            keep_large_blocks()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self._data: data.Data | None = None
