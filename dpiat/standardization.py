@@ -206,10 +206,10 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _shape(tensor: Tensor, name: str) -> tuple[int, ...]:
-    """() for a tensor without elements: nothing can be moved there."""
+    """() for a tensor without elements: nothing can be moved there. A single number has the shape (1,)."""
     if is_lazy(tensor):
         raise ValueError(f"{name} has lazy parameters without a shape: run one forward pass first")
-    return tuple(tensor.shape) if tensor.numel() else ()
+    return (tuple(tensor.shape) or (1,)) if tensor.numel() else ()
 
 
 def _elements(tensor: Tensor) -> float:

@@ -53,7 +53,6 @@ ALLOWED = {
     "experiments.tracking": {"records", "settings"},
     "experiments.parallel": set(),
     "experiments.malloc": set(),
-    "experiments.malloc": set(),
     "experiments.batchnorm": {"parallel"},
     "experiments.training": {"batchnorm", "data", "parallel"},
     "experiments.trial": {

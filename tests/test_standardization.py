@@ -1,12 +1,14 @@
 """Algorithm 1 on the paper's examples and on small networks of each topology."""
 
+import copy
+
 import pytest
 import torch
 from networks import PAPER, on_meta
 from timm import layers
 from torch import nn
 
-from dpiat import Layer, standardize
+from dpiat import Layer, standardize, transfer
 from dpiat.scoring import score
 
 
@@ -124,3 +126,12 @@ def test_subclasses_and_other_names_of_a_norm_are_one_kind():
     for a, b in zip(ours, theirs, strict=True):
         assert standardize(a).layers[0].signature == standardize(b).layers[0].signature, b
     assert standardize(layers.LayerNormAct2d(4), "paper").layers[0].kind != "LayerNorm"
+
+
+def test_a_parameter_of_a_single_number_is_a_layer():
+    network = nn.Sequential(nn.Linear(2, 2))
+    network.gain = nn.Parameter(torch.tensor(3.0))
+    assert standardize(network).layers[0] == Layer("gain", "Parameter", (1,))
+    other = copy.deepcopy(network)
+    other.gain.data.fill_(1)
+    assert transfer(network, other).share == 1 and other.gain == 3
