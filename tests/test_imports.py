@@ -69,7 +69,7 @@ ALLOWED = {
     "experiments.report": {"figures", "records", "tables"},
     "experiments.callback": {"figures", "records", "tables"},
 }
-MAY_USE_DPIAT = {"experiments.initialization", "experiments.trial", "experiments.paper", "experiments.figures"}
+MAY_USE_DPIAT = {f"experiments.{name}" for name in ("models", "initialization", "trial", "paper", "figures")}
 NO_TORCH = {
     f"experiments.{name}" for name in ("records", "settings", "grids", "paper", "cells", "tables", "reproduction")
 }
