@@ -73,8 +73,8 @@ def centre(source: Sequence[int], target: Sequence[int]) -> tuple[Index, Index]:
     >>> centre((4, 3), (9, 3))
     ((slice(2, 6), slice(0, 3)), (slice(0, 4), slice(0, 3)))
     """
-    pairs = [_centre(s, t) for s, t in zip(source, target, strict=True)]
-    return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+    to, by = zip(*map(_centre, source, target), strict=True) if source else ((), ())
+    return to, by
 
 
 def _centre(s: int, t: int) -> tuple[slice, slice]:

@@ -198,11 +198,9 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    unsaved = module._non_persistent_buffers_set
     found = [(key, tensor) for key, tensor in module._parameters.items() if tensor is not None]
-    if module._buffers:
-        saved = module._buffers.keys() - module._non_persistent_buffers_set
-        found += [(key, tensor) for key, tensor in module._buffers.items() if key in saved and tensor is not None]
-    return found
+    return found + [(key, t) for key, t in module._buffers.items() if t is not None and key not in unsaved]
 
 
 def _shape(tensor: Tensor, name: str) -> tuple[int, ...]:

@@ -224,7 +224,7 @@ class Plan:
                 reason = f"{by.path(local)} has {s.dim()} dimensions"
             elif indices is not None and local not in indices:
                 reason = "the operator leaves it"
-            elif not torch.can_cast(s.dtype, t.dtype):
+            elif s.dtype != t.dtype and not torch.can_cast(s.dtype, t.dtype):
                 reason = f"{_dtype(s)} values do not fit {_dtype(t)}"
             else:
                 source_shape = tuple(s.shape)

@@ -30,7 +30,7 @@ def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None) -> No
     """Write the chosen part of a source tensor to the chosen part of a target tensor, of any dtype and device."""
     if index is None:
         target.copy_(source)
-    elif any(isinstance(part, Tensor) for part in index[0]):
+    elif Tensor in map(type, index[0]):
         target[index[0]] = source[index[1]].to(target)
     else:
         target[index[0]].copy_(source[index[1]])
