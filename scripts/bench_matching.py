@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from subprocess import check_output
 
+import numpy as np
 import timm
 import torch
 
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import oracle
 from networks import PAPER, on_meta
 
-from dpiat import plan, similarity, standardize, transfer
+from dpiat import index, plan, rank, similarity, standardize, transfer
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import match_score
 
@@ -31,7 +33,11 @@ def quartiles(function: Callable[[], object], repeats: int) -> tuple[float, floa
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)
-    return tuple(statistics.quantiles(times, n=4)) if repeats > 1 else (times[0],) * 3
+    return quartiles_of(times)
+
+
+def quartiles_of(times: list[float]) -> tuple[float, float, float]:
+    return tuple(statistics.quantiles(times, n=4)) if len(times) > 1 else (times[0],) * 3
 
 
 def show(what: str, times: tuple[float, float, float], baseline: float | None = None) -> float:
@@ -84,14 +90,35 @@ def large_and_long() -> None:
     with torch.device("meta"):
         b8, b7 = (timm.create_model(f"tf_efficientnet_b{i}") for i in (8, 7))
     show("plan Eff-B8 -> Eff-B7", quartiles(lambda: plan(b8, b7), 7))
+    seconds = {}
     for count in (100, 300, 1000, 3000):
         shapes = [("Conv2d", (64 + i % 7, 32 + i % 5, 3, 3)) for i in range(count)]
         blocks = [Block(str(i), (Layer(str(i), *shape),)) for i, shape in enumerate(shapes)]
         flat = Architecture("flat", tuple(blocks))
-        show(f"one direction, {count:,} layers one by one", quartiles(lambda flat=flat: match_score(flat, flat), 3))
+        times = quartiles(lambda flat=flat: match_score(flat, flat), 3)
+        seconds[count] = show(f"one direction, {count:,} layers one by one", times)
+    exponent = np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0]
+    print(f"  time grows with the number of layers to the power of {exponent:.2f}")
+
+
+def whole_rank() -> None:
+    """Reads the index of timm in the user's cache, or builds it first, which takes minutes."""
+    index.timm_architectures()
+    show("read the index of timm", quartiles(index.timm_architectures, 3))
+    target = standardize(on_meta("mnasnet_100"))
+    show(f"rank all {len(index.timm_architectures()):,} architectures of timm", quartiles(lambda: rank(target), 3))
+
+
+def start() -> None:
+    code = "import time, torch; t = time.perf_counter(); import dpiat; print(time.perf_counter() - t)"
+    show(
+        "import dpiat after torch", quartiles_of([float(check_output([sys.executable, "-c", code])) for _ in range(5)])
+    )
 
 
 if __name__ == "__main__":
     pairs()
     whole_transfer()
     large_and_long()
+    whole_rank()
+    start()
