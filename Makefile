@@ -34,6 +34,9 @@ tables: setup ## rebuild results/tables and the generated parts of the READMEs f
 figures: setup ## rebuild results/figures from the records
 	$(PYTHON) -m experiments.figures
 
+notebooks: setup ## run the notebooks and keep what they show
+	cd notebooks && PYTHONPATH=.. PYTHONWARNINGS=ignore:IProgress $(if $(filter .venv/%,$(PYTHON)),../$(PYTHON),$(PYTHON)) -m jupyter execute --inplace *.ipynb
+
 bench: setup ## time the matching and the transfer, and training steps, against plain ways to do the same
 	$(PYTHON) scripts/bench_matching.py
 	$(PYTHON) scripts/bench_training.py --models eff_b0 --sizes 32
@@ -42,4 +45,4 @@ lock: setup ## renew requirements.txt from requirements.in
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-package dpiat --no-annotate \
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
 
-.PHONY: help setup demo test lint tables figures bench lock
+.PHONY: help setup demo test lint tables figures notebooks bench lock

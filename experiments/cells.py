@@ -85,7 +85,7 @@ def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
 
 
 COLUMNS = (
-    *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "lr", "seed", "random"),
+    *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "head", "lr", "seed", "random"),
     *("similarity", "accuracy", "of random", "of pretrained", "best"),
 )
 
@@ -103,8 +103,9 @@ def _row(cell: grids.Planned, records: Records) -> dict[str, Any]:
         "source": trial.source.model if trial.source else "",
         "weights": cell.settings.source_weights if trial.source else "",
         "mode": trial.mode,
-        "operator": getattr(cell.settings.init, "operator", "clip"),
-        "matching": getattr(cell.settings.init, "matching", "dp"),
+        "operator": trial.operator,
+        "matching": trial.matching,
+        "head": trial.head,
         "lr": trial.recipe.lr,
         "seed": trial.recipe.seed,
         "random": cell.random.id,

@@ -83,7 +83,8 @@ def _column(row: Any) -> str:
         return {"random": f"random init, lr {row.lr:g}", "pretrained": "own ImageNet weights"}[row.init]
     mode = "" if row.mode == "paper" else f", {row.mode} mode"
     method = "" if (row.operator, row.matching) == ("clip", "dp") else f", {row.operator} {row.matching}"
-    return f"{row.source}{mode}{method}"
+    head = "" if row.head == "auto" else f", head {row.head}"
+    return f"{row.source}{mode}{method}{head}"
 
 
 def wide(frame: pd.DataFrame, value: str) -> str:
