@@ -141,7 +141,9 @@ def _save(axes: Axes, file: str | Path | None) -> None:
 
     suffix = Path(file).suffix.lower()
     with rc_context({"svg.hashsalt": "dpiat"}):
-        axes.get_figure(root=True).savefig(file, format=suffix[1:], dpi=150, metadata=FORMATS[suffix])
+        axes.get_figure(root=True).savefig(
+            file, format=suffix[1:], dpi=150, metadata=FORMATS[suffix], bbox_inches="tight", pad_inches=0.1
+        )
 
 
 @dataclass(frozen=True)
