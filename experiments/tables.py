@@ -24,6 +24,7 @@ from experiments.settings import first_line
 
 ROOT = Path(__file__).parent.parent
 PAPER_LR = 4e-3  # for random init
+HEADLINE = "imagenet_to_imagenette"  # the experiment of the README's main table
 
 
 def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -66,6 +67,18 @@ RATIOS = {
 }
 
 
+def headline(experiment: str, records: cells.Records) -> str:
+    """The README's table: accuracy and effectiveness, means over seeds, of the targets that are run."""
+    frame = own_trials(experiment, records)
+    targets = frame.loc[(frame["init"] != "random") & frame["accuracy"].notna(), "target"].unique()
+    means = frame.groupby(["target", "column"], sort=False)[["accuracy", "effectiveness"]].mean().reset_index()
+    random = means["column"].str.startswith("random")
+    ratio = means["effectiveness"].map(" {:.2f}×".format).where(~random, "")
+    means["cell"] = (means["accuracy"].map("{:.3f}".format) + ratio).where(means["accuracy"].notna(), NOT_RUN)
+    shown = _in_order(means.pivot(index="target", columns="column", values="cell").loc[targets])
+    return f"{cells.scale_line(frame, records)}\n\n{markdown(shown)}"
+
+
 def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
     """The trials of a grid of ours with the columns of its table and their ratios to random init, seed by seed."""
     frame = cells.trials(cells.plan(experiment), records)
@@ -90,9 +103,13 @@ def _column(row: Any) -> str:
 def wide(frame: pd.DataFrame, value: str) -> str:
     """Markdown: a row for each target, a column for each initialization, mean ± standard deviation (n) in the cells."""
     shown = frame.groupby(["target", "column"], sort=False)[value].agg(cells.shown).unstack(fill_value=NOT_RUN)
+    return markdown(_in_order(shown.loc[frame["target"].unique()]))
+
+
+def _in_order(shown: pd.DataFrame) -> pd.DataFrame:
+    """The columns with random init and own weights first."""
     order = sorted(shown.columns, key=lambda name: (not name.startswith("random"), not name.startswith("own"), name))
-    shown = shown.loc[frame["target"].unique(), order]
-    return markdown(shown.rename_axis(columns=None).reset_index())
+    return shown[order].fillna(NOT_RUN).rename_axis(columns=None).reset_index()
 
 
 # --- Table 11: does similarity predict the effect? --------------------------------------------------------------------
@@ -202,7 +219,8 @@ def committed(records: cells.Records) -> dict[Path, str]:
     """Every generated file of the repository and its content."""
     tables = build(records, own_experiments())
     files = texts(tables, paper.RESULTS / "tables")
-    blocks = {name: table.page for name, table in tables.items()} | {"provenance": markdown(provenance_table(records))}
+    blocks = {name: table.page for name, table in tables.items()}
+    blocks |= {"provenance": markdown(provenance_table(records)), "headline": headline(HEADLINE, records)}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)
     return files
