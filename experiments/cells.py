@@ -148,7 +148,9 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
         f"sources {each(frame.loc[frame['weights'] != '', 'weights'].map(SOURCES))}",
         each(hardware(record) for record in found),
     )
-    return f"{', '.join(parts)}. {len(found)} of {len(frame)} trials are run."
+    diverged = sum(record["status"] == "diverged" for record in found)
+    counted = f", {diverged} of them diverged and count with their best epoch" if diverged else ""
+    return f"{', '.join(parts)}. {len(found)} of {len(frame)} trials are run{counted}."
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:

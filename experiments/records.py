@@ -10,13 +10,14 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 VERSIONED = ("torch", "torchvision", "timm", "numpy")
 EFFECTIVENESS_EPOCHS = 4
+ENDED = ("finished", "diverged")  # the statuses of trials that are not run again
 
 
 class CannotWrite(OSError):
@@ -64,8 +65,8 @@ def save(record: dict[str, Any], file: Path) -> None:
     atomic_write(file, lambda f: f.write(text.encode()))
 
 
-def read(file: Path, statuses: Container[str] = ("finished",)) -> dict[str, Any] | None:
-    """The record in `file` if it has one of the statuses; None if not, if there is none, or if it is damaged.
+def read(file: Path) -> dict[str, Any] | None:
+    """The record in `file` if its trial has ended; None if not, if there is none, or if it is damaged.
 
     A damaged one is named, and its trial runs again. Records without a digest are of before there was one.
     """
@@ -73,7 +74,7 @@ def read(file: Path, statuses: Container[str] = ("finished",)) -> dict[str, Any]
         record = json.loads(file.read_text())
         if record.pop("sha256", None) not in (None, _digest(record)):
             raise ValueError("it is not what was written")
-        return record if record["status"] in statuses else None
+        return record if record["status"] in ENDED else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -147,14 +148,14 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
 
 
 def collect(records_folder: Path, folder: Path) -> None:
-    """Add the finished records of a folder to committed evidence, where a trial that is there already stays as it is.
+    """Add the records of a folder to committed evidence, where a trial that is there already stays as it is.
 
     Raises ValueError, and writes nothing, if a new record does not come from a clean commit.
     """
     kept = {record["id"]: record for record in evidence(folder)}
     found = [record for file in sorted(records_folder.glob("*.json")) if (record := read(file))]
     if not found:
-        raise ValueError(f"no finished records in {records_folder}: run an experiment first")
+        raise ValueError(f"no records in {records_folder}: run an experiment first")
     for record in found:
         if record["id"] not in kept and (record["dirty"] or not record["commit"]):
             raise ValueError(f"{record['id']} was not run from a clean commit: commit, run it again, then collect")

@@ -255,7 +255,7 @@ class _Runner:
 
     def _ended(self, trial: Trial) -> dict[str, Any] | None:
         """The record of a trial that is not to be run again."""
-        return records.read(self._record_file(trial), ("finished", "diverged"))
+        return records.read(self._record_file(trial))
 
     def _checkpoint_file(self, trial: Trial) -> Path:
         return self.folder / "checkpoints" / f"{trial.id}.pt"

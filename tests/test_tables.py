@@ -1,6 +1,7 @@
 """Records -> committed evidence -> tables and figures."""
 
 import json
+import math
 from dataclasses import asdict
 
 import pandas as pd
@@ -144,8 +145,19 @@ def test_only_clean_commits_become_evidence(desk, tmp_path, changes):
     with pytest.raises(ValueError, match="was not run from a clean commit"):
         records.collect(tmp_path / "runs", tmp_path / "evidence")
     assert not (tmp_path / "evidence").exists()
-    with pytest.raises(ValueError, match="no finished records in"):
+    with pytest.raises(ValueError, match="no records in"):
         records.collect(tmp_path / "nothing", tmp_path / "evidence")
+
+
+def test_a_diverged_trial_keeps_its_place_and_is_marked(desk, tmp_path):
+    record = next(record for record in desk.values() if record["trial"]["init"] == "dpiat")
+    rows = [dict(row, train_loss=math.nan) if row["epoch"] == 3 else row for row in record["epochs"][:3]]
+    records.save(record | {"status": "diverged", "epochs": rows}, tmp_path / "runs" / "a.json")
+    records.collect(tmp_path / "runs", tmp_path / "evidence")
+    (found,) = records.evidence(tmp_path / "evidence")
+    table = tables.own_table("imagenet_to_imagenette", {**desk, found["id"]: found})
+    assert f"{len(desk)} of " in table.page and "1 of them diverged and count with their best epoch" in table.page
+    assert records.best_accuracy(found) == max(row["test_accuracy"] for row in record["epochs"][:3])
 
 
 def test_unfinished_and_damaged_records_do_not_count(tmp_path, capsys):
