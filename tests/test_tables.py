@@ -156,7 +156,7 @@ def test_a_diverged_trial_keeps_its_place_and_is_marked(desk, tmp_path):
     records.collect(tmp_path / "runs", tmp_path / "evidence")
     (found,) = records.evidence(tmp_path / "evidence")
     table = tables.own_table("imagenet_to_imagenette", {**desk, found["id"]: found})
-    assert f"{len(desk)} of " in table.page and "1 of them diverged and count with their best epoch" in table.page
+    assert "1 of them diverged and count with their best epoch" in table.page
     assert records.best_accuracy(found) == max(row["test_accuracy"] for row in record["epochs"][:3])
 
 
