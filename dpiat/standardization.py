@@ -132,8 +132,7 @@ class _Reader:
             if child in seen:  # under two names here, and still one layer
                 continue
             seen.add(child)
-            nested = any(isinstance(e, Block) for e in inner)
-            if nested or sum(e.kind in COUNTED for e in inner) <= 1:
+            if len(inner) == 1 or any(isinstance(e, Block) for e in inner) or _counted(inner) <= 1:
                 content += inner
             else:
                 content.append(Block(prefix + child_name, tuple(inner)))
@@ -188,9 +187,13 @@ def _class(module: nn.Module) -> str:
     return (type(module).__base__ if CHAINS in module._modules else type(module)).__name__
 
 
+def _counted(layers: list[Layer]) -> int:
+    return sum(layer.kind in COUNTED for layer in layers)
+
+
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """The parameters and saved buffers of a layer and its children: its weight is the first of the largest ones."""
-    found = _own_tensors(module)
+    found = _own_tensors(module) if module._parameters or module._buffers else []
     for key, child in module._modules.items():
         if child is not None:
             found += [(f"{key}.{local}", tensor) for local, tensor in _tensors(child)]
