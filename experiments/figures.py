@@ -11,6 +11,7 @@ import io
 import sys
 import textwrap
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,12 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     found = tables.own_cells(experiment, records)
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (source, points) in zip(COLOURS, found.groupby("source"), strict=False):
+    places = cycle([(4, 3, "left"), (4, -8, "left"), (-4, 3, "right")])  # of the labels, another for each source
+    for colour, place, (source, points) in zip(COLOURS, places, found.groupby("source"), strict=False):
         axes.plot(points["similarity"], points["value"], "o", ms=5, color=colour, label=f"from {source}")
-    for row in found.itertuples():
-        axes.annotate(row.target, (row.similarity, row.value), (4, 3), textcoords="offset points", fontsize=6.5)
+        for row in points.itertuples():
+            at = row.similarity, row.value
+            axes.annotate(row.target, at, place[:2], textcoords="offset points", fontsize=6.5, ha=place[2])
     correlation = paper.choice(found)["correlation"]
     axes.set_title(f"{experiment}: {len(found)} cells, r = {correlation:.2f}", fontsize=10)
     axes.set(xlabel="similarity (Eq. 5)", ylabel="effectiveness within 4 epochs")

@@ -72,8 +72,8 @@ def headline(experiment: str, records: cells.Records) -> str:
     frame = own_trials(experiment, records)
     targets = frame.loc[(frame["init"] != "random") & frame["accuracy"].notna(), "target"].unique()
     means = frame.groupby(["target", "column"], sort=False)[["accuracy", "effectiveness"]].mean().reset_index()
-    random = means["column"].str.startswith("random")
-    ratio = means["effectiveness"].map(" {:.2f}×".format).where(~random, "")
+    compared = means["effectiveness"].notna() & ~means["column"].str.startswith("random")
+    ratio = means["effectiveness"].map(" {:.2f}×".format).where(compared, "")
     means["cell"] = (means["accuracy"].map("{:.3f}".format) + ratio).where(means["accuracy"].notna(), NOT_RUN)
     shown = _in_order(means.pivot(index="target", columns="column", values="cell").loc[targets])
     return f"{cells.scale_line(frame, records)}\n\n{markdown(shown)}"
@@ -194,6 +194,17 @@ def _provenance(frame: pd.DataFrame, records: cells.Records) -> dict[str, str]:
     }
 
 
+def timm_table() -> pd.DataFrame:
+    """results/README.md: what scripts/check_timm.py found."""
+    rows = []
+    for name, what in (("timm_self", "each architecture to itself"), ("timm_pairs", "random pairs")):
+        found = pd.read_csv(paper.RESULTS / f"{name}.csv")
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in found["outcome"].value_counts().items())
+        seconds = f"{found['seconds'].median():.2f} s, at most {found['seconds'].max():.1f} s"
+        rows.append({"check": f"[{what}]({name}.csv)", "number": len(found), "outcome": outcomes, "median": seconds})
+    return pd.DataFrame(rows)
+
+
 def build(records: cells.Records, own: list[str]) -> dict[str, Table]:
     """Every table by its name."""
     return {name: table() for name, table in builders(records, own).items()}
@@ -221,6 +232,7 @@ def committed(records: cells.Records) -> dict[Path, str]:
     files = texts(tables, paper.RESULTS / "tables")
     blocks = {name: table.page for name, table in tables.items()}
     blocks |= {"provenance": markdown(provenance_table(records)), "headline": headline(HEADLINE, records)}
+    blocks |= {"timm": markdown(timm_table())}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)
     return files
