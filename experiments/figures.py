@@ -216,16 +216,19 @@ def svg(figure: Figure) -> str:
 def write(figures: Mapping[str, Figure], folder: Path) -> None:
     """PNG and SVG of those figures that are not there as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in outdated(figures, folder):
-        file.write_text(svg(figures[file.stem]))
+    for file, text in outdated(figures, folder).items():
+        file.write_text(text)
         figures[file.stem].savefig(file.with_suffix(".png"), dpi=150)
         print(file.with_suffix(".png"))
 
 
-def outdated(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """The SVG files that are not what they should be, or not there."""
-    files = {folder / f"{name}.svg": figure for name, figure in figures.items()}
-    return [file for file, figure in files.items() if not file.is_file() or file.read_text() != svg(figure)]
+def outdated(figures: Mapping[str, Figure], folder: Path) -> dict[Path, str]:
+    """The SVG files that are not what they should be, or not there, with what they should be.
+
+    Each figure is drawn once here: drawn again, a constrained layout may move a little.
+    """
+    texts = {folder / f"{name}.svg": svg(figure) for name, figure in figures.items()}
+    return {file: text for file, text in texts.items() if not file.is_file() or file.read_text() != text}
 
 
 def main() -> None:
