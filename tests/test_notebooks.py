@@ -17,10 +17,9 @@ def code(notebook) -> list[str]:
 
 
 def texts(notebook) -> list[str]:
-    """What its cells print and show, but for pictures."""
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    shown = [output.get("text") or output.get("data", {}).get("text/markdown") for output in outputs]
-    return [text for text in shown if text]
+    """What each of its cells prints and shows, but for pictures. The kernel may send what is printed in parts."""
+    cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return ["".join(o.get("text") or o.get("data", {}).get("text/markdown", "") for o in outputs) for outputs in cells]
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
