@@ -328,7 +328,8 @@ def test_four_processes_on_one_cell_share_the_work_even_if_one_is_killed(tmp_pat
     assert ends(tmp_path / "together") == ends(tmp_path / "alone")
     said = logs(tmp_path / "together")
     lines = re.findall(r"^networks:\w+ \w+ epoch \d+/\d+", said, flags=re.MULTILINE)
-    assert len(lines) - len(set(lines)) <= 1 and len(set(lines)) == 26  # the killed one's last may have been said twice
+    assert len(lines) == len(set(lines))  # no epoch was trained again once it was on disk
+    assert len(lines) in (25, 26)  # the killed process may have come to keep its last epoch and not to say so
     assert re.search(r"waiting for process \d+ on \S+: it trains digits-networks", said)
 
 
