@@ -9,9 +9,7 @@ import importlib
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 from dpiat import index, plotting, sources
 from dpiat.architecture import Architecture
 from dpiat.assignment import MATCHINGS
+from dpiat.files import draft
 from dpiat.operators import OPERATORS
 from dpiat.roles import HEADS
 from dpiat.similarity import Candidate, coverage, rank, similarity
@@ -35,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"dpiat: {_first_line(error)}", file=sys.stderr)
+        print(f"dpiat: {sources.first_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -121,7 +120,7 @@ def _rank(arguments: argparse.Namespace) -> None:
         candidates = rank(target)
     candidates = candidates[: arguments.top]
     if arguments.csv:
-        with _draft(arguments.csv) as draft, open(draft, "w", newline="") as file:
+        with draft(arguments.csv) as written, open(written, "w", newline="") as file:
             csv.writer(file).writerows([Candidate._fields, *candidates])
     if arguments.json:
         print(json.dumps([candidate._asdict() for candidate in candidates], indent=1))
@@ -171,22 +170,13 @@ def _plot_similarity(arguments: argparse.Namespace) -> None:
 
 
 def _save(state: dict[str, torch.Tensor], file: Path) -> None:
-    with _draft(file) as draft:
+    with draft(file) as written:
         if file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft, {"format": "pt"})
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, written, {"format": "pt"})
         else:
-            torch.save(state, draft)
-
-
-@contextmanager
-def _draft(file: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of `file` when it is whole."""
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        draft = Path(folder) / file.name
-        yield draft
-        os.replace(draft, file)
+            torch.save(state, written)
 
 
 def _network(name: str, architecture: str | None = None) -> nn.Module:
@@ -205,7 +195,7 @@ def _architectures(names: Sequence[str]) -> dict[str, Architecture | nn.Module]:
         except ValueError:
             raise
         except Exception as error:
-            print(f"dpiat: {name} left out: {_first_line(error)}", file=sys.stderr)
+            print(f"dpiat: {name} left out: {sources.first_line(error)}", file=sys.stderr)
     return found
 
 
@@ -231,10 +221,6 @@ def _expanded(names: Sequence[str]) -> list[str]:
             raise ValueError(f"no timm name is like {name!r}")
         expanded += found
     return list(dict.fromkeys(expanded))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 if __name__ == "__main__":

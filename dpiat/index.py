@@ -21,6 +21,8 @@ import torch
 
 from dpiat import architecture, parametrized, standardization
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.files import draft
+from dpiat.sources import first_line
 
 BROKEN = (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError)  # what a damaged file may raise
 
@@ -44,10 +46,9 @@ def timm_architectures(names: Sequence[str] | None = None) -> dict[str, Architec
     except BROKEN as error:
         print(f"dpiat: {file} cannot be read and is built again ({error})", file=sys.stderr)
     built = _built(names)
-    temporary = file.with_suffix(f".{os.getpid()}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_bytes(gzip.compress(json.dumps(_packed(built), separators=(",", ":")).encode(), mtime=0))
-    temporary.replace(file)
+    with draft(file) as written:
+        written.write_bytes(gzip.compress(json.dumps(_packed(built), separators=(",", ":")).encode(), mtime=0))
     return built
 
 
@@ -103,7 +104,7 @@ def _architecture(name: str) -> Architecture | str:
             network = import_timm().create_model(name)
         blocks = standardization.standardize(network).blocks
     except Exception as error:  # whatever a constructor may raise: one of many must not stop the others
-        return next(iter(str(error).splitlines()), type(error).__name__)
+        return first_line(error)
     nameless = (Block("", tuple(Layer("", *astuple(layer)[1:]) for layer in block.layers)) for block in blocks)
     return Architecture(name, tuple(nameless))
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.files import draft
 from dpiat.matching import Matching, match
 from dpiat.similarity import as_architectures, coverage, similarity
 from dpiat.standardization import DEPTHWISE
@@ -140,9 +141,9 @@ def _save(axes: Axes, file: str | Path | None) -> None:
     from matplotlib import rc_context
 
     suffix = Path(file).suffix.lower()
-    with rc_context({"svg.hashsalt": "dpiat"}):
+    with rc_context({"svg.hashsalt": "dpiat"}), draft(Path(file)) as written:
         axes.get_figure(root=True).savefig(
-            file, format=suffix[1:], dpi=150, metadata=FORMATS[suffix], bbox_inches="tight", pad_inches=0.1
+            written, format=suffix[1:], dpi=150, metadata=FORMATS[suffix], bbox_inches="tight", pad_inches=0.1
         )
 
 

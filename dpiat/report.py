@@ -17,8 +17,7 @@ class Entry(NamedTuple):
 
     `action` is "copied" (equal shapes), "cropped" (all of it, from a source of another shape), "partly filled" (the
     `filled` part of its elements; the others keep the target's values) or "left" (nothing). `note` says why it is left,
-    or that the values get another dtype. `rule` names what takes the operator's place: "input channels", "classes" or
-    "parametrization".
+    or that the values get another dtype. `rule` names what takes the operator's place: "input channels" or "classes".
     """
 
     target: str

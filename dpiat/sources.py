@@ -46,14 +46,22 @@ def load(source: Source, pretrained: bool = True, architecture: str | None = Non
     if isinstance(source, nn.Module):
         return source
     if isinstance(source, Mapping):
-        return _from_state_dict(source, "the state dict", architecture)
+        return _from_tensors(_tensors(source, "the state dict"), "the state dict", architecture)
     if not isinstance(source, (str, PathLike)):
         raise TypeError(
             f"source must be a torch.nn.Module, a state dict, a path or a timm name, got {type(source).__name__}"
         )
     if is_file(source):
-        return _from_state_dict(_read(Path(source)), str(source), architecture)
+        return _from_tensors(read_state_dict(Path(source)), str(source), architecture)
     return build(str(source), pretrained)
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """The tensors in a file of weights by their names, wherever a trainer put them, without its prefixes.
+
+    Raises ValueError if the file is not there, not whole, or holds none.
+    """
+    return _tensors(_read(file), str(file))
 
 
 def is_file(source: str | PathLike) -> bool:
@@ -74,7 +82,7 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
         takes_classes = "num_classes" in signature(function).parameters
         network = function(**arguments) if takes_classes else function()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"cannot build {name!r}: {_first_line(error)}") from error
+        raise ValueError(f"cannot build {name!r}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -94,7 +102,7 @@ def _from_timm(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Mod
     except Exception as error:
         if not pretrained:
             raise
-        raise ValueError(f"no pretrained weights for {name} ({_first_line(error)}): give a file of weights") from error
+        raise ValueError(f"no pretrained weights for {name} ({first_line(error)}): give a file of weights") from error
 
 
 def resolve(name: str) -> Callable[..., Any]:
@@ -124,11 +132,11 @@ def _read(file: Path) -> Any:
     except Exception as error:  # safetensors and torch raise what they like for a broken file
         if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
             raise ValueError(f"{file} holds more than tensors: load it yourself and pass the module") from error
-        raise ValueError(f"{file} is not a complete file of weights ({_first_line(error)})") from error
+        raise ValueError(f"{file} is not a complete file of weights ({first_line(error)})") from error
 
 
-def _from_state_dict(state: Any, name: str, architecture: str | None) -> nn.Module:
-    """The tensors of a state dict in a tree of modules; they are shared, not copied."""
+def _tensors(state: Any, name: str) -> dict[str, Tensor]:
+    """The tensors of a state dict, or of the one in it, without the prefixes of wrappers."""
     while isinstance(state, Mapping) and (key := next((k for k in NESTED if isinstance(state.get(k), Mapping)), None)):
         state = state[key]
     tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
@@ -136,6 +144,11 @@ def _from_state_dict(state: Any, name: str, architecture: str | None) -> nn.Modu
         raise ValueError(f"{name} holds no tensors by their names: give a state dict")
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), ""):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
+def _from_tensors(tensors: Mapping[str, Tensor], name: str, architecture: str | None) -> nn.Module:
+    """The tensors of a state dict in a tree of modules; they are shared, not copied."""
     if architecture:
         return _filled(architecture, tensors, name)
     if _alphabetical(tensors):
@@ -186,5 +199,6 @@ def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, for a message of one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)

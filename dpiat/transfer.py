@@ -330,9 +330,7 @@ def _by_path(layers: Iterable[LayerWeights]) -> dict[str, Place]:
     return {layer.path(local): (layer, local) for layer in layers for local in layer.tensors}
 
 
-def _usable(
-    found: Mapping[str, tuple[LayerWeights, str]], name: str, shape: tuple[int, ...]
-) -> tuple[LayerWeights, str]:
+def _usable(found: Mapping[str, Place], name: str, shape: tuple[int, ...]) -> Place:
     layer, local = found.get(name, (None, ""))
     if layer is None or layer.tensors[local].shape != shape:
         now = "is gone" if layer is None else f"now has shape {times(tuple(layer.tensors[local].shape))}"

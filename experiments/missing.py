@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from experiments import cells, grids, paper
+from experiments import cells, grids, layouts, paper
 from experiments.records import provenance
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ IMAGES = {
     "cifar10": 50_000,
     "cifar100": 50_000,
     "food101": 75_750,
-    "imagenet": 1_281_167,
+    "imagenet": layouts.IMAGENET["train"],
     "imagenette": 9_469,
     "digits": 1_433,
 }

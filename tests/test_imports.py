@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # What each module may import from this repository. Nothing goes back.
 ALLOWED = {
     "dpiat.architecture": set(),
+    "dpiat.files": set(),
     "dpiat.parametrized": set(),
     "dpiat.report": set(),
     "dpiat.sources": set(),
@@ -32,11 +33,11 @@ ALLOWED = {
         "standardization",
         "writing",
     },
-    "dpiat.index": {"architecture", "parametrized", "standardization"},
+    "dpiat.index": {"architecture", "files", "parametrized", "sources", "standardization"},
     "dpiat.similarity": {"architecture", "index", "matching", "sources", "standardization"},
-    "dpiat.plotting": {"architecture", "matching", "similarity", "standardization"},
+    "dpiat.plotting": {"architecture", "files", "matching", "similarity", "standardization"},
     "dpiat.__main__": {
-        *("architecture", "assignment", "index", "operators", "plotting", "roles", "similarity", "sources"),
+        *("architecture", "assignment", "files", "index", "operators", "plotting", "roles", "similarity", "sources"),
         *("standardization", "transfer"),
     },
     "experiments.settings": set(),
@@ -63,7 +64,7 @@ ALLOWED = {
     "experiments.paper": {"models"},
     "experiments.cells": {"grids", "paper", "records"},
     "experiments.reproduction": {"cells", "grids", "paper"},
-    "experiments.missing": {"cells", "grids", "paper", "records", "trial"},
+    "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
     "experiments.tables": {"cells", "grids", "missing", "paper", "records", "reproduction", "settings"},
     "experiments.figures": {"cells", "paper", "records", "tables"},
     "experiments.report": {"figures", "records", "tables"},
