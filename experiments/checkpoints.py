@@ -48,20 +48,16 @@ def _checked(content: bytes) -> dict[str, Any]:
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
-def read_users(file: Path) -> dict[str, Any]:
-    """What a user's own file of weights holds, ours or not; a digest is checked if there is one.
+def read_users(file: Path) -> dict[str, Any] | None:
+    """What `write` left in a file that the user names; None if something else wrote it.
 
-    Raises UserError for a file that is damaged or holds no dict.
+    Raises UserError if it is damaged.
     """
     try:
         content = file.read_bytes()
-        found = _checked(content) if content[-64 - len(MARK) :].startswith(MARK) else None
-        found = found or torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return _checked(content) if content[-64 - len(MARK) :].startswith(MARK) else None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{file} is not a complete checkpoint of weights: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds a {type(found).__name__}, not a state dict")
-    return found
 
 
 class Unfinished:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dpiat import sources
 from dpiat.assignment import MATCHINGS
 from dpiat.operators import OPERATORS
 from dpiat.roles import HEADS
@@ -401,13 +402,15 @@ def _device(name: str) -> torch.device:
 
 
 def _read_users_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
-    """A state dict that the user names: a bare one, one under "state_dict" or "model", or a checkpoint of ours."""
+    """A state dict that the user names: in a checkpoint of ours, or in any file that `dpiat.load` takes."""
     checkpoint = checkpoints.read_users(file)
-    if "trial" in checkpoint and "state" in checkpoint:
-        _check_same_trial(file, checkpoint["trial"], trial.identity(), ["model", "dataset"])
-        return checkpoint["state"]
-    nested = (checkpoint[key] for key in ("state_dict", "model") if isinstance(checkpoint.get(key), dict))
-    return next(nested, checkpoint)
+    if checkpoint is None:
+        try:
+            return sources.read_state_dict(file)
+        except ValueError as error:
+            raise UserError(f"source_checkpoint: {error}") from error
+    _check_same_trial(file, checkpoint["trial"], trial.identity(), ["model", "dataset"])
+    return checkpoint["state"]
 
 
 def _check_same_trial(file: Path, found: dict[str, Any], wanted: dict[str, Any], keys: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from experiments import models, records, trial
 from experiments.records import evidence
@@ -115,6 +116,11 @@ def test_a_users_checkpoint_is_the_source(tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "mine.pt")
     outcome = trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / "mine.pt")))
     assert outcome.record["trial"]["source"]["init"] == "checkpoint" and not list(tmp_path.glob("checkpoints/*"))
+    torch.save({"model_ema": {f"module.{name}": t for name, t in weights.items()}}, tmp_path / "averaged.pt")
+    save_file(weights, tmp_path / "mine.safetensors")
+    for file in ("averaged.pt", "mine.safetensors"):
+        same = trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / file)))
+        assert metrics(same.record) == metrics(outcome.record)
     ours = trial.run(settings(tmp_path))
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     again = trial.run(settings(tmp_path, source_checkpoint=str(checkpoint)))
@@ -132,6 +138,9 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         trial.run(settings(tmp_path, source_epochs=1))
     with pytest.raises(UserError, match=r"nowhere\.pt does not exist"):
         trial.run(settings(tmp_path, source_checkpoint="nowhere.pt"))
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(UserError, match=r"source_checkpoint: .*empty\.pt is not a complete file of weights"):
+        trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / "empty.pt")))
     torch.save(models.build("networks:small", 10).state_dict(), tmp_path / "small.pt")
     with pytest.raises(UserError, match=r"source_checkpoint does not fit the source: .* size mismatch"):
         trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / "small.pt")))
