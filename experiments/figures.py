@@ -131,7 +131,7 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
     places = cycle([(4, 3, "left"), (4, -8, "left"), (-4, 3, "right")])  # of the labels, another for each source
-    for colour, place, (source, points) in zip(COLOURS, places, found.groupby("source"), strict=False):
+    for colour, place, (source, points) in zip(cycle(COLOURS), places, found.groupby("source"), strict=False):
         axes.plot(points["similarity"], points["value"], "o", ms=5, color=colour, label=f"from {source}")
         for row in points.itertuples():
             at = row.similarity, row.value
@@ -215,11 +215,11 @@ def svg(figure: Figure) -> str:
 
 def write(figures: Mapping[str, Figure], folder: Path) -> None:
     """PNG and SVG of those figures that are not there as they are."""
-    folder.mkdir(parents=True, exist_ok=True)
     for file, text in outdated(figures, folder).items():
-        file.write_text(text)
-        figures[file.stem].savefig(file.with_suffix(".png"), dpi=150)
-        print(file.with_suffix(".png"))
+        picture = file.with_suffix(".png")
+        atomic_write(picture, lambda f, figure=figures[file.stem]: figure.savefig(f, format="png", dpi=150))
+        atomic_write(file, lambda f, text=text: f.write(text.encode()))  # last: it says that both are as they should be
+        print(picture)
 
 
 def outdated(figures: Mapping[str, Figure], folder: Path) -> dict[Path, str]:

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,15 +31,15 @@ def atomic_write(file: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        temporary = file.parent / f".{file.name}.{secrets.token_hex(6)}"
         try:
-            with os.fdopen(handle, "wb") as f:
+            with open(temporary, "xb") as f:  # unlike mkstemp's, readable by those whom the umask allows it
                 write(f)
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(temporary, file)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         _flush_folder(file.parent)
     except (OSError, RuntimeError) as error:  # torch.save wraps what the file said

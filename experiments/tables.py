@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 
 from experiments import cells, grids, missing, paper, reproduction
 from experiments.cells import NOT_RUN, Table, markdown
-from experiments.records import best_accuracy, effectiveness
+from experiments.records import atomic_write, best_accuracy, effectiveness
 from experiments.settings import first_line
 
 ROOT = Path(__file__).parent.parent
@@ -211,9 +211,12 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Table]:
 
 
 def write(tables: Mapping[str, Table], folder: Path) -> None:
-    for file, text in texts(tables, folder).items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+    _write(texts(tables, folder))
+
+
+def _write(files: Mapping[Path, str]) -> None:
+    for file, text in files.items():
+        atomic_write(file, lambda f, text=text: f.write(text.encode()))
 
 
 def texts(tables: Mapping[str, Table], folder: Path) -> dict[Path, str]:
@@ -277,9 +280,7 @@ def main() -> None:
         if stale:
             sys.exit(f"error: not what the records give: {', '.join(stale)}; run `make tables` and commit")
         return
-    for file, text in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+    _write(files)
 
 
 if __name__ == "__main__":

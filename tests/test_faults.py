@@ -157,6 +157,15 @@ def test_what_fails_for_another_reason_is_not_hidden(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_colleagues_can_read_what_is_written(tmp_path):
+    before = os.umask(0o022)
+    try:
+        records.atomic_write(tmp_path / "x", lambda f: f.write(b"1"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     folder = tmp_path / "disk"

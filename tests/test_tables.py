@@ -1,5 +1,6 @@
 """Records -> committed evidence -> tables and figures."""
 
+import errno
 import json
 import math
 from dataclasses import asdict
@@ -103,6 +104,23 @@ def test_curves_show_what_is_run(desk):
     assert labels == ["random init, lr 0.001 (n = 2)", "eff_lite0, with ImageNet weights, lr 0.001 (n = 2)"]
     assert axes.get_title() == "mnas" and axes.lines[0].get_ydata() == pytest.approx([0.35, 0.45])
     assert figures.svg(figure) == figures.svg(figures.curves(tables.own_trials(DESK, desk), desk))
+
+
+def test_a_figure_that_was_not_wholly_written_is_written_again(desk, tmp_path, monkeypatch):
+    figure = {"curves": figures.curves(tables.own_trials(DESK, desk), desk)}
+
+    def full(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(figure["curves"], "savefig", full)
+    text = "<svg/>"
+    monkeypatch.setattr(figures, "svg", lambda _: text)
+    with pytest.raises(records.CannotWrite, match=r"cannot write .*curves\.png \(No space left on device\)"):
+        figures.write(figure, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    figures.write(figure, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"curves.png", "curves.svg"}
 
 
 def test_evidence_can_be_traced(desk, tmp_path, monkeypatch):
