@@ -89,8 +89,8 @@ class Architecture:
 class Compact:
     """An architecture as tables for the matching: equal blocks and equal layers once, nothing without weights.
 
-    `blocks` are the blocks that have weights, `positions` (blocks,) their places in the architecture and `weighted`
-    their layers with weights. `index` (blocks,) says which of the `n_blocks` different blocks each one is; they are the
+    `blocks` are the blocks that have weights, `places` (blocks, 1) theirs in the architecture and `weighted` their
+    layers with weights. `index` (blocks,) says which of the `n_blocks` different blocks each one is; they are the
     columns of `groups`, from low blocks to tall ones. The `n_layers` different layers are numbered
     family by family: `families[kind, dimensions]` are the number of the first and the sizes of all (dimensions,
     layers).
@@ -98,9 +98,10 @@ class Compact:
 
     def __init__(self, blocks: Sequence[Block]):
         weighted = [[layer for layer in block.layers if layer.shape] for block in blocks]
-        self.positions = np.flatnonzero([len(layers) for layers in weighted])
-        self.blocks = [blocks[i] for i in self.positions]
-        self.weighted = [weighted[i] for i in self.positions]
+        positions = np.flatnonzero([len(layers) for layers in weighted])
+        self.places = Places(positions[:, None])
+        self.blocks = [blocks[i] for i in positions]
+        self.weighted = [weighted[i] for i in positions]
         height = {block.signature: len(layers) for block, layers in zip(self.blocks, self.weighted, strict=True)}
         different = sorted(height, key=lambda signature: _size(height[signature]))
         self.n_blocks = len(different)
@@ -131,6 +132,19 @@ class Compact:
         return group, number - self.groups[group].columns.start
 
 
+class Places:
+    """Where elements stand in their sequences: `positions` (elements, sequences), ascending in each sequence."""
+
+    def __init__(self, positions: np.ndarray):
+        self.positions = positions
+
+    @cached_property
+    def roots(self) -> np.ndarray:
+        """Of the lengths of ranges of d + 1 elements, or of all there are, that end at element i: (d, i, sequence)."""
+        i = np.arange(len(self.positions))
+        return np.sqrt(self.positions - self.positions[np.maximum(i - i[:, None], 0)] + 1)
+
+
 def _size(layers: int) -> int:
     """Blocks of one size share a table: 1, 2 to 4, 5 to 16, 17 to 64, ... layers with weights."""
     return ((layers - 1).bit_length() + 1) // 2
@@ -140,14 +154,15 @@ class Group:
     """Different blocks as the columns of tables; a column holds the block's layers with weights, from the top.
 
     `columns` are the numbers of the blocks, `numbers` (width, columns) those of the layers, `filler` below the end of a
-    block; `positions` (width, columns) are their places in the block, layers without weights counted.
+    block; `places` (width, columns) are theirs in the block, layers without weights counted.
     """
 
     def __init__(self, first: int, columns: Sequence[Sequence[tuple[int, int]]], filler: int):
         self.columns = slice(first, first + len(columns))
         width = max(map(len, columns))
         self.numbers = np.full((width, len(columns)), filler)
-        self.positions = np.zeros((width, len(columns)), dtype=int)
+        positions = np.zeros((width, len(columns)), dtype=int)
         for c, column in enumerate(columns):
-            self.numbers[: len(column), c], self.positions[: len(column), c] = zip(*column, strict=True)
-            self.positions[len(column) :, c] = column[-1][1]  # scores are 0 there; any place that keeps the order
+            self.numbers[: len(column), c], positions[: len(column), c] = zip(*column, strict=True)
+            positions[len(column) :, c] = column[-1][1]  # scores are 0 there; any place that keeps the order
+        self.places = Places(positions)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpiat.architecture import Architecture, Block, Compact, Layer
+from dpiat.architecture import Architecture, Block, Compact, Layer, Places
 from dpiat.scoring import score_matrix
 
 
@@ -79,54 +79,101 @@ def match_scores(source: Architecture, target: Architecture) -> tuple[float, flo
     return _Scores(by, into, layers).total, _Scores(into, by, layers.T).total
 
 
-def ordered_scores(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def ordered_scores(scores: np.ndarray, places: Places) -> np.ndarray:
     """The recurrence above for many score matrices at once: (n, m, T, S) -> dp, (n + 1, m + 1, T, S).
 
-    `positions` (n, T) are the places of the target elements in their sequence: elements that score 0 against everything
-    can be left out of `scores` while a range keeps its true length. The sums run from target i down to k, in the order
-    of the authors' loop, so that scores are equal to the last bit.
+    `places` are those of the n target elements in each of T sequences: elements that score 0 against everything can be
+    left out of `scores` while a range keeps its true length. The sums run from target i down to k, in the order of the
+    authors' loop, so that scores are equal to the last bit.
     """
     n, m, t, s = scores.shape
     if not scores.size:
         return np.zeros((n + 1, m + 1, t, s))
-    method = _promising_ranges if n * n * m > LARGE else _all_ranges
+    if n * scores.size <= SMALL:
+        return _all_at_once(scores, places)
+    method = _promising_ranges if n * n * m > LARGE else _range_by_range
     step = max(1, LARGE // (n * n * m * t))
-    parts = [method(scores[..., start : start + step], positions) for start in range(0, s, step)]
+    parts = [method(scores[..., start : start + step], places) for start in range(0, s, step)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=3)
 
 
+SMALL = 2**14  # for so many numbers, the calls of NumPy take longer than what they do
 LARGE = 2**18  # so many numbers at once stay in the cache
 
 
-def _all_ranges(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """dp, target by target, after the values of all ranges."""
+def _all_at_once(scores: np.ndarray, places: Places) -> np.ndarray:
+    """dp after the values of all ranges, which a few calls give; target by target or source by source."""
     n, m, t, s = scores.shape
     scores = scores.reshape(n, m, t * s)
+    first, below = _starts(n)
+    values = np.concatenate([np.zeros((1, m, t * s)), scores])[below]  # (d, i, source, pair)
+    np.add.accumulate(values, axis=0, out=values)
+    values /= places.roots.repeat(s, axis=2)[:, :, None]
+    if n <= m:
+        return _by_targets(values).reshape(n + 1, m + 1, t, s)
+    dp = np.zeros((m + 1, n + 1, t * s))
+    for j in range(m):
+        ranges = dp[j][first]
+        ranges += values[:, :, j]
+        best = np.maximum.reduce(ranges, axis=0)
+        np.maximum(best, dp[j, 1:], out=best)
+        np.maximum.accumulate(best, axis=0, out=dp[j + 1, 1:])
+    return dp.reshape(m + 1, n + 1, t, s).swapaxes(0, 1)
+
+
+@cache
+def _starts(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first of the d + 1 targets, or of all there are, that end at target i: (d, i).
+
+    And target i - d itself, as a row of scores that have a row of zeros on top of them, which it is if there is none.
+    """
     i = np.arange(n)
-    first = np.maximum(i - i[:, None], 0)  # of the ranges of d + 1 targets that end at target i, (d, i)
-    lengths = positions - positions[first] + 1
-    roots = np.repeat(np.sqrt(lengths), s, axis=2)  # (d, i, pair)
+    start = i - i[:, None]
+    return np.maximum(start, 0), np.maximum(start + 1, 0)
+
+
+def _range_by_range(scores: np.ndarray, places: Places) -> np.ndarray:
+    """dp, target by target, after the values of all ranges, from short ones to long ones."""
+    n, m, t, s = scores.shape
+    scores = scores.reshape(n, m, t * s)
+    roots = places.roots.repeat(s, axis=2)  # (d, i, pair)
     values = np.empty((n, *scores.shape))  # (d, i, source, pair)
-    sums = scores
-    for d in range(n):
-        np.divide(sums, roots[d, d:, None], out=values[d, d:])
-        sums = sums[1:] + scores[: n - d - 1]
-    dp = np.zeros((n + 1, m + 1, t * s))
+    values[0] = scores
+    sums = scores.copy()
+    for d in range(1, n):
+        longer = sums[d:]
+        longer += scores[: n - d]
+        np.divide(longer, roots[d, d:, None], out=values[d, d:])
+    return _by_targets(values).reshape(n + 1, m + 1, t, s)
+
+
+def _by_targets(values: np.ndarray) -> np.ndarray:
+    """dp (n + 1, m + 1, pair) from the values (d, i, source, pair) of ranges of d + 1 targets that end at target i."""
+    n, _, m, pairs = values.shape
+    dp = np.zeros((n + 1, m + 1, pairs))
     for i in range(n):
         ranges = values[: i + 1, i]
-        ranges += dp[i::-1, :-1]
+        shorter = ranges[:i]
+        shorter += dp[i:0:-1, :-1]  # before a range from the first target on, there is nothing
         best = np.maximum.reduce(ranges, axis=0)
         np.maximum(best, dp[i, 1:], out=best)
-        np.maximum.accumulate(best, axis=0, out=dp[i + 1, 1:])
-    return dp.reshape(n + 1, m + 1, t, s)
+        if pairs < WIDE:
+            np.maximum.accumulate(best, axis=0, out=dp[i + 1, 1:])
+        else:
+            for j in range(m):
+                np.maximum(dp[i + 1, j], best[j], out=dp[i + 1, j + 1])
+    return dp
 
 
-def _promising_ranges(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+WIDE = 64  # for so many pairs, a call for each source is faster than accumulate
+
+
+def _promising_ranges(scores: np.ndarray, places: Places) -> np.ndarray:
     """dp, source by source: ever longer ranges, for those targets that can still gain from them."""
     n, m, t, s = scores.shape
     scores = np.ascontiguousarray(scores.swapaxes(0, 1)).reshape(m, n, t * s)
-    without_gaps = np.all(np.diff(positions, axis=0) == 1)
-    positions = np.repeat(positions, s, axis=1)
+    without_gaps = np.all(np.diff(places.positions, axis=0) == 1)
+    positions = places.positions.repeat(s, axis=1)
     dp = np.zeros((m + 1, n + 1, t * s))
     for j in range(m):
         best, sums, highest = dp[j, 1:].copy(), np.zeros((n, t * s)), scores[j].max(axis=0)
@@ -209,18 +256,18 @@ class _Scores:
             for s, by in enumerate(source.groups):
                 index = into.numbers[:, None, :, None] * layers.shape[1] + by.numbers[:, None]
                 scores = np.take(layers, index)
-                dp = ordered_scores(scores, into.positions)
+                dp = ordered_scores(scores, into.places)
                 self.phase_one[t, s] = scores, dp
                 different[into.columns, by.columns] = dp[-1, -1]
         self.blocks = different[target.index[:, None], source.index]  # of those with weights
-        self.phase_two = ordered_scores(self.blocks[:, :, None, None], target.positions[:, None])[:, :, 0, 0]
+        self.phase_two = ordered_scores(self.blocks[:, :, None, None], target.places)[:, :, 0, 0]
         self.total = float(self.phase_two[-1, -1])
 
     def matching(self) -> Matching:
         source, target = self.source, self.target
         layer_pairs = cache(self._layer_pairs)
         blocks, layers = [], []
-        for i, j in trace(self.phase_two, self.blocks, target.positions):
+        for i, j in trace(self.phase_two, self.blocks, target.places.positions[:, 0]):
             blocks.append(BlockPair(source.blocks[j], target.blocks[i]))
             for a, b in layer_pairs(target.index[i], source.index[j]):
                 layers.append(LayerPair(source.weighted[j][b], target.weighted[i][a]))
@@ -230,4 +277,4 @@ class _Scores:
         """The pairs of layers with weights of the different blocks i of the target and j of the source."""
         (t, row), (s, column) = self.target.place(i), self.source.place(j)
         scores, dp = (array[..., row, column] for array in self.phase_one[t, s])
-        return trace(dp, scores, self.target.groups[t].positions[:, row])
+        return trace(dp, scores, self.target.groups[t].places.positions[:, row])

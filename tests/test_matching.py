@@ -8,7 +8,8 @@ import oracle
 import pytest
 from networks import PAPER, on_meta
 
-from dpiat.architecture import Architecture, Block, Layer
+from dpiat import matching as matching_module
+from dpiat.architecture import Architecture, Block, Layer, Places
 from dpiat.matching import match, match_score, ordered_scores, trace
 from dpiat.scoring import score
 from dpiat.standardization import standardize
@@ -41,7 +42,7 @@ def ranges(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def one_dp(scores: np.ndarray) -> np.ndarray:
-    return ordered_scores(scores[:, :, None, None], np.arange(len(scores))[:, None])[:, :, 0, 0]
+    return ordered_scores(scores[:, :, None, None], Places(np.arange(len(scores))[:, None]))[:, :, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(300))
@@ -53,6 +54,20 @@ def test_one_phase_equals_brute_force_and_its_pairs_add_up(seed):
     matching = ranges(trace(dp, matrix, np.arange(len(matrix))))
     assert oracle.value(matching, scores) == pytest.approx(dp[-1, -1], abs=1e-12)
     assert matching == sorted(matching) and all(a[2] < b[1] for a, b in pairwise(matching))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_all_ways_to_compute_a_batch_give_the_same_bits(monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    n, m, t, s = rng.integers(1, 14, 4)
+    scores = rng.random((n, m, t, s)) * (rng.random((n, m, t, s)) < 0.5)
+    places = Places(np.sort(rng.permuted(np.arange(3 * n)[:, None].repeat(t, 1), axis=0)[:n], axis=0))
+    found = []
+    for small, large, wide in ((2**30, 0, 0), (0, 2**30, 1), (0, 2**30, 2**30), (0, 0, 0)):
+        for name, value in (("SMALL", small), ("LARGE", large), ("WIDE", wide)):
+            monkeypatch.setattr(matching_module, name, value)
+        found.append(ordered_scores(scores, places))
+    assert all(np.array_equal(dp, found[0]) for dp in found)
 
 
 @pytest.mark.parametrize("seed", range(12))
