@@ -14,7 +14,6 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -105,7 +104,7 @@ def _architecture(name: str) -> Architecture | str:
         blocks = standardization.standardize(network).blocks
     except Exception as error:  # whatever a constructor may raise: one of many must not stop the others
         return first_line(error)
-    nameless = (Block("", tuple(Layer("", *astuple(layer)[1:]) for layer in block.layers)) for block in blocks)
+    nameless = (Block("", tuple(layer._replace(name="") for layer in block.layers)) for block in blocks)
     return Architecture(name, tuple(nameless))
 
 
@@ -114,7 +113,7 @@ def _packed(architectures: Mapping[str, Architecture]) -> dict[str, list | dict]
     blocks = {block: i for i, block in enumerate(dict.fromkeys(b for a in architectures.values() for b in a.blocks))}
     layers = {layer: i for i, layer in enumerate(dict.fromkeys(layer for block in blocks for layer in block.layers))}
     return {
-        "layers": [astuple(layer)[1:] for layer in layers],
+        "layers": [layer[1:] for layer in layers],
         "blocks": [[layers[layer] for layer in block.layers] for block in blocks],
         "architectures": {name: [blocks[block] for block in a.blocks] for name, a in architectures.items()},
     }

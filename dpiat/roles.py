@@ -26,7 +26,7 @@ def seen(source: LayerWeights, target: LayerWeights, mode: str) -> tuple[Weights
     if isinstance(source.module, CONVOLUTIONS) and isinstance(target.module, CONVOLUTIONS):
         s, t = source.module, target.module
         if not (_one_by_one(s) and _one_by_one(t)):  # such a pair needs no more than its shapes
-            return given._replace(groups=s.groups), wanted._replace(groups=t.groups)
+            return Weights(*given[:2], s.groups), Weights(*wanted[:2], t.groups)
     elif (
         source.name.endswith(PROJECTIONS)
         and target.name.endswith(PROJECTIONS)

@@ -142,7 +142,7 @@ class _Reader:
         return content
 
     def layer(self, module: nn.Module, name: str) -> Layer:
-        tensors = dict(_tensors(module))
+        tensors = dict(_tensors(module) if module._modules else _own_tensors(module))
         if module._forward_pre_hooks or CHAINS in module._modules:
             tensors = computed(module, tensors)
         kind = self.kind(module)
@@ -201,9 +201,11 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    unsaved = module._non_persistent_buffers_set
     found = [(key, tensor) for key, tensor in module._parameters.items() if tensor is not None]
-    return found + [(key, t) for key, t in module._buffers.items() if t is not None and key not in unsaved]
+    if module._buffers:
+        unsaved = module._non_persistent_buffers_set
+        found += [(key, t) for key, t in module._buffers.items() if t is not None and key not in unsaved]
+    return found
 
 
 def _shape(tensor: Tensor, name: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpiat.assignment import MATCHINGS, Matcher
-from dpiat.operators import OPERATORS, Index, Indices, Operator, centre, clip
+from dpiat.operators import OPERATORS, Index, Indices, Operator, clip
 from dpiat.parametrized import assign, originals
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report, times
 from dpiat.roles import CLASSES, HEADS, INPUTS, ChosenClasses, adapt_inputs, kept_head, map_head, other_inputs, seen
@@ -65,8 +65,8 @@ def transfer(
         >>> report = transfer(trained, new)
         >>> print(report.summary())
     """
-    planned, giver, taker = _plan(source, target, mode, head, matching, operator)
-    return planned._apply(giver, taker, optimizer)
+    planned, writes = _plan(source, target, mode, head, matching, operator)
+    return planned._carry_out(writes, optimizer)
 
 
 def plan(
@@ -81,8 +81,8 @@ def plan(
     return _plan(source, target, mode, head, matching, operator)[0]
 
 
-def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, Network, Network]:
-    """The plan, and both networks as they were read for it."""
+def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Write]]:
+    """The plan, and what it takes to carry it out while the networks are as they are."""
     if not isinstance(target, nn.Module):
         raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
     if mode not in MODES:
@@ -103,8 +103,9 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, Network
     if mode == "default":
         rules |= dict.fromkeys(other_inputs(*architectures, partner), INPUTS)
     planned = Plan(source, target, Report(()), mode, operator, dict(head) if isinstance(head, Mapping) else {})
-    entries = planned._entries(giver.weights, taker.weights, partner, kept, rules)
-    return replace(planned, report=Report(tuple(entries))), giver, taker
+    found = list(planned._entries(giver.weights, taker.weights, partner, kept, rules))
+    report = Report(tuple(entry for entry, _ in found))
+    return replace(planned, report=report), [write for _, write in found if write]
 
 
 def _read(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network, Network]:
@@ -143,13 +144,18 @@ class Plan:
         Nothing is written unless everything can be. Raises ValueError if a tensor that takes part is on the meta
         device or no longer has the shape it was planned with, or if the optimizers are of different classes.
         """
-        return self._apply(*_read(self.source, self.target, self.mode), optimizer)
+        networks = _read(self.source, self.target, self.mode)
+        return self._carry_out(list(self._writes(*networks)), optimizer)
 
     @torch.no_grad()
-    def _apply(self, source: Network, target: Network, optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
+    def _carry_out(self, writes: Sequence[Write], optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
         if optimizer:
             check_alike(*optimizer)
-        writes = list(self._writes(source.weights, target.weights))
+        for write in writes:
+            for layer, tensor in ((write.by, write.source), (write.to, write.target)):
+                if tensor.is_meta:
+                    name = layer.path(write.local)
+                    raise ValueError(f"{name} is on the meta device and has no values: materialize the network first")
         for write in writes:
             put(write.target, write.source, write.index)
         if hasattr(self.operator, "finish"):
@@ -162,20 +168,18 @@ class Plan:
             move_state(writes, *optimizer)
         return self.report
 
-    def _writes(self, sources: Iterable[LayerWeights], targets: Iterable[LayerWeights]) -> Iterator[Write]:
-        given, wanted = _by_path(sources), _by_path(targets)
+    def _writes(self, source: Network, target: Network) -> Iterator[Write]:
+        """What it takes to carry out the entries, which may come from a text or have been edited."""
+        given, wanted = _by_path(source.weights), _by_path(target.weights)
         routes: dict[tuple[str, str], _Route] = {}
         for entry in self.report.entries:
             if entry.action == LEFT:
                 continue
-            to, local = _usable(wanted, entry.target, entry.shape)
-            by, _ = _usable(given, entry.source, entry.source_shape)
+            to, local = _found(wanted, entry.target, entry.shape)
+            by, _ = _found(given, entry.source, entry.source_shape)
             key = to.name, by.name
             route = routes.get(key) or routes.setdefault(key, self._route(by, to, entry.rule))
-            index = None if route.indices is None else route.indices[local]
-            if index is None and entry.shape != entry.source_shape:
-                index = centre(entry.source_shape, entry.shape)
-            yield Write(to, by, local, route.tensors[local], index)
+            yield Write(to, by, local, *route.part(local))
 
     def _route(self, by: LayerWeights, to: LayerWeights, rule: str) -> _Route:
         source, target = seen(by, to, self.mode)
@@ -194,28 +198,27 @@ class Plan:
         partner: Mapping[str, str],
         kept: Mapping[str, str],
         rules: Mapping[str, str],
-    ) -> Iterator[Entry]:
-        """One entry for each target tensor, in the order of its state dict."""
+    ) -> Iterator[tuple[Entry, Write | None]]:
+        """One entry for each target tensor, in the order of its state dict, and what it takes to carry it out."""
         given = {layer.name: layer for layer in sources}
         partners = [given.get(partner.get(layer.name)) for layer in targets]
         writer = _writers(targets, partners)
         for to, by in zip(targets, partners, strict=True):
             reason = kept.get(to.name) or ("" if by else "no source layer matched")
-            entries = self._left(to, reason) if reason else self._filled(by, to, rules.get(to.name, ""))
-            for entry, (local, tensor) in zip(entries, to.tensors.items(), strict=True):
+            found = _left(to, reason) if reason else self._filled(by, to, rules.get(to.name, ""))
+            for (entry, write), (local, tensor) in zip(found, to.tensors.items(), strict=True):
                 if self.mode == "paper" and local in to.module._buffers:
-                    entry = Entry(entry.target, entry.shape, LEFT, note="a buffer, which paper mode does not copy")
+                    note = "a buffer, which paper mode does not copy"
+                    entry, write = Entry(entry.target, entry.shape, LEFT, note=note), None
                 if writer.get(id(tensor), entry.target) != entry.target:  # its elements are counted once
-                    entry = Entry(entry.target, (0,), LEFT, note=f"the same tensor as {writer[id(tensor)]}")
-                yield entry
+                    note = f"the same tensor as {writer[id(tensor)]}"
+                    entry, write = Entry(entry.target, (0,), LEFT, note=note), None
+                yield entry, write
 
-    def _left(self, to: LayerWeights, reason: str) -> Iterator[Entry]:
-        for local, tensor in to.tensors.items():
-            yield Entry(to.path(local), tuple(tensor.shape), LEFT, note=reason)
-
-    def _filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[Entry]:
-        """An entry for each tensor of a target layer that has a source layer."""
-        indices = self._route(by, to, rule).indices
+    def _filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[tuple[Entry, Write | None]]:
+        """As `_entries`, for a target layer that has a source layer."""
+        route = self._route(by, to, rule)
+        indices = route.indices
         for local, t in to.tensors.items():
             name, shape, s = to.path(local), tuple(t.shape), by.tensors.get(local)
             if s is None:
@@ -231,9 +234,10 @@ class Plan:
                 filled = prod(map(min, source_shape, shape)) if indices is None else _count(t, indices[local][0])
                 action = COPIED if shape == source_shape else CROPPED if filled == t.numel() else PARTLY
                 note = f"{_dtype(s)} → {_dtype(t)}" if s.dtype != t.dtype else ""
-                yield Entry(name, shape, action, filled, by.path(local), source_shape, note, rule)
+                entry = Entry(name, shape, action, filled, by.path(local), source_shape, note, rule)
+                yield entry, Write(to, by, local, *route.part(local))
                 continue
-            yield Entry(name, shape, LEFT, note=reason)
+            yield Entry(name, shape, LEFT, note=reason), None
 
     def drop(self, name: str) -> Plan:
         """The plan without a layer, a block or a tensor of the target, given by its name: it keeps its values.
@@ -259,7 +263,7 @@ class Plan:
             if found[-1] is None:
                 raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
         by, to = found
-        entries = [entry for entry in self._filled(by, to) if entry.action != LEFT]
+        entries = [entry for entry, write in self._filled(by, to) if write]
         if not entries:
             raise ValueError(f"no tensor of {target!r} has one of as many dimensions in {source!r}")
         # A shared tensor is written under the one of its names that has its elements.
@@ -312,9 +316,21 @@ class _Route(NamedTuple):
     tensors: Mapping[str, Tensor]
     indices: Indices | None
 
+    def part(self, local: str) -> tuple[Tensor, tuple[Index, Index] | None]:
+        """A tensor and where it goes."""
+        return self.tensors[local], None if self.indices is None else self.indices[local]
 
-def _writers(targets: Iterable[LayerWeights], partners: Iterable[LayerWeights | None]) -> dict[int, str]:
+
+def _left(to: LayerWeights, reason: str) -> Iterator[tuple[Entry, None]]:
+    for local, tensor in to.tensors.items():
+        yield Entry(to.path(local), tuple(tensor.shape), LEFT, note=reason), None
+
+
+def _writers(targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None]) -> dict[int, str]:
     """The name that counts of each tensor that has several: the first with a counterpart. Others are not in it."""
+    tensors = [id(tensor) for to in targets for tensor in to.tensors.values()]
+    if len(set(tensors)) == len(tensors):
+        return {}
     names: dict[int, list[tuple[bool, str]]] = {}
     for to, by in zip(targets, partners, strict=True):
         for local, tensor in to.tensors.items():
@@ -330,13 +346,11 @@ def _by_path(layers: Iterable[LayerWeights]) -> dict[str, Place]:
     return {layer.path(local): (layer, local) for layer in layers for local in layer.tensors}
 
 
-def _usable(found: Mapping[str, Place], name: str, shape: tuple[int, ...]) -> Place:
-    layer, local = found.get(name, (None, ""))
+def _found(places: Mapping[str, Place], name: str, shape: tuple[int, ...]) -> Place:
+    layer, local = places.get(name, (None, ""))
     if layer is None or layer.tensors[local].shape != shape:
         now = "is gone" if layer is None else f"now has shape {times(tuple(layer.tensors[local].shape))}"
         raise ValueError(f"{name} {now}; it was planned with {times(shape)}: make a new plan")
-    if layer.tensors[local].is_meta:
-        raise ValueError(f"{name} is on the meta device and has no values: materialize the network first")
     return layer, local
 
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpiat.operators import Index
+from dpiat.operators import Index, centre
 from dpiat.standardization import LayerWeights
 
 
 class Write(NamedTuple):
-    """A part of a source tensor that goes to a part of a target tensor; `index` None stands for all of both."""
+    """A part of a source tensor that goes to a part of a target tensor; `index` None stands for their centre crops."""
 
     to: LayerWeights
     by: LayerWeights
@@ -28,12 +28,14 @@ class Write(NamedTuple):
 
 def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None) -> None:
     """Write the chosen part of a source tensor to the chosen part of a target tensor, of any dtype and device."""
-    if index is None:
+    if index is None and target.shape == source.shape:
         target.copy_(source)
-    elif Tensor in map(type, index[0]):
-        target[index[0]] = source[index[1]].to(target)
+        return
+    to, by = index or centre(source.shape, target.shape)
+    if Tensor in map(type, to):
+        target[to] = source[by].to(target)
     else:
-        target[index[0]].copy_(source[index[1]])
+        target[to].copy_(source[by])
 
 
 def check_alike(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:

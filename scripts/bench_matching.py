@@ -24,6 +24,7 @@ from networks import PAPER, on_meta
 from dpiat import index, plan, rank, similarity, standardize, transfer
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import match_score
+from dpiat.operators import centre
 from dpiat.standardization import read
 from dpiat.writing import Write
 
@@ -81,7 +82,7 @@ def whole_transfer() -> None:
     show("  plan", quartiles(lambda: plan(source, target), 31))
     planned = plan(source, target)
     show("  apply, which reads both again", quartiles(planned.apply, 31))
-    views = [chosen(write) for write in planned._writes(read(source).weights, read(target).weights)]
+    views = [chosen(write) for write in planned._writes(read(source), read(target))]
     copies = show("  the copies alone", quartiles(lambda: write_all(views), 31))
     tensors = target.state_dict()
     size = sum(tensors[e.target].element_size() * e.filled for e in planned.report.entries)
@@ -93,7 +94,7 @@ def whole_transfer() -> None:
 @torch.no_grad()
 def chosen(write: Write) -> tuple[torch.Tensor, torch.Tensor]:
     """The part of the target and the part of the source."""
-    to, by = write.index or (..., ...)
+    to, by = write.index or centre(write.source.shape, write.target.shape)
     return write.target[to], write.source[by]
 
 
