@@ -1,12 +1,12 @@
-"""What a training leaves on disk: weights and unfinished states, with a digest that is checked before they are used."""
+"""Tensors on disk with a digest that is checked before use: checkpoints, unfinished states, decoded images."""
 
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -15,37 +15,59 @@ from experiments.settings import UserError, first_line
 
 # A file is what torch.save writes, and torch.load reads, followed by this and the SHA-256 of all before it.
 MARK = b"\nsha256 "
+TAIL = len(MARK) + 64  # bytes
+BROKEN = (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError)  # what a damaged file may raise
+
+
+class _Hashed:
+    """A file that is written to, and the digest of what was."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def write(content: dict[str, Any], file: Path) -> None:
     """Raises CannotWrite, with the file as it was, if the disk does not take it."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    payload = buffer.getbuffer()
 
-    def save(f: io.BufferedWriter) -> None:
-        f.write(payload)
-        f.write(MARK + hashlib.sha256(payload).hexdigest().encode())
+    def save(f: IO[bytes]) -> None:
+        hashed = _Hashed(f)
+        torch.save(content, hashed)
+        f.write(MARK + hashed.digest.hexdigest().encode())
 
     atomic_write(file, save)
 
 
-def read(file: Path) -> dict[str, Any] | None:
-    """What `write` left in `file`; None if there is no such file, or, with a line that names it, if it is damaged."""
+def read(file: Path, mmap: bool = False) -> dict[str, Any] | None:
+    """What `write` left in `file`; None if there is no such file, or, with a line that names it, if it is damaged.
+
+    With `mmap`, tensors are read when they are used, and shared with other processes.
+    """
     try:
-        return _checked(file.read_bytes())
+        return _checked(file, mmap)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+    except BROKEN:
         print(f"{file} is damaged and cannot be read: not using it", flush=True)
         return None
 
 
-def _checked(content: bytes) -> dict[str, Any]:
-    payload, mark, digest = content.rpartition(MARK)
-    if not mark or hashlib.sha256(payload).hexdigest().encode() != digest:
-        raise ValueError("it is not what was written")
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+def _checked(file: Path, mmap: bool = False) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        left = os.fstat(f.fileno()).st_size - TAIL
+        while left > 0 and (part := f.read(min(left, 2**20))):
+            digest.update(part)
+            left -= len(part)
+        if f.read() != MARK + digest.hexdigest().encode():
+            raise ValueError("it is not what was written")
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def read_users(file: Path) -> dict[str, Any] | None:
@@ -54,9 +76,11 @@ def read_users(file: Path) -> dict[str, Any] | None:
     Raises UserError if it is damaged.
     """
     try:
-        content = file.read_bytes()
-        return _checked(content) if content[-64 - len(MARK) :].startswith(MARK) else None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        with open(file, "rb") as f:
+            f.seek(-min(TAIL, os.fstat(f.fileno()).st_size), os.SEEK_END)
+            ours = f.read().startswith(MARK)
+        return _checked(file) if ours else None
+    except BROKEN as error:
         raise UserError(f"{file} is not a complete checkpoint of weights: {first_line(error)}") from error
 
 

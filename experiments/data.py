@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import layouts
+from experiments import checkpoints, layouts
 from experiments.augmentation import crop_area, random_boxes, resized_crops
 from experiments.layouts import Files, Listing
-from experiments.records import atomic_write
+from experiments.locks import alone
 from experiments.settings import DatasetSettings, UserError, first_line
 from experiments.streaming import WHOLE, StreamedSplit
 
@@ -195,17 +195,17 @@ def _from_arrays(images: np.ndarray, labels: Iterable[int]) -> Split:
 
 
 def _cached(file: Path, make: Callable[[], Data]) -> Data:
-    """The data in `file`, or made and written there; a file that cannot be read is made again."""
-    if file.is_file():
-        try:
-            stored = torch.load(file, weights_only=True, mmap=True)
+    """The data in `file`, or made and written there, by one process at a time; a damaged file is made again."""
+    with alone(file.with_suffix(".lock"), f"it decodes or checks the images of {file.name}"):
+        stored = checkpoints.read(file, mmap=True)
+        if stored:
             return Data(Split(*stored["train"]), Split(*stored["test"]), stored["classes"])
-        except Exception as error:
-            print(f"{file} cannot be read ({first_line(error)}): decoding the images again")
-    data = make()
-    train, test = ((split.images, split.labels) for split in (data.train, data.test))
-    atomic_write(file, lambda f: torch.save({"train": train, "test": test, "classes": data.classes}, f))
-    return data
+        for rest in file.parent.glob(f".{file.name}.*"):  # of a process that was killed while it wrote
+            rest.unlink()
+        data = make()
+        train, test = ((split.images, split.labels) for split in (data.train, data.test))
+        checkpoints.write({"train": train, "test": test, "classes": data.classes}, file)
+        return data
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ ALLOWED = {
     "experiments.augmentation": set(),
     "experiments.layouts": {"records", "settings"},
     "experiments.streaming": {"augmentation", "layouts", "settings"},
-    "experiments.data": {"augmentation", "layouts", "records", "settings", "streaming"},
+    "experiments.data": {"augmentation", "checkpoints", "layouts", "locks", "settings", "streaming"},
     "experiments.models": {"settings"},
     "experiments.check_weights": {"layouts", "models", "settings"},
     "experiments.initialization": {"models", "settings"},

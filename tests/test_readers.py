@@ -1,6 +1,9 @@
 """Data sets in the layouts that people have them in: folders, zips, torchvision's files."""
 
+import hashlib
+import multiprocessing
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
@@ -58,7 +61,7 @@ def test_a_folder_tree_and_its_zips_are_the_same_data(tree, tmp_path):
 
 def test_images_are_decoded_once_until_they_change(tree, tmp_path, monkeypatch):
     first = load(tree)
-    (cached,) = (tmp_path / "cache").iterdir()
+    (cached,) = (tmp_path / "cache").glob("*.pt")
     monkeypatch.setattr(data, "_pixels", None)  # decoding again would fail
     assert same(first, load(tree))
     monkeypatch.undo()
@@ -69,10 +72,38 @@ def test_images_are_decoded_once_until_they_change(tree, tmp_path, monkeypatch):
 
 def test_a_damaged_cache_is_made_again(tree, tmp_path, capsys):
     first = load(tree)
-    (cached,) = (tmp_path / "cache").iterdir()
-    cached.write_bytes(cached.read_bytes()[:2000])
-    assert same(first, load(tree)) and "cannot be read" in capsys.readouterr().out
-    assert same(first, load(tree)) and not capsys.readouterr().out
+    (cached,) = (tmp_path / "cache").glob("*.pt")
+    whole = cached.read_bytes()
+    half = len(whole) // 2
+    flipped = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]  # a pixel of another colour
+    for damaged in (whole[:2000], flipped, b""):
+        cached.write_bytes(damaged)
+        assert same(first, load(tree)) and f"{cached} is damaged" in capsys.readouterr().out
+        assert cached.read_bytes() == whole
+        assert same(first, load(tree)) and not capsys.readouterr().out
+
+
+def test_images_are_decoded_by_one_process_while_others_wait(tree, tmp_path):
+    asked = DatasetSettings(name="cifar100", root=str(tree), download=False), str(tmp_path / "cache")
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        found = pool.starmap(said, [asked] * 4, chunksize=1)
+    assert sum(decoded for decoded, _ in found) == 1 and len({digest for _, digest in found}) == 1
+
+
+def said(settings: DatasetSettings, cache: str) -> tuple[bool, str]:
+    """Whether this process has decoded the images, and a digest of them."""
+    calls, decode = [], data._decode
+    data._decode = lambda *words: calls.append(1) or time.sleep(0.3) or decode(*words)
+    images = data.load(settings, cache).train.images
+    return bool(calls), hashlib.sha256(images.numpy().tobytes()).hexdigest()
+
+
+def test_what_a_killed_process_left_in_the_cache_goes(tree, tmp_path):
+    (cached,) = (load(tree), *(tmp_path / "cache").glob("*.pt"))[1:]
+    cached.unlink()
+    (cached.parent / f".{cached.name}.0123").write_bytes(b"half of it")
+    load(tree)
+    assert not list(cached.parent.glob(".*"))
 
 
 def test_images_of_several_sizes_need_a_stored_size(tree):
