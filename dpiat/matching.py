@@ -176,26 +176,31 @@ def _promising_ranges(scores: np.ndarray, places: Places) -> np.ndarray:
     without_gaps = np.all(np.diff(places.positions, axis=0) == 1)
     positions = places.positions.repeat(s, axis=1)
     index = np.arange(n, dtype=float)[:, None]
+    sums, values = np.empty((2, n, t * s))
     dp = np.zeros((m + 1, n + 1, t * s))
     for j in range(m):
-        best, sums, highest = dp[j, 1:].copy(), np.zeros((n, t * s)), scores[j].max(axis=0)
+        best, highest = dp[j + 1, 1:], scores[j].max(axis=0)
+        best[:] = dp[j, 1:]
+        sums.fill(0)
         first, stop = _extent(scores[j] > 0)
         next_check = 1  # 3, 7, 15, ...
         for d in range(n):  # ranges of d + 1 targets, which end at targets first..stop-1
             if first >= stop:
                 break
             ends, starts = slice(first, stop), slice(first - d, stop - d)
-            sums[ends] += scores[j, starts]
-            ranges = sums[ends] / (sqrt(d + 1) if without_gaps else np.sqrt(positions[ends] - positions[starts] + 1))
+            total, ranges, reached = sums[ends], values[ends], best[ends]
+            total += scores[j, starts]
+            roots = sqrt(d + 1) if without_gaps else np.sqrt(positions[ends] - positions[starts] + 1)
+            np.divide(total, roots, out=ranges)
             ranges += dp[j, starts]
-            np.maximum(best[ends], ranges, out=best[ends])
+            np.maximum(reached, ranges, out=reached)
             first = max(first, d + 1)
             if d == next_check and first < stop:
                 next_check += d + 1
                 reachable = _reachable(dp[j], highest, index, d + 1, first, stop)
                 wanted = _extent(reachable > best[first:stop])
                 first, stop = first + wanted[0], first + wanted[1]
-        running_maximum(best, axis=0, out=dp[j + 1, 1:])
+        running_maximum(best, axis=0, out=best)
     return dp.reshape(m + 1, n + 1, t, s).swapaxes(0, 1)
 
 
