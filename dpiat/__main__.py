@@ -181,8 +181,7 @@ def _save(state: dict[str, torch.Tensor], file: Path) -> None:
 
 def _network(name: str, architecture: str | None = None) -> nn.Module:
     """The network of a name, without memory for its weights; or what a file holds."""
-    with torch.device("meta"):
-        return sources.load(name, pretrained=False, architecture=architecture)
+    return sources.load(name, architecture=architecture) if sources.is_file(name) else sources.outline(name)
 
 
 def _architectures(names: Sequence[str]) -> dict[str, Architecture | nn.Module]:

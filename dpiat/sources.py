@@ -81,11 +81,20 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
     try:
         takes_classes = "num_classes" in signature(function).parameters
         network = function(**arguments) if takes_classes else function()
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever a constructor may raise
         raise ValueError(f"cannot build {name!r}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
+
+
+def outline(name: str) -> nn.Module:
+    """The network of a name, without memory for its weights unless its constructor reads their values."""
+    try:
+        with torch.device("meta"):
+            return build(name)
+    except Exception:  # whatever a constructor raises that finds no values there
+        return build(name)
 
 
 def _from_timm(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Module:
@@ -174,8 +183,7 @@ def _alphabetical(tensors: Mapping[str, Tensor]) -> bool:
 
 def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
     """A network of this name that holds these tensors, whatever its number of classes."""
-    with torch.device("meta"):
-        network = build(architecture)
+    network = outline(architecture)
     missing, unknown = (sorted(a - b) for a, b in permutations((network.state_dict().keys(), tensors.keys())))
     if missing or unknown:
         word, key = ("no", missing[0]) if missing else ("an unknown", unknown[0])

@@ -66,3 +66,12 @@ def no_network(num_classes: int) -> str:
 def unlike(num_classes: int) -> nn.Module:
     """No layer here is of a kind that the others have."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.ConvTranspose2d(3, num_classes, 1), nn.Flatten())
+
+
+def scaled(num_classes: int = 10) -> nn.Module:
+    """Its constructor reads the value of a tensor, which there is none of on the meta device."""
+    return small(num_classes, int(torch.linspace(8, 16, 3)[-1].item()))
+
+
+def broken(num_classes: int = 10) -> nn.Module:
+    raise RuntimeError("no such width")

@@ -93,6 +93,10 @@ def test_plan(capsys):
     ]
 
 
+def test_a_network_whose_constructor_reads_values_is_built_with_them(capsys):
+    assert float(printed(capsys, "similarity", "networks:scaled", "networks:scaled")) == 1
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_transfer_writes_the_weights_to_start_from(capsys, tmp_path, suffix):
     source, out = trained("resnet18", 0), tmp_path / f"resnet34{suffix}"
@@ -134,6 +138,7 @@ def test_a_network_of_the_users_own(capsys):
         (("rank", "resnet18", str(Path(__file__).parent)), "dpiat: no files of weights in "),
         (("plan", "nowhere:net", "resnet18"), "dpiat: cannot import 'nowhere:net': No module named 'nowhere'"),
         (("plan", "torch.nn:Linear", "resnet18"), "dpiat: cannot build 'torch.nn:Linear': "),
+        (("plan", "networks:broken", "resnet18"), "dpiat: cannot build 'networks:broken': no such width"),
         (
             ("plan", "collections:Counter", "resnet18"),
             "dpiat: collections:Counter gave a Counter, not a torch.nn.Module",
