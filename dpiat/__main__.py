@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
         arguments.command(arguments)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"dpiat: {sources.first_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -29,7 +29,7 @@ class Weights(NamedTuple):
     """What an operator sees of a layer: its tensors by their names in it, its kind, and how it is divided.
 
     `groups` are those of a convolution, `parts` how many equal projections are stacked in one (3 for query, key and
-    value). Both are 1 in paper mode.
+    value, 4 for the gates of an LSTM). Both are 1 in paper mode.
     """
 
     tensors: Mapping[str, Tensor]

@@ -14,6 +14,7 @@ from dpiat.standardization import CONVOLUTIONS, COUNTED, LayerWeights, paper_kin
 
 HEADS = ("auto", "copy", "skip")
 INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's place
+GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 PROJECTIONS = ("in_proj_weight", "in_proj_bias", "qkv")  # query, key and value in one, by the ends of their names
 
 
@@ -27,13 +28,8 @@ def seen(source: LayerWeights, target: LayerWeights, mode: str) -> tuple[Weights
         s, t = source.module, target.module
         if not (_one_by_one(s) and _one_by_one(t)):  # such a pair needs no more than its shapes
             return Weights(*given[:2], s.groups), Weights(*wanted[:2], t.groups)
-    elif (
-        source.name.endswith(PROJECTIONS)
-        and target.name.endswith(PROJECTIONS)
-        and _stacked(source)
-        and _stacked(target)
-    ):
-        return given._replace(parts=3), wanted._replace(parts=3)
+    elif (parts := _parts(source)) == _parts(target) > 1:
+        return given._replace(parts=parts), wanted._replace(parts=parts)
     return given, wanted
 
 
@@ -42,10 +38,13 @@ def _one_by_one(module: nn.Module) -> bool:
     return module.groups == module.in_channels == module.out_channels
 
 
-def _stacked(layer: LayerWeights) -> bool:
-    return layer.name.endswith(PROJECTIONS) and all(
-        tensor.dim() and len(tensor) % 3 == 0 for tensor in layer.tensors.values()
-    )
+def _parts(layer: LayerWeights) -> int:
+    """How many equal projections are stacked in each tensor of a layer: 3 for query, key and value, gates, or 1."""
+    if isinstance(layer.module, tuple(GATES)):
+        gates = next(count for cls, count in GATES.items() if isinstance(layer.module, cls))
+        return 1 if getattr(layer.module, "proj_size", 0) else gates  # the projection of an LSTM's output has no gates
+    thirds = all(tensor.dim() and len(tensor) % 3 == 0 for tensor in layer.tensors.values())
+    return 3 if layer.name.endswith(PROJECTIONS) and thirds else 1
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------

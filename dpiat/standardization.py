@@ -6,6 +6,7 @@ from functools import cache
 from math import inf
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -43,8 +44,8 @@ def standardize(module: nn.Module, mode: str = "default") -> Architecture:
     The module is only read: on any device, the meta device included. DataParallel, DistributedDataParallel and
     torch.compile are looked through.
 
-    Raises TypeError if `module` is not an nn.Module, ValueError if it has lazy parameters that no forward pass has
-    given a shape yet.
+    Raises TypeError if `module` is not an nn.Module, or one that torch.jit.script made, ValueError if it has lazy
+    parameters that no forward pass has given a shape yet.
 
         >>> print(standardize(torchvision.models.resnet18()))
     """
@@ -81,6 +82,8 @@ def read(module: nn.Module, mode: str = "default", shapes_alone: bool = False) -
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"a network must be a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("a scripted network does not show its modules: pass the original one, or its state_dict()")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     reader = _Reader(mode == "paper", shapes_alone)

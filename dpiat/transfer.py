@@ -227,6 +227,8 @@ class Plan:
                 reason = f"{by.path(local)} has {s.dim()} dimensions"
             elif indices is not None and local not in indices:
                 reason = "the operator leaves it"
+            elif s.layout != torch.strided or t.layout != torch.strided:
+                reason = "sparse tensors are not treated"
             elif s.dtype != t.dtype and not torch.can_cast(s.dtype, t.dtype):
                 reason = f"{_dtype(s)} values do not fit {_dtype(t)}"
             else:

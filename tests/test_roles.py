@@ -118,3 +118,37 @@ def test_optimizers_of_two_classes_are_refused():
     with pytest.raises(ValueError, match="the optimizers must be of one class, got Adam and SGD"):
         transfer(source, target, optimizer=optimizers)
     assert torch.equal(target[0].weight, before)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_gates_are_cropped_one_by_one(kind):
+    torch.manual_seed(0)
+    small, wide = kind(5, 6, num_layers=2), kind(5, 10, num_layers=2)
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.zero_()
+    transfer(small, wide)
+    inputs = torch.randn(7, 3, 5)
+    assert torch.allclose(wide(inputs)[0][..., 2:8], small(inputs)[0], atol=1e-6)
+
+
+def test_the_projection_of_an_lstm_has_no_gates():
+    source, target = nn.LSTM(5, 8, proj_size=4), nn.LSTM(5, 16, proj_size=8)
+    report = transfer(source, target)
+    assert [e.filled for e in report.entries if e.target == "weight_hr_l0"] == [4 * 8]
+
+
+def test_a_scripted_network_is_refused_and_its_state_dict_is_taken():
+    network = nn.Sequential(nn.Linear(3, 4))
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 4)))
+    with pytest.raises(TypeError, match=r"a scripted network .*: pass the original one, or its state_dict\(\)"):
+        transfer(scripted, network)
+    transfer(dict(scripted.state_dict()), network, head="copy")
+    assert torch.equal(network[0].weight, scripted.state_dict()["0.weight"])
+
+
+def test_a_sparse_tensor_is_left_and_said_to_be_sparse():
+    source, target = nn.Linear(3, 4), nn.Linear(3, 4)
+    source.weight = nn.Parameter(source.weight.detach().to_sparse())
+    weight, bias = transfer(source, target).entries
+    assert (weight.action, weight.note, bias.action) == ("left", "sparse tensors are not treated", "copied")
