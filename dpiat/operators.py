@@ -91,25 +91,27 @@ def _grouped(source: Sequence[int], target: Sequence[int], g_s: int, g_t: int) -
     is what both have after the crop, so that a wider target with zeros elsewhere computes what the source does.
     """
     (to, by), (to_kernel, by_kernel) = (centre(s, t) for s, t in ((source[:1], target[:1]), (source[2:], target[2:])))
-    o_t, o_s = (torch.arange(index[0].start, index[0].stop) for index in (to, by))  # (n,)
+    o_t, o_s = (_places(index[0]) for index in (to, by))  # (n,)
     in_s, in_t = source[1] * g_s, target[1] * g_t  # of the dense weights
     shift = (in_t - in_s) // 2 if in_t > in_s else -((in_s - in_t) // 2)
     first_t = o_t // (target[0] // g_t) * target[1]  # (n,), the dense input where the group of an output begins
     first_s = o_s // (source[0] // g_s) * source[1]
-    i_t = torch.arange(target[1])
+    i_t = _places(slice(0, target[1]))
     i_s = (first_t - shift - first_s)[:, None] + i_t  # (n, in_t / g_t)
     row, column = ((i_s >= 0) & (i_s < source[1])).nonzero(as_tuple=True)
     return (o_t[row], i_t[column], *to_kernel), (o_s[row], i_s[row, column], *by_kernel)
+
+
+def _places(chosen: slice) -> Tensor:
+    """On the CPU, whatever the default device."""
+    return torch.arange(chosen.start, chosen.stop, device="cpu")
 
 
 def _stacked(source: Sequence[int], target: Sequence[int], parts: int) -> tuple[Index, Index]:
     """The centre crops of projections that are stacked along the first dimension."""
     s, t = source[0] // parts, target[0] // parts
     to, by = centre((s, *source[1:]), (t, *target[1:]))
-    rows = (
-        torch.cat([torch.arange(index[0].start, index[0].stop) + part * size for part in range(parts)])
-        for index, size in ((to, t), (by, s))
-    )
+    rows = (torch.cat([_places(index[0]) + part * size for part in range(parts)]) for index, size in ((to, t), (by, s)))
     return tuple((chosen, *index[1:]) for chosen, index in zip(rows, (to, by), strict=True))
 
 
@@ -216,7 +218,8 @@ def _mesh(dimensions: Sequence[tuple[list[int], list[int]]]) -> tuple[Index, Ind
     """Places along each dimension -> indices of all their combinations."""
     rank = len(dimensions)
     shaped = [
-        [torch.tensor(places).view(-1, *[1] * (rank - 1 - d)) for places in pair] for d, pair in enumerate(dimensions)
+        [torch.tensor(places, device="cpu").view(-1, *[1] * (rank - 1 - d)) for places in pair]
+        for d, pair in enumerate(dimensions)
     ]
     return tuple(pair[0] for pair in shaped), tuple(pair[1] for pair in shaped)
 

@@ -14,6 +14,7 @@ from dpiat.standardization import CONVOLUTIONS, COUNTED, LayerWeights, paper_kin
 
 HEADS = ("auto", "copy", "skip")
 INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's place
+DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
 GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 PROJECTIONS = ("in_proj_weight", "in_proj_bias", "qkv")  # query, key and value in one, by the ends of their names
 
@@ -97,11 +98,11 @@ class ChosenClasses:
     classes: Mapping[int, int]
 
     def __call__(self, source: Weights, target: Weights) -> Indices:
-        rows = torch.tensor(list(self.classes)), torch.tensor(list(self.classes.values()))
+        ours, theirs = (torch.tensor(list(rows), device="cpu") for rows in (self.classes.keys(), self.classes.values()))
         indices = {}
         for name, s, t in shared(source, target):
             to, by = centre(s.shape, t.shape)
-            indices[name] = (rows[0], *to[1:]), (rows[1], *by[1:])
+            indices[name] = (ours, *to[1:]), (theirs, *by[1:])
         return indices
 
 
@@ -117,8 +118,7 @@ def other_inputs(source: Architecture, target: Architecture, partner: Mapping[st
 
 
 def _first_convolution(architecture: Architecture) -> Layer | None:
-    convolutions = (layer for layer in architecture.layers if layer.shape and layer.kind.startswith("Conv"))
-    first = next(convolutions, None)
+    first = next((layer for layer in architecture.layers if layer.shape and layer.kind in DENSE), None)
     return None if first is None or "Transpose" in first.kind else first
 
 
@@ -129,8 +129,9 @@ def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
     that is the same in all channels gives the response that it gave.
     """
     count = weight.shape[1]
-    turn = torch.arange(max(channels, count), device=weight.device) % min(channels, count)
+    turn = torch.arange(max(channels, count), device="cpu") % min(channels, count)
+    shares = turn.bincount()[turn].view(-1, *[1] * (weight.dim() - 2)).to(weight.device)
+    turn = turn.to(weight.device)
     if channels < count:
         return weight.new_zeros(weight.shape[0], channels, *weight.shape[2:]).index_add_(1, turn, weight)
-    shares = turn.bincount()[turn].view(-1, *[1] * (weight.dim() - 2))
     return weight.index_select(1, turn) / shares

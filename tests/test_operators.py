@@ -171,3 +171,13 @@ def test_an_operator_of_the_users_own():
         Plan.from_json(planned.to_json(), source, target)
     Plan.from_json(planned.to_json(), source, target, operator=corner).apply()
     assert torch.equal(target.weight[:, :3], source.weight[:2]) and torch.equal(target.bias, before)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_the_default_device_does_not_matter(operator):
+    source = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.MultiheadAttention(8, 2), nn.Linear(8, 4))
+    target = nn.Sequential(nn.Conv2d(4, 12, 3, groups=4), nn.MultiheadAttention(16, 2), nn.Linear(16, 6))
+    for head in ("copy", {0: 3}):
+        expected = plan(source, target, operator=operator, head=head).report
+        with torch.device("meta"):
+            assert plan(source, target, operator=operator, head=head).report == expected

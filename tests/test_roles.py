@@ -27,6 +27,27 @@ def test_input_channels_keep_the_response_to_what_is_the_same_in_all(given, want
     torch.testing.assert_close(*responses)
 
 
+def test_input_channels_need_no_values():
+    with torch.device("meta"):
+        planned = plan(network(3, 10), network(1, 10))
+    assert planned.report.entries[0].rule == "input channels" and planned.report.entries[0].share == 1
+
+
+class Conv1D(nn.Module):
+    """What GPT-2 calls its linear layers."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+
+def test_a_layer_is_no_convolution_for_its_name():
+    source, target = (nn.Sequential(nn.Embedding(9, width), Conv1D(width, 3 * width)) for width in (4, 6))
+    report = transfer(source, target)
+    assert not any(entry.rule for entry in report.entries)
+    assert torch.equal(target[1].weight[1:5, 3:15], source[1].weight)
+
+
 def test_input_channels_meet_other_widths():
     source, target = network(3, 10, 8), network(1, 10, 12)
     before = target[0].weight.detach().clone()
