@@ -41,11 +41,12 @@ def _one_by_one(module: nn.Module) -> bool:
 
 def _parts(layer: LayerWeights) -> int:
     """How many equal projections are stacked in each tensor of a layer: 3 for query, key and value, gates, or 1."""
-    if isinstance(layer.module, tuple(GATES)):
-        gates = next(count for cls, count in GATES.items() if isinstance(layer.module, cls))
+    if isinstance(layer.module, (nn.RNNBase, nn.RNNCellBase)):
+        gates = next((count for cls, count in GATES.items() if isinstance(layer.module, cls)), 1)
         return 1 if getattr(layer.module, "proj_size", 0) else gates  # the projection of an LSTM's output has no gates
-    thirds = all(tensor.dim() and len(tensor) % 3 == 0 for tensor in layer.tensors.values())
-    return 3 if layer.name.endswith(PROJECTIONS) and thirds else 1
+    if not layer.name.endswith(PROJECTIONS):
+        return 1
+    return 3 if all(tensor.dim() and len(tensor) % 3 == 0 for tensor in layer.tensors.values()) else 1
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------

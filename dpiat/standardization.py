@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
-from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.parametrized import CHAINS, computed
@@ -126,7 +125,7 @@ class _Reader:
         for key, tensor in _own_tensors(module):
             self.weights.append(LayerWeights(prefix + key, module, {"": tensor}))
             if not self.paper:
-                content.append(Layer(prefix + key, "Parameter", _shape(tensor, prefix + key)))
+                content.append(Layer(prefix + key, "Parameter", _shape([tensor], prefix + key)))
         seen: set[nn.Module] = set()
         for child_name, child in children.items():
             if child is None:
@@ -152,7 +151,7 @@ class _Reader:
         if not tensors:
             return Layer(name, kind or type(module).__name__)
         self.weights.append(LayerWeights(name, module, tensors))
-        shape = _shape(max(tensors.values(), key=_elements), name)
+        shape = _shape(tensors.values(), name)
         if self.shapes_alone:
             kind = "BatchNorm" if "running_mean" in tensors else DIMENSIONS.get(len(shape), "Parameter")
             if self.paper:
@@ -161,7 +160,7 @@ class _Reader:
             return Layer(name, depthwise + kind, shape)
         if self.paper:
             weight = tensors.get("weight") if kind else None
-            return Layer(name, kind or _class(module), () if weight is None else _shape(weight, name))
+            return Layer(name, kind or _class(module), () if weight is None else _shape([weight], name))
         if not shape or not isinstance(module, CONVOLUTIONS):
             return Layer(name, kind or _class(module), shape)
         depthwise = DEPTHWISE if 1 < module.groups == module.in_channels else ""
@@ -211,12 +210,10 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _shape(tensor: Tensor, name: str) -> tuple[int, ...]:
-    """() for a tensor without elements: nothing can be moved there. A single number has the shape (1,)."""
-    if is_lazy(tensor):
-        raise ValueError(f"{name} has lazy parameters without a shape: run one forward pass first")
+def _shape(tensors: Iterable[Tensor], name: str) -> tuple[int, ...]:
+    """The shape of the first of the largest tensors: (1,) of a single number, () without elements to be moved."""
+    try:
+        tensor = max(tensors, key=Tensor.numel)
+    except ValueError as error:
+        raise ValueError(f"{name} has lazy parameters without a shape: run one forward pass first") from error
     return (tuple(tensor.shape) or (1,)) if tensor.numel() else ()
-
-
-def _elements(tensor: Tensor) -> float:
-    return inf if is_lazy(tensor) else tensor.numel()
