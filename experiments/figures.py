@@ -10,8 +10,8 @@ import argparse
 import io
 import sys
 import textwrap
-from collections.abc import Mapping
-from itertools import cycle
+from collections.abc import Mapping, Sequence
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
@@ -126,24 +127,46 @@ def _range(counts: list[int]) -> str:
 
 
 def scatter(experiment: str, records: cells.Records) -> Figure:
-    """Our counterpart of Figure 16: effectiveness over similarity, a colour for each source."""
+    """Our counterpart of Figure 16: effectiveness over similarity, a colour for each source, a line for each target."""
     found = tables.own_cells(experiment, records)
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    places = cycle([(4, 3, "left"), (4, -8, "left"), (-4, 3, "right")])  # of the labels, another for each source
-    for colour, place, (source, points) in zip(cycle(COLOURS), places, found.groupby("source"), strict=False):
+    for colour, (source, points) in zip(cycle(COLOURS), found.groupby("source"), strict=False):
         axes.plot(points["similarity"], points["value"], "o", ms=5, color=colour, label=f"from {source}")
-        for row in points.itertuples():
-            at = row.similarity, row.value
-            axes.annotate(row.target, at, place[:2], textcoords="offset points", fontsize=6.5, ha=place[2])
+    for number, (_, points) in enumerate(found.sort_values("similarity").groupby("target")):
+        label = "to one target" if number == 0 else None
+        axes.plot(points["similarity"], points["value"], color="0.7", linewidth=0.8, zorder=0, label=label)
     correlation = paper.choice(found)["correlation"]
     axes.set_title(f"{experiment}: {len(found)} cells, r = {correlation:.2f}", fontsize=10)
     axes.set(xlabel="similarity (Eq. 5)", ylabel="effectiveness within 4 epochs")
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.grid(alpha=0.3)
     axes.margins(0.12)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    _label_once(axes, found)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
+
+
+def _label_once(axes: Axes, found: pd.DataFrame) -> None:
+    """Each target's name beside one of its points, where it covers the fewest points and names."""
+    size, unit = 7, axes.figure.dpi / 72  # points; pixels of a point
+    dots = axes.transData.transform(found[["similarity", "value"]])
+    taken = [(x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit) for x, y in dots]  # left, bottom, right, top
+    for target, rows in found.reset_index(drop=True).groupby("target", sort=False):
+        width, places = 0.6 * size * len(target) * unit, []
+        for (x, y), (dx, dy) in product(dots[rows.index], product((5, -5), (3, -9, -2))):
+            left = x + dx * unit - (width if dx < 0 else 0)
+            box = left, y + dy * unit, left + width, y + (dy + size) * unit
+            places.append((sum(_overlap(box, other) for other in taken), (x, y), (dx, dy), box))
+        _, at, offset, box = min(places, key=lambda place: place[0])
+        taken.append(box)
+        style = {"fontsize": size, "ha": "left" if offset[0] > 0 else "right", "va": "bottom"}
+        style["path_effects"] = [withStroke(linewidth=2, foreground="white")]  # where a line runs through it
+        axes.annotate(target, axes.transData.inverted().transform(at), offset, textcoords="offset points", **style)
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def figure02(architectures: Mapping[str, Architecture]) -> Figure:
