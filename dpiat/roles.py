@@ -131,8 +131,8 @@ def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
     """
     count = weight.shape[1]
     turn = torch.arange(max(channels, count), device="cpu") % min(channels, count)
-    shares = turn.bincount()[turn].view(-1, *[1] * (weight.dim() - 2)).to(weight.device)
-    turn = turn.to(weight.device)
+    to = turn.to(weight.device)
     if channels < count:
-        return weight.new_zeros(weight.shape[0], channels, *weight.shape[2:]).index_add_(1, turn, weight)
-    return weight.index_select(1, turn) / shares
+        return weight.new_zeros(weight.shape[0], channels, *weight.shape[2:]).index_add_(1, to, weight)
+    shares = turn.bincount()[turn].view(-1, *[1] * (weight.dim() - 2))
+    return weight.index_select(1, to) / shares.to(weight.device)

@@ -1,6 +1,7 @@
 """What a trial goes through: kills, damaged files, full disks, losses that are no numbers. Nothing of it may show."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -340,6 +341,15 @@ def test_four_processes_on_one_cell_share_the_work_even_if_one_is_killed(tmp_pat
     assert len(lines) == len(set(lines))  # no epoch was trained again once it was on disk
     assert len(lines) in (25, 26)  # the killed process may have come to keep its last epoch and not to say so
     assert re.search(r"waiting for process \d+ on \S+: it trains digits-networks", said)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(*_) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(trial.UserError, match=r"cannot lock .*locks/digits.*: choose an output_dir and a cache_dir"):
+        trial.run(settings(tmp_path))
 
 
 def test_a_folder_without_locks_is_named(tmp_path):
