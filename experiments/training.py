@@ -18,6 +18,8 @@ from experiments.batchnorm import normalizing
 from experiments.convolution import convolving
 from experiments.data import AnySplit, Data, test_batches, train_batches
 
+# Activations whose gradient needs their input: if they write over it, autograd makes a copy of it first.
+NEEDS_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)
 State = dict[str, Any]  # of a training between two epochs: plain values and tensors
 
 
@@ -85,6 +87,9 @@ def train(
 def prepare(network: nn.Module, device: torch.device) -> None:
     """Make `network` fast to train on `device`, in place; it computes the same."""
     network.to(device, memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, NEEDS_INPUT):
+            module.inplace = False
 
 
 def diverged(rows: list[dict[str, float]]) -> bool:
