@@ -55,7 +55,8 @@ ALLOWED = {
     "experiments.parallel": set(),
     "experiments.malloc": set(),
     "experiments.batchnorm": {"parallel"},
-    "experiments.training": {"batchnorm", "data", "parallel"},
+    "experiments.convolution": set(),
+    "experiments.training": {"batchnorm", "convolution", "data", "parallel"},
     "experiments.trial": {
         *("checkpoints", "data", "initialization", "locks", "models", "parallel", "records", "settings", "tracking"),
         *("malloc", "training"),
