@@ -86,7 +86,7 @@ def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
 
 COLUMNS = (
     *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "head", "lr", "seed", "random"),
-    *("similarity", "accuracy", "of random", "of pretrained", "best"),
+    *("similarity", "accuracy", "of random", "of pretrained", "best", "sourceless"),
 )
 
 
@@ -112,7 +112,14 @@ def _row(cell: grids.Planned, records: Records) -> dict[str, Any]:
         "similarity": record["initialization"].get("similarity") if record else None,
         **accuracies,
         "best": best_accuracy(record, trial.recipe.epochs) if record else None,
+        "sourceless": sourceless(cell, records),
     }
+
+
+def sourceless(cell: grids.Planned, records: Records) -> bool:
+    """Whether a trial cannot be run because its source's training diverged."""
+    source = cell.trial.source
+    return source is not None and records.get(source.id, {}).get("status") == "diverged"
 
 
 def summarize(values: pd.Series) -> dict[str, float]:
@@ -149,8 +156,10 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
         each(hardware(record) for record in found),
     )
     diverged = sum(record["status"] == "diverged" for record in found)
-    counted = f", {diverged} of them diverged and count with their best epoch" if diverged else ""
-    return f"{', '.join(parts)}. {len(found)} of {len(frame)} trials are run{counted}."
+    more = f", {diverged} of them diverged and count with their best epoch" if diverged else ""
+    if sourceless := int(frame["sourceless"].sum()):
+        more += f", {sourceless} cannot be: their source diverged"
+    return f"{', '.join(parts)}. {len(found)} of {len(frame)} trials are run{more}."
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:

@@ -24,10 +24,14 @@ Speeds = dict[tuple[str, int], float]  # by network and size of its images
 
 
 def missing(experiment: str, records: cells.Records, *words: str) -> dict[str, Trial]:
-    """The trials, by their ids, that have no record: targets, baselines, and the sources that these need."""
+    """The trials, by their ids, that have no record: targets, baselines, and the sources that these need.
+
+    Not those whose source diverged: they will never have one.
+    """
     needed = {}
     for cell in cells.plan(experiment, *words):
-        targets = [trial for trial in (cell.trial, cell.random) if trial.id not in records]
+        wanted = (cell.random,) if cells.sourceless(cell, records) else (cell.trial, cell.random)
+        targets = [trial for trial in wanted if trial.id not in records]
         sources = [trial.source for trial in targets if trial.source and trial.source.recipe.epochs]
         needed |= {trial.id: trial for trial in (*targets, *sources)}
     return needed

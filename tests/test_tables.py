@@ -178,6 +178,16 @@ def test_a_diverged_trial_keeps_its_place_and_is_marked(desk, tmp_path):
     assert records.best_accuracy(found) == max(row["test_accuracy"] for row in record["epochs"][:3])
 
 
+def test_what_has_no_source_is_not_missing():
+    words = "scale=gpu", "target=mnas", "source=rex,eff_b0", "seed=0"
+    rex, eff_b0 = grids.grid("table01", *words)
+    found = {rex.trial.source.id: record(rex.trial.source, [0.1], status="diverged", scale="gpu")}
+    assert rex.trial.id not in missing.missing("table01", found, *words)
+    assert eff_b0.trial.id in missing.missing("table01", found, *words)
+    line = cells.scale_line(cells.trials([rex, eff_b0], found), found)
+    assert line.endswith("0 of 3 trials are run, 1 cannot be: their source diverged.")
+
+
 def test_unfinished_and_damaged_records_do_not_count(tmp_path, capsys):
     file = tmp_path / "a.json"
     assert records.read(file) is None
