@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpiat.operators import Index, centre
+from dpiat.operators import Index
 from dpiat.standardization import LayerWeights
 
 
@@ -28,14 +28,25 @@ class Write(NamedTuple):
 
 def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None) -> None:
     """Write the chosen part of a source tensor to the chosen part of a target tensor, of any dtype and device."""
-    if index is None and target.shape == source.shape:
-        target.copy_(source)
+    if index is None:
+        _put_centre(target, source)
         return
-    to, by = index or centre(source.shape, target.shape)
+    to, by = index
     if Tensor in map(type, to):
         target[to] = source[by].to(target)
     else:
         target[to].copy_(source[by])
+
+
+def _put_centre(target: Tensor, source: Tensor) -> None:
+    """As with the indices of `dpiat.operators.centre`, but that only dimensions of different sizes are cropped."""
+    if target.shape != source.shape:
+        for dimension, (s, t) in enumerate(zip(source.shape, target.shape, strict=True)):
+            if s > t:
+                source = source.narrow(dimension, (s - t) // 2, t)
+            elif t > s:
+                target = target.narrow(dimension, (t - s) // 2, s)
+    target.copy_(source)
 
 
 def check_alike(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
