@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from experiments import cells, grids, layouts, paper
+from experiments import cells, grids, layouts
 from experiments.records import provenance
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def report(experiment: str, records: cells.Records, *words: str) -> str:
     speeds = measured_speeds(records, hardware)
     epochs = sum(trial.recipe.epochs for trial in needed.values())
     lines = [f"{experiment}: {len(needed)} trials of {epochs:,} epochs in all are missing; {_hours(needed, speeds)}"]
-    evidence = paper.RESULTS / "trials" / experiment
-    if evidence.is_dir():
-        lines.append(f"  python -m experiments.records restore runs/records results/trials/{experiment}")
+    plan = cells.plan(experiment, *words)
+    if any(trial.id in records for cell in plan for trial in (cell.trial, cell.random)):
+        lines.append(f"  python -m experiments.evidence restore {experiment}")
     lines += [
         f"  python run.py -m {' '.join((f'experiment={experiment}', *command))}"
         for command in cells.commands(experiment, *words)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import platform
 import secrets
 import subprocess
-import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -145,53 +143,3 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
     """The records that are committed in a folder: the lines of its `records.jsonl`, a trial each."""
     file = folder / "records.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
-def collect(records_folder: Path, folder: Path) -> None:
-    """Add the records of a folder to committed evidence, where a trial that is there already stays as it is.
-
-    Raises ValueError, and writes nothing, if a new record does not come from a clean commit.
-    """
-    kept = {record["id"]: record for record in evidence(folder)}
-    found = [record for file in sorted(records_folder.glob("*.json")) if (record := read(file))]
-    if not found:
-        raise ValueError(f"no records in {records_folder}: run an experiment first")
-    for record in found:
-        if record["id"] not in kept and (record["dirty"] or not record["commit"]):
-            raise ValueError(f"{record['id']} was not run from a clean commit: commit, run it again, then collect")
-        kept.setdefault(record["id"], record)
-    lines = "".join(json.dumps(kept[name]) + "\n" for name in sorted(kept))
-    atomic_write(folder / "records.jsonl", lambda f: f.write(lines.encode()))
-
-
-def restore(folder: Path, records_folder: Path) -> None:
-    """Write committed evidence back as records, so that a grid goes on where it stopped; no record is overwritten.
-
-    Raises ValueError if there is no evidence.
-    """
-    found = evidence(folder)
-    if not found:
-        raise ValueError(f"no records.jsonl in {folder}: results/trials has a folder for each experiment")
-    for record in found:
-        file = records_folder / f"{record['id']}.json"
-        if not file.exists():
-            save(record, file)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Move records between a run's folder and committed evidence.")
-    parser.add_argument("action", choices=("collect", "restore"))
-    parser.add_argument("records", type=Path, help="folder of records, such as runs/records")
-    parser.add_argument("evidence", type=Path, help="folder of evidence, such as results/trials/table01")
-    arguments = parser.parse_args()
-    try:
-        if arguments.action == "collect":
-            collect(arguments.records, arguments.evidence)
-        else:
-            restore(arguments.evidence, arguments.records)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -64,6 +64,7 @@ ALLOWED = {
     "experiments.grids": {"settings", "trial"},
     "experiments.paper": {"models"},
     "experiments.cells": {"grids", "paper", "records"},
+    "experiments.evidence": {"cells", "grids", "paper", "records"},
     "experiments.reproduction": {"cells", "grids", "paper"},
     "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
     "experiments.tables": {"cells", "grids", "missing", "paper", "records", "reproduction", "settings"},

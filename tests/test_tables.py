@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import cells, figures, grids, missing, paper, records, tables
+from experiments import cells, evidence, figures, grids, missing, paper, records, tables
 from experiments.callback import Report
 from experiments.trial import Trial
 
@@ -123,15 +123,22 @@ def test_a_figure_that_was_not_wholly_written_is_written_again(desk, tmp_path, m
     assert {file.name for file in tmp_path.iterdir()} == {"curves.png", "curves.svg"}
 
 
-def test_evidence_can_be_traced(desk, tmp_path, monkeypatch):
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder of results without any evidence, in the place of the committed one."""
+    monkeypatch.setattr(paper, "RESULTS", tmp_path / "results")
+    cells.all_evidence.cache_clear()
+    yield tmp_path / "results"
+    cells.all_evidence.cache_clear()
+
+
+def test_evidence_can_be_traced(desk, tmp_path, results):
     for found in desk.values():
         records.save(found, tmp_path / "runs" / f"{found['id']}.json")
-    records.collect(tmp_path / "runs", tmp_path / "trials" / DESK)
-    monkeypatch.setattr(paper, "RESULTS", tmp_path)
-    cells.all_evidence.cache_clear()
-    *papers, row = tables.provenance_table(cells.all_evidence()).to_dict("records")
-    cells.all_evidence.cache_clear()
-    assert {paper["status"] for paper in papers} == {"not run"}
+    evidence.collect(DESK, tmp_path / "runs")
+    rows = tables.provenance_table(cells.all_evidence())
+    row = rows[rows["command"].str.endswith(f"={DESK}`")].iloc[0]
+    assert set(rows.loc[rows["commit"] == "", "status"]) == {"not run"}
     assert row["commit"] == "0123456789" and row["hardware"] == "a processor"
     assert row["status"] == "4 of 189 trials, 8.0 h"
 
@@ -142,38 +149,51 @@ def test_the_effectiveness_window_is_four_epochs():
     assert "effectiveness within 4 epochs: 2.00" in tables.side_by_side(late | {"trial": {"init": "dpiat"}}, random)
 
 
-def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, capsys):
-    first, *others = desk.values()
+def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
+    wanted = evidence.planned(DESK)
+    planned = {name: found for name, found in desk.items() if name in wanted}
+    first, *others = planned.values()
     records.save(first, tmp_path / "runs" / f"{first['id']}.json")
-    records.collect(tmp_path / "runs", tmp_path / "evidence")
-    records.restore(tmp_path / "evidence", tmp_path / "again")
+    assert evidence.collect(DESK, tmp_path / "runs") == f"{DESK}: 1 trials are new, 0 were there before"
+    assert evidence.restore(DESK, tmp_path / "again").startswith(f"{DESK}: 1 records written to ")
     for folder in ("runs", "again"):
         assert records.read(tmp_path / folder / f"{first['id']}.json") == first
-    for other in (*others, first | {"seconds": 1.0, "dirty": True}):  # what is evidence stays as it is
+    changed = first | {"seconds": 1.0, "dirty": True}  # what is evidence stays as it is
+    other_settings = [found for name, found in desk.items() if name not in wanted]
+    for other in (*others, changed, *other_settings):
         records.save(other, tmp_path / "more" / f"{other['id']}.json")
-    records.collect(tmp_path / "more", tmp_path / "evidence")
-    assert {found["id"]: found for found in records.evidence(tmp_path / "evidence")} == desk
-    with pytest.raises(ValueError, match=r"no records\.jsonl in .*nothing"):
-        records.restore(tmp_path / "nothing", tmp_path / "again")
+    assert "4 of other settings left out" in evidence.collect(DESK, tmp_path / "more")
+    assert {found["id"]: found for found in records.evidence(results / "trials" / DESK)} == planned
+
+
+def test_experiments_share_evidence(desk, tmp_path, results):
+    (found,) = (found for found in desk.values() if found["id"] in evidence.planned("imagenette_methods"))
+    records.save(found, tmp_path / "runs" / "a.json")
+    evidence.collect(DESK, tmp_path / "runs")
+    assert "0 trials are new, 1 were there" in evidence.collect("imagenette_methods", tmp_path / "runs")
+    assert not (results / "trials" / "imagenette_methods").exists()
+    assert "1 records written" in evidence.restore("imagenette_methods", tmp_path / "again")
+    with pytest.raises(ValueError, match=r"no trial of table01 is in .*trials: there is nothing to bring back"):
+        evidence.restore("table01", tmp_path / "again")
 
 
 @pytest.mark.parametrize("changes", [{"dirty": True}, {"commit": None}])
-def test_only_clean_commits_become_evidence(desk, tmp_path, changes):
+def test_only_clean_commits_become_evidence(desk, tmp_path, results, changes):
     records.save(next(iter(desk.values())) | changes, tmp_path / "runs" / "a.json")
     with pytest.raises(ValueError, match="was not run from a clean commit"):
-        records.collect(tmp_path / "runs", tmp_path / "evidence")
-    assert not (tmp_path / "evidence").exists()
+        evidence.collect(DESK, tmp_path / "runs")
+    assert not results.exists()
     with pytest.raises(ValueError, match="no records in"):
-        records.collect(tmp_path / "nothing", tmp_path / "evidence")
+        evidence.collect(DESK, tmp_path / "nothing")
 
 
-def test_a_diverged_trial_keeps_its_place_and_is_marked(desk, tmp_path):
+def test_a_diverged_trial_keeps_its_place_and_is_marked(desk, tmp_path, results):
     record = next(record for record in desk.values() if record["trial"]["init"] == "dpiat")
     rows = [dict(row, train_loss=math.nan) if row["epoch"] == 3 else row for row in record["epochs"][:3]]
     records.save(record | {"status": "diverged", "epochs": rows}, tmp_path / "runs" / "a.json")
-    records.collect(tmp_path / "runs", tmp_path / "evidence")
-    (found,) = records.evidence(tmp_path / "evidence")
-    table = tables.own_table("imagenet_to_imagenette", {**desk, found["id"]: found})
+    evidence.collect(DESK, tmp_path / "runs")
+    (found,) = records.evidence(results / "trials" / DESK)
+    table = tables.own_table(DESK, {**desk, found["id"]: found})
     assert "1 of them diverged and count with their best epoch" in table.page
     assert records.best_accuracy(found) == max(row["test_accuracy"] for row in record["epochs"][:3])
 
@@ -223,11 +243,14 @@ def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     assert missing.report(DESK, done) == f"{DESK}: every trial is run"
 
 
-@pytest.mark.parametrize("words", [["table99"], ["--missing", "table99"]])
-def test_the_command_names_what_it_does_not_know(words, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["tables", *words])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(tables, ["table99"]), (tables, ["--missing", "table99"]), (evidence, ["collect", "table99"])],
+)
+def test_the_command_names_what_it_does_not_know(command, words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["command", *words])
     with pytest.raises(SystemExit, match=r"error: no (table|experiment) 'table99': there are .*table01"):
-        tables.main()
+        command.main()
 
 
 def test_a_multirun_ends_with_tables_and_figures(tmp_path, capsys):

@@ -1,0 +1,80 @@
+"""Committed evidence: the records of an experiment's trials, results/trials/<experiment>/records.jsonl.
+
+python -m experiments.evidence collect table01  adds what was run, from runs/records
+python -m experiments.evidence restore table01  writes the committed records back, so that the grid goes on from there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from experiments import cells, grids, paper, records
+from experiments.records import CannotWrite
+
+
+def planned(experiment: str) -> set[str]:
+    """The ids of an experiment's trials at every scale: targets, baselines, sources."""
+    scales = [(f"scale={name}",) for name in grids.names("scale")] if experiment in paper.DATASETS else [()]
+    found = [cell for scale in scales for cell in cells.plan(experiment, *scale)]
+    return {trial.id for cell in found for trial in (cell.trial, cell.random, cell.trial.source) if trial}
+
+
+def collect(experiment: str, folder: Path) -> str:
+    """Add an experiment's trials among the records of a folder to its evidence; returns what was done.
+
+    A trial that is evidence already, of this experiment or another, stays where and as it is. Raises ValueError, and
+    writes nothing, if there are no records or a new one does not come from a clean commit.
+    """
+    found = [record for file in sorted(folder.glob("*.json")) if (record := records.read(file))]
+    if not found:
+        raise ValueError(f"no records in {folder}: run an experiment first")
+    known, wanted = cells.all_evidence(), planned(experiment)
+    new = {record["id"]: record for record in found if record["id"] in wanted and record["id"] not in known}
+    for name, record in new.items():
+        if record["dirty"] or not record["commit"]:
+            raise ValueError(f"{name} was not run from a clean commit: commit, run it again, then collect")
+    if new:
+        evidence = paper.RESULTS / "trials" / experiment
+        kept = new | {record["id"]: record for record in records.evidence(evidence)}
+        lines = "".join(json.dumps(kept[name]) + "\n" for name in sorted(kept))
+        records.atomic_write(evidence / "records.jsonl", lambda f: f.write(lines.encode()))
+        cells.all_evidence.cache_clear()
+    others = sum(record["id"] not in wanted for record in found)
+    left_out = f", {others} of other settings left out" if others else ""
+    return f"{experiment}: {len(new)} trials are new, {len(found) - len(new) - others} were there before{left_out}"
+
+
+def restore(experiment: str, folder: Path) -> str:
+    """Write the evidence of an experiment's trials, whichever it is kept with, to a folder of records.
+
+    No record is overwritten. Returns what was done. Raises ValueError if there is no evidence.
+    """
+    wanted = planned(experiment)
+    found = [record for name, record in cells.all_evidence().items() if name in wanted]
+    if not found:
+        raise ValueError(f"no trial of {experiment} is in {paper.RESULTS / 'trials'}: there is nothing to bring back")
+    missing = [record for record in found if not (folder / f"{record['id']}.json").exists()]
+    for record in missing:
+        records.save(record, folder / f"{record['id']}.json")
+    return f"{experiment}: {len(missing)} records written to {folder}, {len(found) - len(missing)} were there"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("collect", "restore"))
+    parser.add_argument("experiment", help="a file of configs/experiment, without its ending")
+    parser.add_argument("--records", type=Path, default=Path("runs/records"), help="folder of records (%(default)s)")
+    arguments = parser.parse_args()
+    if arguments.experiment not in grids.names():
+        sys.exit(f"error: no experiment {arguments.experiment!r}: there are {', '.join(grids.names())}")
+    try:
+        print({"collect": collect, "restore": restore}[arguments.action](arguments.experiment, arguments.records))
+    except (ValueError, CannotWrite) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
