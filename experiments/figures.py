@@ -23,7 +23,7 @@ from matplotlib.patheffects import withStroke
 
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
-from experiments import cells, paper, tables
+from experiments import cells, methods, paper, tables
 from experiments.records import atomic_write
 
 # One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
@@ -201,6 +201,26 @@ def figure16(similarity: pd.DataFrame) -> Figure:
     return figure
 
 
+def dots(data: pd.DataFrame, title: str) -> Figure:
+    """Effectiveness of several methods on the same pairs: a row a pair, a dot a method, their means as lines."""
+    pairs = list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))
+    figure = Figure(figsize=(9, 0.28 * len(pairs) + 1.8), layout="constrained")
+    axes = figure.add_subplot(xlabel="effectiveness")
+    axes.axvline(1, color="0.6", linewidth=1)
+    for (method, found), colour in zip(data.groupby("method", sort=False), cycle(("black", *COLOURS)), strict=False):
+        places = [pairs.index(pair) for pair in zip(found["target"], found["source"], strict=True)]
+        mean = found["effectiveness"].mean()
+        label = f"{method}: {mean:.2f} (n = {len(found)})"
+        axes.plot(found["effectiveness"], places, "o", color=colour, markersize=5, alpha=0.8, label=label)
+        axes.axvline(mean, color=colour, linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(pairs)), [f"{target} from {source}" for target, source in pairs])
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, title="mean of each method", title_fontsize=8)
+    figure.suptitle(textwrap.fill(title, 110), fontsize=8)
+    return figure
+
+
 def _finish(axes: Axes, metric: str = "test_accuracy") -> None:
     axes.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     axes.label_outer()
@@ -222,9 +242,15 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
         for scale, frame in cells.frames(experiment, records).items():
             figures[f"{name}_{scale}"] = curves(frame, records, metric)
     for experiment in own:
-        figures[experiment] = curves(tables.own_trials(experiment, records), records)
-        if len(tables.own_cells(experiment, records)) > 2:
-            figures[f"{experiment}_similarity"] = scatter(experiment, records)
+        trials = tables.own_trials(experiment, records)
+        if methods.several(experiment):
+            found = methods.pairs(experiment, records).dropna(subset="effectiveness")
+            if found["method"].nunique() > 1:
+                figures[experiment] = dots(found, cells.scale_line(trials, records))
+        elif trials["accuracy"].notna().any():
+            figures[experiment] = curves(trials, records)
+            if len(tables.own_cells(experiment, records)) > 2:
+                figures[f"{experiment}_similarity"] = scatter(experiment, records)
     return figures
 
 

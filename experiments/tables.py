@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from hydra.errors import HydraException
 
-from experiments import cells, grids, missing, paper, reproduction
+from experiments import cells, grids, methods, missing, paper, reproduction
 from experiments.cells import NOT_RUN, Table, markdown
 from experiments.records import atomic_write, best_accuracy, effectiveness
 from experiments.settings import first_line
@@ -42,6 +43,8 @@ def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
 
 def own_table(experiment: str, records: cells.Records) -> Table:
     """Accuracy within 4 epochs, and its ratio to random init, of each target from each initialization."""
+    if methods.several(experiment):
+        return methods.table(experiment, records)
     frame = own_trials(experiment, records)
     keys = ["target", "column", "lr"]
     data = pd.DataFrame(
@@ -128,6 +131,8 @@ def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) ->
             found = paper.choice(values.merge(similarity, on=["source", "target"]))
             rows.append({"results": f"ours, scale {scale}: {name}", "printed": None, **found})
     for experiment in own:
+        if methods.several(experiment):
+            continue
         found = own_cells(experiment, records)
         if len(found) > len(found["target"].unique()) > 1:
             rows.append({"results": f"ours: {experiment}", "printed": None, **paper.choice(found)})
@@ -153,9 +158,8 @@ def own_cells(experiment: str, records: cells.Records) -> pd.DataFrame:
 
 
 def own_experiments() -> list[str]:
-    """Experiments with evidence that are no table or figure of the paper."""
-    folders = sorted(file.parent.name for file in (paper.RESULTS / "trials").glob("*/records.jsonl"))
-    return [name for name in folders if not name.startswith(("table", "figure"))]
+    """Experiments that are no table or figure of the paper, and whose results count."""
+    return [name for name in grids.names() if not name.startswith(("table", "figure", "demo", "smoke"))]
 
 
 def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], Table]]:
@@ -166,7 +170,7 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
         "table11": lambda: table11(similarity, records, own),
     }
     found |= reproduction.tables(records)
-    return found | {name: lambda name=name: own_table(name, records) for name in own}
+    return found | {name: partial(own_table, name, records) for name in own}
 
 
 def provenance_table(records: cells.Records) -> pd.DataFrame:
@@ -180,12 +184,17 @@ def provenance_table(records: cells.Records) -> pd.DataFrame:
         }
         frames = cells.frames(name, records).values() if name in paper.DATASETS else [own_trials(name, records)]
         found = [_provenance(frame, records) for frame in frames]
-        rows += [base | each for each in found or [{"scale": "", "commit": "", "hardware": "", "status": NOT_RUN}]]
+        rows += [base | each for each in found or [UNTOUCHED]]
     return pd.DataFrame(rows)
+
+
+UNTOUCHED = {"scale": "", "commit": "", "hardware": "", "status": NOT_RUN}
 
 
 def _provenance(frame: pd.DataFrame, records: cells.Records) -> dict[str, str]:
     found = [records[trial] for trial in frame["id"] if trial in records]
+    if not found:
+        return UNTOUCHED
     return {
         "scale": ", ".join(sorted({record["scale"] for record in found})),
         "commit": ", ".join(sorted({record["commit"][:10] for record in found})),

@@ -67,12 +67,13 @@ ALLOWED = {
     "experiments.evidence": {"cells", "grids", "paper", "records"},
     "experiments.reproduction": {"cells", "grids", "paper"},
     "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
-    "experiments.tables": {"cells", "grids", "missing", "paper", "records", "reproduction", "settings"},
-    "experiments.figures": {"cells", "paper", "records", "tables"},
+    "experiments.methods": {"cells", "grids", "models"},
+    "experiments.tables": {"cells", "grids", "methods", "missing", "paper", "records", "reproduction", "settings"},
+    "experiments.figures": {"cells", "methods", "paper", "records", "tables"},
     "experiments.report": {"figures", "records", "tables"},
     "experiments.callback": {"figures", "records", "tables"},
 }
-MAY_USE_DPIAT = {f"experiments.{name}" for name in ("models", "initialization", "trial", "paper", "figures")}
+MAY_USE_DPIAT = {f"experiments.{name}" for name in ("models", "initialization", "trial", "paper", "methods", "figures")}
 NO_TORCH = {
     f"experiments.{name}" for name in ("records", "settings", "grids", "paper", "cells", "tables", "reproduction")
 }

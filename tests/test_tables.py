@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import cells, evidence, figures, grids, missing, paper, records, tables
+from experiments import cells, evidence, figures, grids, methods, missing, paper, records, tables
 from experiments.callback import Report
 from experiments.trial import Trial
 
@@ -70,6 +70,30 @@ def test_effectiveness_is_by_seed_and_nothing_else_slips_in(desk):
     assert "| mnas | 0.250 ± 0.071 (2) | not run | not run | 0.500 ± 0.141 (2) | not run | not run |" in table.page
     assert "| mnas | not run | 2.000 ± 0.000 (2) | not run | not run |" in table.page
     assert "9,469 training images at 64 px" in table.page and "4 of 189 trials are run" in table.page
+
+
+def test_methods_are_compared_on_the_same_pairs(desk):
+    names = "imagenette_statistics", "imagenette_methods", DESK
+    assert [methods.several(name) for name in names] == [True, True, False]
+    found = {}
+    for mode, accuracies in (("paper", (0.6, 0.4, 0.5)), ("default", (0.7, 0.5))):
+        planned = grids.grid("imagenette_statistics", f"init.mode={mode}")
+        for cell, accuracy in zip(planned, accuracies, strict=False):
+            found[cell.trial.id] = record(cell.trial, [accuracy])
+            found[cell.random.id] = record(cell.random, [0.2])
+    table = tables.own_table("imagenette_statistics", found)
+    assert "| paper mode | 3 of 20 | 2.500 ± 0.289 | 0.500 ± 0.058 |  |  |" in table.page
+    assert "| default mode | 2 of 20 | 3.000 ± 0.500 | 0.600 ± 0.100 | +0.100 ± 0.000 | 2 of 2 |" in table.page
+    assert "| mnas | eff_lite1 | 0.200 | 0.600 3.00× | 0.700 3.50× |" in table.page
+    assert "| semnas | eff_lite1 | 0.200 | 0.500 2.50× | not run |" in table.page
+    alike = table.data[methods.alike_but_for_buffers(table.data)]
+    pairs = set(zip(alike["source"], alike["target"], strict=True))
+    assert {("eff_lite0", "semnas"), ("eff_lite0", "eff_b0")} < pairs  # the modes differ in eff_lite1's strides
+    assert ("eff_lite1", "semnas") not in pairs and f"In {len(pairs)} pairs all modes write" in table.page
+    figure = figures.build(found, ["imagenette_statistics"])["imagenette_statistics"]
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "o"] == [3, 2]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["paper mode: 2.50 (n = 3)", "default mode: 3.00 (n = 2)"]
 
 
 def test_choosing_by_similarity():

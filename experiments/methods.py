@@ -1,0 +1,112 @@
+"""Several methods of transfer on the same pairs of networks: which one helps more?"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pandas as pd
+
+from experiments import cells, grids
+from experiments.cells import NOT_RUN, Records, Table, markdown
+
+METHOD = ["mode", "operator", "matching"]
+PAIR = ["target", "source"]
+
+
+def several(experiment: str) -> bool:
+    """Whether an experiment varies more than networks, seeds and learning rates."""
+    trials = (cell.trial for cell in cells.plan(experiment))
+    return len({trial.method for trial in trials if trial.init == "dpiat"}) > 1
+
+
+def pairs(experiment: str, records: Records) -> pd.DataFrame:
+    """A row for each pair and method, in the order of the plan, with means over seeds; `method` names it."""
+    frame = cells.trials(cells.plan(experiment), records)
+    frame = frame[frame["init"] == "dpiat"].rename(columns={"of random": "random init"})
+    frame["effectiveness"] = frame["accuracy"] / frame["random init"]
+    varied = [key for key in METHOD if frame[key].nunique() > 1]
+    frame["method"] = [", ".join(f"{row[key]} {key}" for key in varied) for _, row in frame.iterrows()]
+    means = ["similarity", "random init", "accuracy", "effectiveness"]
+    groups = frame.groupby([*PAIR, *METHOD, "method"], sort=False)
+    counts = groups["accuracy"].agg(n="count", planned="size")
+    return groups[means].mean().astype(float).join(counts).reset_index()
+
+
+def table(experiment: str, records: Records) -> Table:
+    """The means over pairs of each method, against the first one on the same pairs; then pair by pair."""
+    data = pairs(experiment, records)
+    text = (
+        "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
+        f"error over them. The difference in accuracy is to `{data['method'].iloc[0]}`, over the pairs that both have."
+    )
+    cell = data["accuracy"].map("{:.3f}".format) + data["effectiveness"].map(" {:.2f}×".format)
+    shown = data.assign(cell=cell.where(data["accuracy"].notna(), NOT_RUN))
+    wide = shown.pivot(index=PAIR, columns="method", values="cell")[data["method"].unique()]
+    random = data.groupby(PAIR)["random init"].first().map("{:.3f}".format).replace("nan", NOT_RUN)
+    wide = wide.loc[list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))]
+    wide.insert(0, "random init", random)
+    page = [grids.title(experiment), cells.scale_line(cells.trials(cells.plan(experiment), records), records)]
+    page += [text, markdown(summary(data))]
+    if data["mode"].nunique() > 1:
+        alike = data[alike_but_for_buffers(data)]
+        count = len(alike.drop_duplicates(PAIR))
+        page.append(
+            f"In {count} pairs all modes write the same parameters and differ in the buffers alone. Over these:"
+        )
+        page.append(markdown(summary(alike)))
+    page.append(markdown(wide.reset_index()))
+    return Table(data, "\n\n".join(part.rstrip("\n") for part in page) + "\n")
+
+
+def summary(data: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method, from `pairs`: means over pairs, and the difference to the first method."""
+    accuracy = data.pivot(index=PAIR, columns="method", values="accuracy")
+    reference = accuracy[data["method"].iloc[0]]
+    rows = []
+    for method, found in data.groupby("method", sort=False):
+        difference = (accuracy[method] - reference).dropna()
+        against = method != reference.name and len(difference) > 0
+        rows.append(
+            {
+                "method": method,
+                "pairs": f"{found['accuracy'].count()} of {len(found)}",
+                "effectiveness": _mean(found["effectiveness"]),
+                "accuracy": _mean(found["accuracy"]),
+                "difference in accuracy": _mean(difference, "+") if against else "",
+                "better in": f"{(difference > 0).sum()} of {len(difference)}" if against else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def alike_but_for_buffers(data: pd.DataFrame) -> pd.Series:
+    """For each row of `pairs`, whether its pair's parameters receive the same in all modes."""
+    modes = data["mode"].unique()
+    same = {
+        pair: len({_written(*pair, mode) for mode in modes}) == 1
+        for pair in set(zip(data["target"], data["source"], strict=True))
+    }
+    return pd.Series([same[pair] for pair in zip(data["target"], data["source"], strict=True)], index=data.index)
+
+
+@cache
+def _written(target: str, source: str, mode: str) -> tuple[tuple[str, str, int], ...]:
+    """Which parameters of the target are filled, from which tensor of the source, and how much of each."""
+    import torch  # not for the other tables
+
+    from dpiat import plan
+    from experiments import models
+
+    with torch.device("meta"):
+        networks = models.build(source, 10), models.build(target, 10)
+    parameters = dict(networks[1].named_parameters())
+    entries = plan(*networks, mode=mode).report.entries
+    return tuple((entry.target, entry.source, entry.filled) for entry in entries if entry.target in parameters)
+
+
+def _mean(values: pd.Series, sign: str = "") -> str:
+    """Mean ± standard error of the values that are there."""
+    found = values.dropna()
+    if found.empty:
+        return NOT_RUN
+    return f"{found.mean():{sign}.3f}" + (f" ± {found.sem():.3f}" if len(found) > 1 else "")
