@@ -35,27 +35,30 @@ def pairs(experiment: str, records: Records) -> pd.DataFrame:
 def table(experiment: str, records: Records) -> Table:
     """The means over pairs of each method, against the first one on the same pairs; then pair by pair."""
     data = pairs(experiment, records)
-    text = (
-        "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
-        f"error over them. The difference in accuracy is to `{data['method'].iloc[0]}`, over the pairs that both have."
-    )
     cell = data["accuracy"].map("{:.3f}".format) + data["effectiveness"].map(" {:.2f}×".format)
     shown = data.assign(cell=cell.where(data["accuracy"].notna(), NOT_RUN))
     wide = shown.pivot(index=PAIR, columns="method", values="cell")[data["method"].unique()]
     random = data.groupby(PAIR)["random init"].first().map("{:.3f}".format).replace("nan", NOT_RUN)
     wide = wide.loc[list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))]
     wide.insert(0, "random init", random)
-    page = [grids.title(experiment), cells.scale_line(cells.trials(cells.plan(experiment), records), records)]
-    page += [text, markdown(summary(data))]
+    return Table(data, f"{grids.title(experiment)}\n\n{means(experiment, records)}\n{markdown(wide.reset_index())}")
+
+
+def means(experiment: str, records: Records) -> str:
+    """The means over pairs of each method, as Markdown."""
+    data = pairs(experiment, records)
+    parts = [
+        cells.scale_line(cells.trials(cells.plan(experiment), records), records),
+        "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
+        f"error over them. The difference in accuracy is to `{data['method'].iloc[0]}`, over the pairs that both have.",
+        markdown(summary(data)).rstrip("\n"),
+    ]
     if data["mode"].nunique() > 1:
         alike = data[alike_but_for_buffers(data)]
         count = len(alike.drop_duplicates(PAIR))
-        page.append(
-            f"In {count} pairs all modes write the same parameters and differ in the buffers alone. Over these:"
-        )
-        page.append(markdown(summary(alike)))
-    page.append(markdown(wide.reset_index()))
-    return Table(data, "\n\n".join(part.rstrip("\n") for part in page) + "\n")
+        parts.append(f"In {count} pairs all modes write the same parameters and differ in buffers alone. Over these:")
+        parts.append(markdown(summary(alike)).rstrip("\n"))
+    return "\n\n".join(parts) + "\n"
 
 
 def summary(data: pd.DataFrame) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from experiments.settings import first_line
 ROOT = Path(__file__).parent.parent
 PAPER_LR = 4e-3  # for random init
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the README's main table
+MODES = "imagenette_statistics"  # and that of its comparison of modes
 
 
 def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -244,7 +245,7 @@ def committed(records: cells.Records) -> dict[Path, str]:
     files = texts(tables, paper.RESULTS / "tables")
     blocks = {name: table.page for name, table in tables.items()}
     blocks |= {"provenance": markdown(provenance_table(records)), "headline": headline(HEADLINE, records)}
-    blocks |= {"timm": markdown(timm_table())}
+    blocks |= {"timm": markdown(timm_table()), "modes": methods.means(MODES, records)}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)
     return files
