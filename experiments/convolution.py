@@ -1,8 +1,8 @@
 """Convolutions of few pixels on a CPU, for which oneDNN is slow.
 
-Small images leave the late layers of a network with maps of a few pixels. There oneDNN takes 10 to 100 times as long
-for the weight gradient of a depthwise convolution as for the forward pass, and several times as long as a matrix
-product for a pointwise one (squeeze-and-excitation's are of one pixel at every image size).
+Small images leave the late layers of a network with maps of a few pixels. There oneDNN takes far longer for the weight
+gradient of a depthwise convolution than for its forward pass, and longer for a pointwise convolution than a matrix
+product does (those of squeeze-and-excitation are of one pixel at every image size).
 `scripts/bench_training.py --only eager ours` measures what this is worth.
 """
 
@@ -20,7 +20,7 @@ from torch.nn.modules.utils import _pair as pair
 from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]  # (height, width)
-FEW = 4  # pixels: up to here a matrix product is the faster pointwise convolution, and oneDNN's 3 x 3 kernel is no help
+FEW = 4  # pixels: up to here matrix products are faster, even than what oneDNN has for 3 × 3 kernels
 
 
 def convolving(device: torch.device) -> AbstractContextManager[Any]:
