@@ -202,21 +202,27 @@ def figure16(similarity: pd.DataFrame) -> Figure:
 
 
 def dots(data: pd.DataFrame, title: str) -> Figure:
-    """Effectiveness of several methods on the same pairs: a row a pair, a dot a method, their means as lines."""
+    """Effectiveness of several methods on the same pairs: a row a pair, a dot a method.
+
+    Dotted lines are their means over the pairs that all of them have.
+    """
     pairs = list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))
+    together = data.groupby(["target", "source"])["method"].transform("nunique") == data["method"].nunique()
     figure = Figure(figsize=(9, 0.28 * len(pairs) + 1.8), layout="constrained")
     axes = figure.add_subplot(xlabel="effectiveness")
     axes.axvline(1, color="0.6", linewidth=1)
     for (method, found), colour in zip(data.groupby("method", sort=False), cycle(("black", *COLOURS)), strict=False):
         places = [pairs.index(pair) for pair in zip(found["target"], found["source"], strict=True)]
-        mean = found["effectiveness"].mean()
-        label = f"{method}: {mean:.2f} (n = {len(found)})"
+        mean = found.loc[together, "effectiveness"].mean()
+        label = f"{method}: {mean:.2f}"
         axes.plot(found["effectiveness"], places, "o", color=colour, markersize=5, alpha=0.8, label=label)
         axes.axvline(mean, color=colour, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(pairs)), [f"{target} from {source}" for target, source in pairs])
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, title="mean of each method", title_fontsize=8)
+    count = len(data[together].drop_duplicates(["target", "source"]))
+    legend = f"mean over the {count} pairs that are run with each"
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, title=legend, title_fontsize=8)
     figure.suptitle(textwrap.fill(title, 110), fontsize=8)
     return figure
 

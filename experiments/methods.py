@@ -54,10 +54,14 @@ def means(experiment: str, records: Records) -> str:
         markdown(summary(data)).rstrip("\n"),
     ]
     if data["mode"].nunique() > 1:
-        alike = data[alike_but_for_buffers(data)]
-        count = len(alike.drop_duplicates(PAIR))
-        parts.append(f"In {count} pairs all modes write the same parameters and differ in buffers alone. Over these:")
-        parts.append(markdown(summary(alike)).rstrip("\n"))
+        alike = alike_but_for_buffers(data)
+        for which, what in (
+            (alike, "the same parameters, and differ in buffers alone"),
+            (~alike, "other parameters too"),
+        ):
+            count = len(data[which].drop_duplicates(PAIR))
+            parts.append(f"In {count} of the pairs the modes write {what}. Over these:")
+            parts.append(markdown(summary(data[which])).rstrip("\n"))
     return "\n\n".join(parts) + "\n"
 
 
