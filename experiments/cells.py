@@ -157,8 +157,8 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
     )
     diverged = sum(record["status"] == "diverged" for record in found)
     more = f", {diverged} of them diverged and count with their best epoch" if diverged else ""
-    if sourceless := int(frame["sourceless"].sum()):
-        more += f", {sourceless} cannot be: their source diverged"
+    if without := int(frame["sourceless"].sum()):
+        more += f", {without} cannot be: their source diverged"
     return f"{', '.join(parts)}. {len(found)} of {len(frame)} trials are run{more}."
 
 

@@ -47,8 +47,8 @@ def conv2d(
     """torch.nn.functional.conv2d of x (images, channels, height, width), but for rounding."""
     if x.dim() == 4 and not isinstance(padding, str) and pair(dilation) == (1, 1):
         pixels, kernel = x.shape[2] * x.shape[3], tuple(weight.shape[2:])
-        as_it_is = groups == 1 and kernel == (1, 1) == pair(stride) and pair(padding) == (0, 0)
-        if as_it_is and pixels <= FEW:
+        pointwise = groups == 1 and kernel == (1, 1) == pair(stride) and pair(padding) == (0, 0)
+        if pointwise and pixels <= FEW:
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         if groups == len(weight) == x.shape[1] > 1 and pixels <= _most(kernel) and weight.requires_grad:
             return _Depthwise.apply(x, weight, bias, pair(stride), pair(padding))
@@ -99,7 +99,7 @@ def _by_channel(x: Tensor) -> Tensor:
     return rows.t().contiguous().view(channels, images, height * width)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _joined(x: Pair, grad: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """(pixels of x · pixels of grad, elements of the kernel): 1 where the element joins the two pixels, 0 elsewhere."""
     rows, columns = (_joined_along(*sizes) for sizes in zip(x, grad, kernel, stride, padding, strict=True))

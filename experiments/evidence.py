@@ -44,7 +44,7 @@ def collect(experiment: str, folder: Path) -> str:
         cells.all_evidence.cache_clear()
     others = sum(record["id"] not in wanted for record in found)
     left_out = f", {others} of other settings left out" if others else ""
-    return f"{experiment}: {len(new)} trials are new, {len(found) - len(new) - others} were there before{left_out}"
+    return f"{experiment}: {len(new)} records added, {len(found) - len(new) - others} there before{left_out}"
 
 
 def restore(experiment: str, folder: Path) -> str:
@@ -59,7 +59,7 @@ def restore(experiment: str, folder: Path) -> str:
     missing = [record for record in found if not (folder / f"{record['id']}.json").exists()]
     for record in missing:
         records.save(record, folder / f"{record['id']}.json")
-    return f"{experiment}: {len(missing)} records written to {folder}, {len(found) - len(missing)} were there"
+    return f"{experiment}: {len(missing)} records written to {folder}, {len(found) - len(missing)} there before"
 
 
 def main() -> None:

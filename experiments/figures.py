@@ -128,7 +128,7 @@ def _range(counts: list[int]) -> str:
 
 def scatter(experiment: str, records: cells.Records) -> Figure:
     """Our counterpart of Figure 16: effectiveness over similarity, a colour for each source, a line for each target."""
-    found = tables.own_cells(experiment, records)
+    found = tables.own_cells(tables.own_trials(experiment, records))
     figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for colour, (source, points) in zip(cycle(COLOURS), found.groupby("source"), strict=False):
@@ -249,13 +249,13 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
             figures[f"{name}_{scale}"] = curves(frame, records, metric)
     for experiment in own:
         trials = tables.own_trials(experiment, records)
-        if methods.several(experiment):
-            found = methods.pairs(experiment, records).dropna(subset="effectiveness")
+        if methods.several(trials):
+            found = methods.pairs(trials).dropna(subset="effectiveness")
             if found["method"].nunique() > 1:
                 figures[experiment] = dots(found, cells.scale_line(trials, records))
         elif trials["accuracy"].notna().any():
             figures[experiment] = curves(trials, records)
-            if len(tables.own_cells(experiment, records)) > 2:
+            if len(tables.own_cells(trials)) > 2:
                 figures[f"{experiment}_similarity"] = scatter(experiment, records)
     return figures
 

@@ -6,24 +6,23 @@ from functools import cache
 
 import pandas as pd
 
-from experiments import cells, grids
-from experiments.cells import NOT_RUN, Records, Table, markdown
+from experiments.cells import NOT_RUN, Table, markdown
 
-METHOD = ["mode", "operator", "matching"]
+METHOD = ["mode", "operator", "matching", "head"]
 PAIR = ["target", "source"]
 
 
-def several(experiment: str) -> bool:
-    """Whether an experiment varies more than networks, seeds and learning rates."""
-    trials = (cell.trial for cell in cells.plan(experiment))
-    return len({trial.method for trial in trials if trial.init == "dpiat"}) > 1
+def several(frame: pd.DataFrame) -> bool:
+    """Whether an experiment, by its `tables.own_trials`, varies how weights move, and not just where."""
+    return len(frame.loc[frame["init"] == "dpiat", METHOD].drop_duplicates()) > 1
 
 
-def pairs(experiment: str, records: Records) -> pd.DataFrame:
-    """A row for each pair and method, in the order of the plan, with means over seeds; `method` names it."""
-    frame = cells.trials(cells.plan(experiment), records)
+def pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each pair and method of `tables.own_trials`, in their order, with means over seeds.
+
+    `method` names what varies of it.
+    """
     frame = frame[frame["init"] == "dpiat"].rename(columns={"of random": "random init"})
-    frame["effectiveness"] = frame["accuracy"] / frame["random init"]
     varied = [key for key in METHOD if frame[key].nunique() > 1]
     frame["method"] = [", ".join(f"{row[key]} {key}" for key in varied) for _, row in frame.iterrows()]
     means = ["similarity", "random init", "accuracy", "effectiveness"]
@@ -32,33 +31,29 @@ def pairs(experiment: str, records: Records) -> pd.DataFrame:
     return groups[means].mean().astype(float).join(counts).reset_index()
 
 
-def table(experiment: str, records: Records) -> Table:
+def table(title: str, line: str, data: pd.DataFrame) -> Table:
     """The means over pairs of each method, against the first one on the same pairs; then pair by pair."""
-    data = pairs(experiment, records)
     cell = data["accuracy"].map("{:.3f}".format) + data["effectiveness"].map(" {:.2f}×".format)
     shown = data.assign(cell=cell.where(data["accuracy"].notna(), NOT_RUN))
     wide = shown.pivot(index=PAIR, columns="method", values="cell")[data["method"].unique()]
     random = data.groupby(PAIR)["random init"].first().map("{:.3f}".format).replace("nan", NOT_RUN)
     wide = wide.loc[list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))]
     wide.insert(0, "random init", random)
-    return Table(data, f"{grids.title(experiment)}\n\n{means(experiment, records)}\n{markdown(wide.reset_index())}")
+    return Table(data, f"{title}\n\n{means(line, data)}\n{markdown(wide.reset_index())}")
 
 
-def means(experiment: str, records: Records) -> str:
-    """The means over pairs of each method, as Markdown."""
-    data = pairs(experiment, records)
+def means(line: str, data: pd.DataFrame) -> str:
+    """The means over pairs of each method, as Markdown, below the line that says what was run."""
     parts = [
-        cells.scale_line(cells.trials(cells.plan(experiment), records), records),
+        line,
         "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
         f"error over them. The difference in accuracy is to `{data['method'].iloc[0]}`, over the pairs that both have.",
         markdown(summary(data)).rstrip("\n"),
     ]
     if data["mode"].nunique() > 1:
         alike = alike_but_for_buffers(data)
-        for which, what in (
-            (alike, "the same parameters, and differ in buffers alone"),
-            (~alike, "other parameters too"),
-        ):
+        same, other = "the same parameters, and differ in buffers alone", "other parameters too"
+        for which, what in ((alike, same), (~alike, other)):
             count = len(data[which].drop_duplicates(PAIR))
             parts.append(f"In {count} of the pairs the modes write {what}. Over these:")
             parts.append(markdown(summary(data[which])).rstrip("\n"))

@@ -44,9 +44,10 @@ def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
 
 def own_table(experiment: str, records: cells.Records) -> Table:
     """Accuracy within 4 epochs, and its ratio to random init, of each target from each initialization."""
-    if methods.several(experiment):
-        return methods.table(experiment, records)
     frame = own_trials(experiment, records)
+    if methods.several(frame):
+        line = cells.scale_line(frame, records)
+        return methods.table(grids.title(experiment), line, methods.pairs(frame))
     keys = ["target", "column", "lr"]
     data = pd.DataFrame(
         {
@@ -132,10 +133,9 @@ def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) ->
             found = paper.choice(values.merge(similarity, on=["source", "target"]))
             rows.append({"results": f"ours, scale {scale}: {name}", "printed": None, **found})
     for experiment in own:
-        if methods.several(experiment):
-            continue
-        found = own_cells(experiment, records)
-        if len(found) > len(found["target"].unique()) > 1:
+        trials = own_trials(experiment, records)
+        found = own_cells(trials)
+        if not methods.several(trials) and len(found) > len(found["target"].unique()) > 1:
             rows.append({"results": f"ours: {experiment}", "printed": None, **paper.choice(found)})
     data = pd.DataFrame(rows)
     text = (
@@ -147,9 +147,8 @@ def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) ->
     return Table(data, f"{text}\n\n{markdown(data)}")
 
 
-def own_cells(experiment: str, records: cells.Records) -> pd.DataFrame:
-    """The transfers of a grid of ours that are run: target, source, similarity, value (mean effectiveness)."""
-    frame = own_trials(experiment, records)
+def own_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """The transfers of `own_trials` that are run: target, source, similarity, value (mean effectiveness)."""
     found = frame[(frame["init"] == "dpiat") & frame["effectiveness"].notna()]
     means = found.groupby(["target", "source"], sort=False)[["similarity", "effectiveness"]].mean()
     return means.rename(columns={"effectiveness": "value"}).reset_index()
@@ -245,7 +244,9 @@ def committed(records: cells.Records) -> dict[Path, str]:
     files = texts(tables, paper.RESULTS / "tables")
     blocks = {name: table.page for name, table in tables.items()}
     blocks |= {"provenance": markdown(provenance_table(records)), "headline": headline(HEADLINE, records)}
-    blocks |= {"timm": markdown(timm_table()), "modes": methods.means(MODES, records)}
+    modes = own_trials(MODES, records)
+    blocks |= {"modes": methods.means(cells.scale_line(modes, records), methods.pairs(modes))}
+    blocks |= {"timm": markdown(timm_table())}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)
     return files

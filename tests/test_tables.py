@@ -74,7 +74,7 @@ def test_effectiveness_is_by_seed_and_nothing_else_slips_in(desk):
 
 def test_methods_are_compared_on_the_same_pairs(desk):
     names = "imagenette_statistics", "imagenette_methods", DESK
-    assert [methods.several(name) for name in names] == [True, True, False]
+    assert [methods.several(tables.own_trials(name, desk)) for name in names] == [True, True, False]
     found = {}
     for mode, accuracies in (("paper", (0.6, 0.4, 0.5)), ("default", (0.7, 0.5))):
         planned = grids.grid("imagenette_statistics", f"init.mode={mode}")
@@ -89,15 +89,19 @@ def test_methods_are_compared_on_the_same_pairs(desk):
     alike = table.data[methods.alike_but_for_buffers(table.data)]
     pairs = set(zip(alike["source"], alike["target"], strict=True))
     assert {("eff_lite0", "semnas"), ("eff_lite0", "eff_b0")} < pairs  # the modes differ in eff_lite1's strides
-    assert (
-        "eff_lite1",
-        "semnas",
-    ) not in pairs and f"In {len(pairs)} of the pairs the modes write the same" in table.page
+    assert ("eff_lite1", "semnas") not in pairs
+    assert f"In {len(pairs)} of the pairs the modes write the same" in table.page
     figure = figures.build(found, ["imagenette_statistics"])["imagenette_statistics"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "o"] == [3, 2]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["paper mode: 2.50", "default mode: 3.00"]  # 0.6 and 0.4, 0.7 and 0.5 over 0.2
     assert figure.legends[0].get_title().get_text() == "mean over the 2 pairs that are run with each"
+
+
+def test_whatever_of_a_method_varies_names_it(desk):
+    planned = [cell for head in ("auto", "skip") for cell in grids.grid(DESK, "target=mnas", f"init.head={head}")]
+    frame = cells.trials(planned, desk).assign(effectiveness=2.0)
+    assert methods.several(frame) and set(methods.pairs(frame)["method"]) == {"auto head", "skip head"}
 
 
 def test_choosing_by_similarity():
@@ -182,7 +186,7 @@ def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
     planned = {name: found for name, found in desk.items() if name in wanted}
     first, *others = planned.values()
     records.save(first, tmp_path / "runs" / f"{first['id']}.json")
-    assert evidence.collect(DESK, tmp_path / "runs") == f"{DESK}: 1 trials are new, 0 were there before"
+    assert evidence.collect(DESK, tmp_path / "runs") == f"{DESK}: 1 records added, 0 there before"
     assert evidence.restore(DESK, tmp_path / "again").startswith(f"{DESK}: 1 records written to ")
     for folder in ("runs", "again"):
         assert records.read(tmp_path / folder / f"{first['id']}.json") == first
@@ -198,7 +202,7 @@ def test_experiments_share_evidence(desk, tmp_path, results):
     (found,) = (found for found in desk.values() if found["id"] in evidence.planned("imagenette_methods"))
     records.save(found, tmp_path / "runs" / "a.json")
     evidence.collect(DESK, tmp_path / "runs")
-    assert "0 trials are new, 1 were there" in evidence.collect("imagenette_methods", tmp_path / "runs")
+    assert "0 records added, 1 there before" in evidence.collect("imagenette_methods", tmp_path / "runs")
     assert not (results / "trials" / "imagenette_methods").exists()
     assert "1 records written" in evidence.restore("imagenette_methods", tmp_path / "again")
     with pytest.raises(ValueError, match=r"no trial of table01 is in .*trials: there is nothing to bring back"):
