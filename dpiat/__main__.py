@@ -206,6 +206,8 @@ def _expanded(names: Sequence[str]) -> list[str]:
     """The names, with those of timm that hold * or ?, and folders of files, replaced by what they stand for."""
     expanded: list[str] = []
     for name in names:
+        if name.endswith("/") and not Path(name).is_dir():
+            raise ValueError(f"no folder {name}")
         if Path(name).is_dir():
             files = sorted(file for file in Path(name).iterdir() if file.suffix in sources.SUFFIXES)
             if not files:

@@ -16,7 +16,7 @@ from experiments import grids, paper
 from experiments.records import best_accuracy, evidence
 
 Records = Mapping[str, dict[str, Any]]
-NOT_RUN = "not run"
+NOT_RUN, NOT_PLANNED = "not run", "–"
 
 
 class Table(NamedTuple):
@@ -33,6 +33,9 @@ MORE_COMMANDS = {
         ("init=pretrained", "target=eff_lite0,eff_lite1,eff_lite2", "source=eff_lite0"),
     )
 }
+
+# The data sets that one has to have already.
+WITHOUT_DOWNLOAD = ("imagenette", "imagenet", "folder")
 
 # The names of source_weights in tables and figures.
 SOURCES = {
@@ -52,6 +55,14 @@ def all_evidence() -> Records:
 def commands(experiment: str, *scale: str) -> list[tuple[str, ...]]:
     """The words after `run.py -m` of each multirun that an experiment consists of."""
     return [(*scale, *more) for more in ((), *MORE_COMMANDS.get(experiment, ()))]
+
+
+def command_lines(experiment: str, *scale: str) -> list[str]:
+    """What one types for each multirun of an experiment."""
+    dataset = next(grids.sweep(experiment, *scale)).dataset.name
+    root = ("dataset.root=FOLDER",) if dataset in WITHOUT_DOWNLOAD else ()
+    runs = ((f"experiment={experiment}", *root, *words) for words in commands(experiment, *scale))
+    return [f"python run.py -m {' '.join(words)}" for words in runs]
 
 
 def plan(experiment: str, *scale: str) -> list[grids.Planned]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -63,9 +65,9 @@ def comparison(record: dict[str, Any], baseline: dict[str, Any], folder: Path) -
 def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accuracy") -> Figure:
     """A metric over epochs, a panel for each target: the mean over seeds, and their range.
 
-    Black is random init, grey the target's own ImageNet weights; a source has its colour. Where sources come with
-    several weights, lines are dashed for ImageNet weights and dotted for those trained from scratch. The legend gives
-    the number of seeds.
+    Black is random init, broad and yellow the target's own ImageNet weights; a source has its colour. Where sources
+    come with several weights, lines are dashed for ImageNet weights and dotted for those trained from scratch. The
+    legend gives the number of seeds.
     """
     run = frame[frame["id"].isin(records.keys())]
     targets = [target for target in frame["target"].unique() if (run["target"] == target).any()]
@@ -82,7 +84,7 @@ def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accu
             epochs = pd.DataFrame([row for trial in cell["id"] for row in records[trial]["epochs"]])
             by_epoch = epochs.groupby("epoch")[metric]
             marker = "o" if len(by_epoch) < 20 else ""
-            (handles[name],) = axes.plot(by_epoch.mean(), **style, marker=marker, markersize=3)
+            (handles[name],) = axes.plot(by_epoch.mean(), **{"marker": marker, "markersize": 3, **style})
             axes.fill_between(
                 by_epoch.min().index, by_epoch.min(), by_epoch.max(), color=style["color"], alpha=0.2, linewidth=0
             )
@@ -101,8 +103,10 @@ def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accu
         ncols=2 if columns < 3 else 3,
         fontsize=8,
         handlelength=3,
+        title="means over n seeds; bands: their range" if max(map(max, counts.values())) > 1 else None,
+        title_fontsize=8,
     )
-    figure.suptitle(textwrap.fill(cells.scale_line(frame, records), 150 if columns > 2 else 110), fontsize=8)
+    figure.suptitle(_wrapped(cells.scale_line(frame, records), 150 if columns > 2 else 110), fontsize=8)
     return figure
 
 
@@ -116,7 +120,8 @@ def _line(
             "linestyle": "--" if plain and lr == tables.PAPER_LR else "-",
         }
     if init == "pretrained":
-        return f"own ImageNet weights, lr {lr:g}", {"color": "0.6", "linestyle": "-"}
+        beneath = {"color": "#f0e442", "linewidth": 5, "zorder": 1, "marker": ""}  # the same as from itself
+        return f"own ImageNet weights, lr {lr:g}", beneath
     dashes = "-" if plain else {"imagenet": "--", "scratch": ":"}.get(weights, "-")
     colour = COLOURS[sources.index(source) % len(COLOURS)]
     return f"{source}, {cells.SOURCES[weights]}, lr {lr:g}", {"color": colour, "linestyle": dashes}
@@ -133,6 +138,8 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     axes = figure.add_subplot()
     for colour, (source, points) in zip(cycle(COLOURS), found.groupby("source"), strict=False):
         axes.plot(points["similarity"], points["value"], "o", ms=5, color=colour, label=f"from {source}")
+    same = found[found["source"] == found["target"]]
+    axes.plot(same["similarity"], same["value"], "o", ms=10, mfc="none", mec="0.4", label="from itself")
     for number, (_, points) in enumerate(found.sort_values("similarity").groupby("target")):
         label = "to one target" if number == 0 else None
         axes.plot(points["similarity"], points["value"], color="0.7", linewidth=0.8, zorder=0, label=label)
@@ -143,16 +150,23 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     axes.grid(alpha=0.3)
     axes.margins(0.12)
     _label_once(axes, found)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
 def _label_once(axes: Axes, found: pd.DataFrame) -> None:
-    """Each target's name beside one of its points, where it covers the fewest points and names."""
+    """Each target's name beside one of its points, where it covers the least of points, lines and names."""
     size, unit = 7, axes.figure.dpi / 72  # points; pixels of a point
+    found = found.sort_values(["target", "similarity"], ignore_index=True)
     dots = axes.transData.transform(found[["similarity", "value"]])
-    taken = [(x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit) for x, y in dots]  # left, bottom, right, top
-    for target, rows in found.reset_index(drop=True).groupby("target", sort=False):
+    next_one = found["target"].eq(found["target"].shift(-1)).to_numpy()[:-1]
+    lines = np.linspace(dots[:-1][next_one], dots[1:][next_one], 20).reshape(-1, 2)
+    taken = [  # left, bottom, right, top
+        (x - radius, y - radius, x + radius, y + radius)
+        for places, radius in ((dots, 3 * unit), (lines, unit))
+        for x, y in places
+    ]
+    for target, rows in found.groupby("target"):
         width, places = 0.6 * size * len(target) * unit, []
         for (x, y), (dx, dy) in product(dots[rows.index], product((5, -5), (3, -9, -2))):
             left = x + dx * unit - (width if dx < 0 else 0)
@@ -189,11 +203,10 @@ def figure16(similarity: pd.DataFrame) -> Figure:
         same = found["source"] == found["target"]
         for chosen, colour, label in ((~same, COLOURS[0], "other networks"), (same, COLOURS[1], "the same network")):
             axes.plot(found.loc[chosen, "similarity"], found.loc[chosen, "value"], "o", ms=4, color=colour, label=label)
-        correlation = found["similarity"].corr(found["value"])
-        axes.set_title(f"Table {int(table[5:])}: {dataset}, {weights} weights, r = {correlation:.2f}", fontsize=9)
-        divisor = "random init" if weights == "random" else "ImageNet weights"
+        start, correlation = paper.STARTS[weights], found["similarity"].corr(found["value"])
+        axes.set_title(f"Table {int(table[5:])}: {dataset}, r = {correlation:.2f}\nsources from {start}", fontsize=9)
         axes.set_xlabel("similarity (Eq. 5)", fontsize=9)
-        axes.set_ylabel(f"accuracy / that from {divisor}", fontsize=9)
+        axes.set_ylabel(f"accuracy / that from {start}", fontsize=9)
         axes.set_xlim(0.35, 1.05)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.3)
@@ -223,8 +236,13 @@ def dots(data: pd.DataFrame, title: str) -> Figure:
     count = len(data[together].drop_duplicates(["target", "source"]))
     legend = f"mean over the {count} pairs that are run with each"
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, title=legend, title_fontsize=8)
-    figure.suptitle(textwrap.fill(title, 110), fontsize=8)
+    figure.suptitle(_wrapped(title, 110), fontsize=8)
     return figure
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Each sentence on lines of its own."""
+    return "\n".join(textwrap.fill(sentence, width) for sentence in re.split(r"(?<=\.) ", text))
 
 
 def _finish(axes: Axes, metric: str = "test_accuracy") -> None:

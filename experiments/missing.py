@@ -49,11 +49,9 @@ def report(experiment: str, records: cells.Records, *words: str) -> str:
     plan = cells.plan(experiment, *words)
     if any(trial.id in records for cell in plan for trial in (cell.trial, cell.random)):
         lines.append(f"  python -m experiments.evidence restore {experiment}")
-    lines += [
-        f"  python run.py -m {' '.join((f'experiment={experiment}', *command))}"
-        for command in cells.commands(experiment, *words)
-        if any(cell.trial.id in needed or cell.random.id in needed for cell in grids.grid(experiment, *command))
-    ]
+    for command, line in zip(cells.commands(experiment, *words), cells.command_lines(experiment, *words), strict=True):
+        if any(cell.trial.id in needed or cell.random.id in needed for cell in grids.grid(experiment, *command)):
+            lines.append(f"  {line}")
     return "\n".join(lines)
 
 

@@ -43,6 +43,7 @@ TABLE_11 = {
     "table09": ("CIFAR100", "ImageNet"),
     "table10": ("FOOD101", "ImageNet"),
 }
+STARTS = {"random": "random init", "ImageNet": "ImageNet weights"}  # of the training of its sources
 # The data set of each experiment with trials of its own.
 DATASETS = {
     **dict.fromkeys(("table01", "table02", "table03", "table09", "table12", "figure15"), "cifar100"),

@@ -32,10 +32,10 @@ def matrix(table: str, records: Records) -> Table:
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         ratios = frame.assign(value=frame["accuracy"] / frame[f"of {divisor}"])
         data = _beside(printed, ratios[ratios["init"] == "dpiat"], ["target", "source"])
-        text = data["text"] + "<br>paper " + data["paper"].map("{:g}".format) + data["difference"].map(_signed)
+        text = data["text"] + "<br>paper " + data["paper"].map("{:.2f}".format) + data["difference"].map(_signed)
         page = data.assign(text=text).pivot(index="target", columns="source", values="text")
         page = page.loc[data["target"].unique(), data["source"].unique()].rename_axis(columns=None).reset_index()
-        return data, f"{summary(data)}\n\n{markdown(page)}"
+        return data, f"{summary(data)} Columns are sources.\n\n{markdown(page)}"
 
     return _at_each_scale(table, records, compare)
 
@@ -135,12 +135,16 @@ TIMES = {
     "table04": ("table04_cifar100_time_to_accuracy_minutes", "table03"),
     "table05": ("table05_imagenet_time_to_accuracy_minutes", "figure06"),
 }
+TIMES_EXPLAINED = (
+    "Speed-ups are ratios to random init's time; the paper's follow from its minutes, of which it gives one for all "
+    "sources of about the same similarity."
+)
 
 
 def times(table: str, records: Records) -> Table:
     """How many times as fast as random init a test accuracy is reached, in epochs and in seconds of the hardware.
 
-    The accuracy is random init's best, rounded down to a multiple of 0.05: the paper's rule, and its thresholds.
+    The accuracy is random init's best, rounded down to a multiple of 0.05, which gives the paper its thresholds.
     """
     file, experiment = TIMES[table]
     printed = _by_source(paper.printed(file))
@@ -149,7 +153,8 @@ def times(table: str, records: Records) -> Table:
         data = printed.merge(_reached(frame, records), on=["target", "init", "source", "weights"], how="left")
         data["epochs"] = data["epochs"].astype(object).fillna(NOT_RUN)
         data.loc[data["init"] == "GHN2", "epochs"] = NEEDS_GHN2
-        return data, markdown(data, digits=2)
+        page = data.astype({"paper's minutes": object}).fillna({"paper's minutes": "not reached"})
+        return data, f"{TIMES_EXPLAINED}\n\n{markdown(page, digits=2)}"
 
     return _at_each_scale(experiment, records, compare, table)
 
@@ -164,8 +169,9 @@ def _by_source(printed: pd.DataFrame) -> pd.DataFrame:
         for source in sources:
             weights = ("imagenet_finetuned" if tuned else "imagenet") if init == "dpiat" else ""
             speedup = random[row.target] / row.minutes
-            rows.append((row.target, init, source, weights, row.minutes, speedup))
-    return pd.DataFrame(rows, columns=["target", "init", "source", "weights", "paper's minutes", "paper's speed-up"])
+            rows.append((row.target, init, source, weights, row.test_accuracy, row.minutes, speedup))
+    of_paper = ["paper's accuracy", "paper's minutes", "paper's speed-up"]
+    return pd.DataFrame(rows, columns=["target", "init", "source", "weights", *of_paper])
 
 
 def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
@@ -209,7 +215,7 @@ def _at_each_scale(experiment: str, records: Records, compare: Callable, name: s
     if not frames:
         found, page = compare(cells.trials([], records))
         data.append(found.assign(scale=""))
-        parts += [f"Not run: `python run.py -m experiment={name}`.", page.rstrip("\n")]
+        parts += [f"Not run: `{', '.join(cells.command_lines(name))}`.", page.rstrip("\n")]
     return Table(pd.concat(data).drop(columns="text", errors="ignore"), "\n\n".join(parts) + "\n")
 
 

@@ -42,7 +42,7 @@ class InitSettings:
     name: str = _doc("how the target gets its first weights: random, pretrained or dpiat", MISSING)
     mode: str = _doc("for dpiat: paper (the authors' algorithm) or default (the library's)", "paper")
     matching: str = _doc("for dpiat: dp, bipartite, nbipartite or random (Table 12)", "dp")
-    operator: str = _doc("for dpiat: clip, clip_normalized, full, magnitude or uniform (Table 12)", "clip")
+    operator: str = _doc("for dpiat: clip, clip_normalized, full, magnitude (Table 12) or uniform", "clip")
     head: str = _doc("for dpiat, the classifier: skip, copy, or auto (as init.mode does)", "auto")
 
 
@@ -115,7 +115,8 @@ already, transfers, trains the target, and leaves a record of each in output_dir
   python run.py dataset=digits scale=smoke source=eff_b2 target=eff_b0
   python run.py -m seed=0,1,2 target=eff_b0,mnas
 
-Groups: dataset, init, logger and scale choose a file of configs/<group>; experiment=NAME one of configs/experiment.
+Groups: dataset, init, launch, logger and scale choose a file of configs/<group>; experiment=NAME one of
+configs/experiment.
 Keys, their defaults and units:
 
 {_describe()}

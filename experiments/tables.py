@@ -19,7 +19,7 @@ import pandas as pd
 from hydra.errors import HydraException
 
 from experiments import cells, grids, methods, missing, paper, reproduction
-from experiments.cells import NOT_RUN, Table, markdown
+from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
 from experiments.records import atomic_write, best_accuracy, effectiveness
 from experiments.settings import first_line
 
@@ -74,14 +74,15 @@ RATIOS = {
 
 def headline(experiment: str, records: cells.Records) -> str:
     """The README's table: accuracy and effectiveness, means over seeds, of the targets that are run."""
-    frame = own_trials(experiment, records)
+    trials = own_trials(experiment, records)
+    frame = same_seeds(trials)
     targets = frame.loc[(frame["init"] != "random") & frame["accuracy"].notna(), "target"].unique()
     means = frame.groupby(["target", "column"], sort=False)[["accuracy", "effectiveness"]].mean().reset_index()
     compared = means["effectiveness"].notna() & ~means["column"].str.startswith("random")
     ratio = means["effectiveness"].map(" {:.2f}×".format).where(compared, "")
     means["cell"] = (means["accuracy"].map("{:.3f}".format) + ratio).where(means["accuracy"].notna(), NOT_RUN)
     shown = _in_order(means.pivot(index="target", columns="column", values="cell").loc[targets])
-    return f"{cells.scale_line(frame, records)}\n\n{markdown(shown)}"
+    return f"{cells.scale_line(trials, records)}\n\n{markdown(shown)}"
 
 
 def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
@@ -93,6 +94,16 @@ def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
     frame["effectiveness"] = frame["accuracy"] / frame["of random"]
     frame[f"effectiveness, random at {PAPER_LR:g}"] = frame["accuracy"] / at_paper_lr
     return frame
+
+
+def same_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of `own_trials`, those of the seeds that all cells of a target's row have: a row compares like with like."""
+    kept = []
+    for _, row in frame.groupby("target", sort=False):
+        seeds = [set(cell["seed"]) for _, cell in row.dropna(subset="accuracy").groupby("column")]
+        shared = set.intersection(*seeds) if seeds else set()
+        kept.append(row[row["seed"].isin(shared)] if shared else row)
+    return pd.concat(kept)
 
 
 def _column(row: Any) -> str:
@@ -107,14 +118,14 @@ def _column(row: Any) -> str:
 
 def wide(frame: pd.DataFrame, value: str) -> str:
     """Markdown: a row for each target, a column for each initialization, mean ± standard deviation (n) in the cells."""
-    shown = frame.groupby(["target", "column"], sort=False)[value].agg(cells.shown).unstack(fill_value=NOT_RUN)
+    shown = frame.groupby(["target", "column"], sort=False)[value].agg(cells.shown).unstack()
     return markdown(_in_order(shown.loc[frame["target"].unique()]))
 
 
 def _in_order(shown: pd.DataFrame) -> pd.DataFrame:
     """The columns with random init and own weights first."""
     order = sorted(shown.columns, key=lambda name: (not name.startswith("random"), not name.startswith("own"), name))
-    return shown[order].fillna(NOT_RUN).rename_axis(columns=None).reset_index()
+    return shown[order].fillna(NOT_PLANNED).rename_axis(columns=None).reset_index()
 
 
 # --- Table 11: does similarity predict the effect? --------------------------------------------------------------------
@@ -126,7 +137,7 @@ def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) ->
     rows = []
     for table, (dataset, weights) in paper.TABLE_11.items():
         found = paper.choice(paper.matrix(table).merge(similarity, on=["source", "target"]))
-        name = f"Table {int(table[5:])}: {dataset}, {weights} weights"
+        name = f"Table {int(table[5:])}: {dataset}, sources from {paper.STARTS[weights]}"
         rows.append({"results": name, "printed": printed[dataset, weights], **found})
         for scale, ours in reproduction.matrix(table, records).data.dropna(subset="ours").groupby("scale"):
             values = ours.drop(columns="paper").rename(columns={"ours": "value"})
@@ -148,7 +159,8 @@ def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) ->
 
 
 def own_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """The transfers of `own_trials` that are run: target, source, similarity, value (mean effectiveness)."""
+    """The transfers of `own_trials` that are run: target, source, similarity, value (mean over `same_seeds`)."""
+    frame = same_seeds(frame)
     found = frame[(frame["init"] == "dpiat") & frame["effectiveness"].notna()]
     means = found.groupby(["target", "source"], sort=False)[["similarity", "effectiveness"]].mean()
     return means.rename(columns={"effectiveness": "value"}).reset_index()
@@ -180,7 +192,7 @@ def provenance_table(records: cells.Records) -> pd.DataFrame:
         base = {
             "table": name if name.startswith("figure") else f"[{name}](tables/{name}.md)",
             "config": f"[{name}.yaml](../configs/experiment/{name}.yaml)",
-            "command": f"`python run.py -m experiment={name}`",
+            "command": "<br>".join(f"`{line}`" for line in cells.command_lines(name)),
         }
         frames = cells.frames(name, records).values() if name in paper.DATASETS else [own_trials(name, records)]
         found = [_provenance(frame, records) for frame in frames]

@@ -67,9 +67,22 @@ def test_effectiveness_is_by_seed_and_nothing_else_slips_in(desk):
     assert row["accuracy ours"] == pytest.approx(0.5) and row["accuracy n"] == 2 and row["accuracy planned"] == 3
     assert row["effectiveness ours"] == pytest.approx(2)  # 0.6 / 0.3 and 0.4 / 0.2
     assert row["effectiveness, random at 0.004 n"] == 0
-    assert "| mnas | 0.250 ± 0.071 (2) | not run | not run | 0.500 ± 0.141 (2) | not run | not run |" in table.page
-    assert "| mnas | not run | 2.000 ± 0.000 (2) | not run | not run |" in table.page
+    assert "| mnas | 0.250 ± 0.071 (2) | not run | – | 0.500 ± 0.141 (2) | not run | not run |" in table.page
+    assert "| mnas | – | 2.000 ± 0.000 (2) | not run | not run |" in table.page
     assert "9,469 training images at 64 px" in table.page and "4 of 189 trials are run" in table.page
+
+
+def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
+    (cell,) = grids.grid(DESK, "target=mnas", "source=eff_lite2", "seed=1")
+    found = desk | {cell.trial.id: record(cell.trial, [0.5])}
+    row = "| mnas | 0.200 | not run | – | 0.400 2.00× | not run | 0.500 2.50× |"  # seed 1 alone
+    assert row in tables.headline(DESK, found)
+    values = tables.own_cells(tables.own_trials(DESK, found)).set_index("source")["value"]
+    assert values.to_dict() == pytest.approx({"eff_lite0": 2, "eff_lite2": 2.5})
+    assert "0.500 ± 0.141 (2) | not run | 0.500 (1) |" in tables.own_table(DESK, found).page  # here all that there is
+    (other,) = grids.grid(DESK, "target=mnas", "source=eff_lite2", "seed=2")
+    nothing_shared = desk | {other.trial.id: record(other.trial, [0.5])}
+    assert "| 0.500 2.00× | not run | 0.500 |" in tables.headline(DESK, nothing_shared)
 
 
 def test_methods_are_compared_on_the_same_pairs(desk):
@@ -169,7 +182,7 @@ def test_evidence_can_be_traced(desk, tmp_path, results):
         records.save(found, tmp_path / "runs" / f"{found['id']}.json")
     evidence.collect(DESK, tmp_path / "runs")
     rows = tables.provenance_table(cells.all_evidence())
-    row = rows[rows["command"].str.endswith(f"={DESK}`")].iloc[0]
+    row = rows[rows["command"].str.startswith(f"`python run.py -m experiment={DESK} dataset.root=FOLDER`<br>")].iloc[0]
     assert set(rows.loc[rows["commit"] == "", "status"]) == {"not run"}
     assert row["commit"] == "0123456789" and row["hardware"] == "a processor"
     assert row["status"] == "4 of 189 trials, 8.0 h"
@@ -267,7 +280,7 @@ def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     hours = sum(trial.recipe.epochs for trial in needed.values()) * 2 / 3600
     text = missing.report(DESK, mine, *words)
     assert f"; {hours:.1f} h one after the other" in text and "by what other networks or sizes took" in text
-    assert f"python run.py -m experiment={DESK} {' '.join(words)}\n" in text
+    assert f"python run.py -m experiment={DESK} dataset.root=FOLDER {' '.join(words)}\n" in text
     (large,) = grids.grid(DESK, *words[1:], "target=rex", "dataset.image_size=128")
     assert missing.seconds(large.trial, speeds) == pytest.approx(4 * 2 * 4)
     assert "cannot be said" in missing.report(DESK, {}, *words)
