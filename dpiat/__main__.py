@@ -30,6 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, or 2 for a mistake, which is named in one line on stderr."""
     arguments = _parser().parse_args(words)
     try:
+        _check_architecture(arguments)
         arguments.command(arguments)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
             function.__name__.strip("_").replace("_", "-"), help=text, description=text, epilog=f"example: {example}"
         )
         added.set_defaults(command=function)
+        added.add_argument("--architecture", help="the network that files of weights are of; .safetensors need it")
         if not function.__name__.startswith("_plot"):
             added.add_argument("--json", action="store_true", help="print JSON for machines")
         return added
@@ -86,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--architecture", help="the network that a source file is of; .safetensors need it")
     parser.add_argument("--mode", choices=MODES, default="default", help="the library's rules or exactly the paper's")
     parser.add_argument("--head", choices=HEADS, default="auto", help="what happens to the classifier")
     parser.add_argument("--matching", choices=list(MATCHINGS), default="dp", help="which layer goes to which")
@@ -95,7 +96,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def _similarity(arguments: argparse.Namespace) -> None:
     """How similar two architectures are (Eq. 5), in [0, 1]."""
-    source, target = _network(arguments.source), _network(arguments.target)
+    source, target = (_network(name, arguments.architecture) for name in (arguments.source, arguments.target))
     values = {
         "similarity": similarity(source, target),
         "to_target": coverage(source, target),
@@ -108,14 +109,18 @@ def _rank(arguments: argparse.Namespace) -> None:
     """Order sources for a target: the most similar first. Sources are all of timm unless you name some."""
     if arguments.top is not None and arguments.top < 1:
         raise ValueError(f"--top must be at least 1, got {arguments.top}")
-    target = _network(arguments.target)
+    target = _network(arguments.target, arguments.architecture)
     if arguments.sources:
-        given = _architectures(arguments.sources)
+        given = _networks(arguments.sources, arguments.architecture, target)
         known = index.pretrained() if any(_is_timm_name(name) for name in given) else ()
         candidates = [
-            candidate._replace(pretrained=candidate.source in known) if _is_timm_name(candidate.source) else candidate
+            candidate._replace(pretrained=candidate.source.partition(".")[0] in known)
+            if _is_timm_name(candidate.source)
+            else candidate
             for candidate in rank(target, given)
         ]
+    elif isinstance(target, sources.Stored):
+        raise ValueError(f"{arguments.target} is a file: name its network with --architecture, or name the sources")
     else:
         candidates = rank(target)
     candidates = candidates[: arguments.top]
@@ -139,7 +144,7 @@ def _print_table(candidates: Sequence[Candidate]) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     """What a transfer would give to every tensor of the target."""
-    source, target = _network(arguments.source, arguments.architecture), _network(arguments.target)
+    source, target = (_network(name, arguments.architecture) for name in (arguments.source, arguments.target))
     planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
     print(planned.to_json() if arguments.json else planned)
 
@@ -151,6 +156,8 @@ def _transfer(arguments: argparse.Namespace) -> None:
     source = sources.load(arguments.source, architecture=arguments.architecture)
     torch.manual_seed(arguments.seed)
     target = sources.build(arguments.target, classes=arguments.classes)
+    if arguments.classes and (found := standardize(target).layers[-1].shape[:1]) not in ((), (arguments.classes,)):
+        raise ValueError(f"{arguments.target} has {found[0]} classes and takes no num_classes: leave out --classes")
     planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
     report = planned.apply()
     _save(target.state_dict(), arguments.out)
@@ -160,23 +167,29 @@ def _transfer(arguments: argparse.Namespace) -> None:
 def _plot_matching(arguments: argparse.Namespace) -> None:
     """Draw which blocks and layers of one network go to which of another (figure 2)."""
     names = arguments.source, arguments.target
-    source, target = map(_network, names)
+    source, target = (_network(name, arguments.architecture) for name in names)
     plotting.plot_matching(source, target, arguments.out, names=names)
 
 
 def _plot_similarity(arguments: argparse.Namespace) -> None:
     """Draw the similarities of all pairs of networks (figure 5)."""
-    plotting.plot_similarity(_architectures(arguments.networks), arguments.out)
+    plotting.plot_similarity(_networks(arguments.networks, arguments.architecture), arguments.out)
 
 
 def _save(state: dict[str, torch.Tensor], file: Path) -> None:
     with draft(file) as written:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import save_file
+        try:
+            if file.suffix == ".safetensors":
+                from safetensors.torch import save_file
 
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, written, {"format": "pt"})
-        else:
-            torch.save(state, written)
+                apart = {name: tensor.clone().contiguous() for name, tensor in state.items()}  # tied ones too
+                save_file(apart, written, {"format": "pt"})
+            else:
+                torch.save(state, written)
+        except (OSError, ImportError):
+            raise
+        except Exception as error:  # of safetensors, or torch's own for a full disk
+            raise ValueError(f"{file} cannot be written: {sources.first_line(error)}") from error
 
 
 def _network(name: str, architecture: str | None = None) -> nn.Module:
@@ -184,18 +197,29 @@ def _network(name: str, architecture: str | None = None) -> nn.Module:
     return sources.load(name, architecture=architecture) if sources.is_file(name) else sources.outline(name)
 
 
-def _architectures(names: Sequence[str]) -> dict[str, Architecture | nn.Module]:
-    """The architectures of names and patterns, and what files hold; one that fails must not hide the others."""
-    found = {}
-    for name in _expanded(names):
+def _networks(
+    names: Sequence[str], architecture: str | None, target: nn.Module | None = None
+) -> dict[str, Architecture | nn.Module]:
+    """What names, patterns and folders stand for; of a pattern or a folder, one that fails must not hide the others."""
+    found, expanded = {}, _expanded(names)
+    by_shapes = isinstance(target, sources.Stored) or (not architecture and any(map(sources.is_file, expanded)))
+    for name in expanded:
         try:
-            network = _network(name)
-            found[name] = network if sources.is_file(name) else standardize(network)
-        except ValueError:
-            raise
+            network = _network(name, architecture)
+            found[name] = network if by_shapes else standardize(network)
         except Exception as error:
+            if name in names:
+                raise ValueError(sources.first_line(error)) from error
             print(f"dpiat: {name} left out: {sources.first_line(error)}", file=sys.stderr)
     return found
+
+
+def _check_architecture(arguments: argparse.Namespace) -> None:
+    """Raise ValueError if --architecture would mean nothing."""
+    words = vars(arguments)
+    names = [*filter(None, map(words.get, ("source", "target"))), *words.get("sources", ()), *words.get("networks", ())]
+    if arguments.architecture and not any(sources.is_file(name) or Path(name).is_dir() for name in names):
+        raise ValueError("--architecture says what a file of weights is of, and none is given")
 
 
 def _is_timm_name(name: str) -> bool:

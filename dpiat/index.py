@@ -40,14 +40,17 @@ def timm_architectures(names: Sequence[str] | None = None) -> dict[str, Architec
     file = cache_file(names)
     try:
         return _unpacked(json.loads(gzip.decompress(file.read_bytes())))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except BROKEN as error:
         print(f"dpiat: {file} cannot be read and is built again ({error})", file=sys.stderr)
     built = _built(names)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with draft(file) as written:
-        written.write_bytes(gzip.compress(json.dumps(_packed(built), separators=(",", ":")).encode(), mtime=0))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with draft(file) as written:
+            written.write_bytes(gzip.compress(json.dumps(_packed(built), separators=(",", ":")).encode(), mtime=0))
+    except OSError as error:
+        print(f"dpiat: the index cannot be kept and will be built again ({error})", file=sys.stderr)
     return built
 
 

@@ -7,7 +7,7 @@ import importlib
 import pickle
 import sys
 from collections.abc import Callable, Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from itertools import permutations
 from os import PathLike
 from pathlib import Path
@@ -21,6 +21,10 @@ Source = nn.Module | Mapping[str, Any] | str | PathLike
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
 NESTED = ("state_dict", "model_state_dict", "model", "state", "state_dict_ema", "model_ema")  # where trainers put it
 WEIGHT_NORM = "parametrizations.weight.original"
+UNORDERED = (
+    "has its tensors in an order that is not the network's: name the network, as in "
+    "dpiat.load(..., architecture='resnet18') or --architecture resnet18"
+)
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel and DDP, torch.compile, Lightning
 
 
@@ -36,8 +40,8 @@ def load(source: Source, pretrained: bool = True, architecture: str | None = Non
     DistributedDataParallel, torch.compile and Lightning removed. Any other string is a timm name, or
     package.module:callable; with `pretrained`, timm's come with their weights.
 
-    `architecture`, a name, says which network a state dict is of. A .safetensors file needs it: it keeps tensors in the
-    order of the alphabet, and layers are matched in the network's.
+    `architecture`, a name, says which network a state dict is of. A .safetensors file needs it: it keeps tensors in an
+    order of its own, and layers are matched in the network's.
 
     Raises TypeError for another type, ValueError for a file or a name that gives no network.
 
@@ -52,7 +56,10 @@ def load(source: Source, pretrained: bool = True, architecture: str | None = Non
             f"source must be a torch.nn.Module, a state dict, a path or a timm name, got {type(source).__name__}"
         )
     if is_file(source):
-        return _from_tensors(read_state_dict(Path(source)), str(source), architecture)
+        tensors = read_state_dict(Path(source))
+        if Path(source).suffix == ".safetensors" and not architecture:
+            raise ValueError(f"{source} {UNORDERED}")
+        return _from_tensors(tensors, str(source), architecture)
     return build(str(source), pretrained)
 
 
@@ -79,13 +86,23 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
         return _from_timm(name, pretrained, arguments)
     function = resolve(name)
     try:
-        takes_classes = "num_classes" in signature(function).parameters
-        network = function(**arguments) if takes_classes else function()
+        parameters = signature(function).parameters
+        network = function(**arguments) if "num_classes" in parameters else _built(function, parameters, arguments)
     except Exception as error:  # whatever a constructor may raise
         raise ValueError(f"cannot build {name!r}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
+
+
+def _built(function: Callable, parameters: Mapping[str, Parameter], arguments: dict[str, int]) -> Any:
+    """What a function gives that does not name `arguments`, but may take them and pass them on."""
+    if arguments and any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        try:
+            return function(**arguments)
+        except TypeError:  # it passes them to something that does not take them
+            pass
+    return function()
 
 
 def outline(name: str) -> nn.Module:
@@ -110,7 +127,7 @@ def _from_timm(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Mod
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:
         if not pretrained:
-            raise
+            raise ValueError(f"cannot build {name!r}: {first_line(error)}") from error
         raise ValueError(f"no pretrained weights for {name} ({first_line(error)}): give a file of weights") from error
 
 
@@ -125,6 +142,8 @@ def resolve(name: str) -> Callable[..., Any]:
         raise ValueError(f"cannot import {name!r}: {error}; give package.module:callable") from error
     except AttributeError as error:
         raise ValueError(f"cannot import {name!r}: module {module} has no {attribute!r}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"cannot import {name!r}: {first_line(error)}") from error
 
 
 def _read(file: Path) -> Any:
@@ -149,7 +168,7 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     while isinstance(state, Mapping) and (key := next((k for k in NESTED if isinstance(state.get(k), Mapping)), None)):
         state = state[key]
     tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
-    if not tensors:
+    if not tensors or not all(isinstance(key, str) for key in tensors):
         raise ValueError(f"{name} holds no tensors by their names: give a state dict")
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), ""):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -161,10 +180,7 @@ def _from_tensors(tensors: Mapping[str, Tensor], name: str, architecture: str | 
     if architecture:
         return _filled(architecture, tensors, name)
     if _alphabetical(tensors):
-        raise ValueError(
-            f"{name} has its tensors in the order of the alphabet, not of the network: name the network "
-            "(architecture='resnet18')"
-        )
+        raise ValueError(f"{name} {UNORDERED}")
     root = Stored()
     for key, tensor in _computed(tensors).items():
         *path, last = key.split(".")
@@ -200,11 +216,25 @@ def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.M
 
 def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with a weight in place of each pair that weight_norm keeps for it."""
-    found = dict(tensors)
-    for g, v in (("weight_g", "weight_v"), (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1")):
-        for layer in [key.removesuffix(g) for key in tensors if key.endswith(g) and key.removesuffix(g) + v in tensors]:
-            found[f"{layer}weight"] = torch._weight_norm(found.pop(layer + v), found.pop(layer + g))
+    found = {}
+    for key, tensor in tensors.items():
+        for g, v in (("weight_g", "weight_v"), (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1")):
+            layer = key.removesuffix(g)
+            if key == layer + g and layer + v in tensors:
+                found[f"{layer}weight"] = _weight_normed(tensors[layer + v], tensor)
+                break
+            layer = key.removesuffix(v)
+            if key == layer + v and layer + g in tensors:
+                break
+        else:
+            found[key] = tensor
     return found
+
+
+def _weight_normed(v: Tensor, g: Tensor) -> Tensor:
+    """The weight of directions and norms, one norm for each entry of one dimension, or one for all."""
+    dimension = next((d for d, size in enumerate(g.shape) if size > 1), 0 if g.dim() else -1)
+    return torch._weight_norm(v, g, dimension)
 
 
 def first_line(error: Exception) -> str:

@@ -75,3 +75,13 @@ def scaled(num_classes: int = 10) -> nn.Module:
 
 def broken(num_classes: int = 10) -> nn.Module:
     raise RuntimeError("no such width")
+
+
+def fixed() -> nn.Module:
+    return small(10)
+
+
+def tied() -> nn.Module:
+    network = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    network[1].weight = network[0].weight
+    return network

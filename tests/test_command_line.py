@@ -131,7 +131,7 @@ def test_a_network_of_the_users_own(capsys):
     ("words", "message"),
     [
         (("rank", "resnet18", "resnet10t", "--top", "0"), "dpiat: --top must be at least 1, got 0"),
-        (("rank", "resnet18", "resnet10t", "--csv", "none/r.csv"), "dpiat: [Errno 2] No such file or directory: 'none"),
+        (("rank", "resnet18", "resnet10t", "--csv", "none/r.csv"), "dpiat: no folder none for r.csv"),
         (("plot-matching", "resnet18", "resnet18", "--out", "m.gif"), "dpiat: m.gif: cannot save a figure as '.gif'"),
         (("similarity", "resnet81", "resnet18"), "dpiat: unknown network 'resnet81': did you mean resnet18"),
         (("rank", "resnet18", "resnext_none*"), "dpiat: no timm name is like 'resnext_none*'"),
@@ -150,7 +150,7 @@ def test_a_network_of_the_users_own(capsys):
         (("transfer", "--source", "x.pt", "--target", "resnet18", "--out", "y.pt"), "dpiat: x.pt does not exist"),
         (
             ("transfer", "--source", "torch.nn:Identity", "--target", "resnet18", "--out", "/no/such/folder/y.pt"),
-            "dpiat: [Errno 2] No such file or directory: '/no/such/folder",
+            "dpiat: no folder /no/such/folder for y.pt",
         ),
     ],
 )
@@ -164,3 +164,40 @@ def test_every_command_shows_an_example():
     for command in ("similarity", "rank", "plan", "transfer", "plot-matching", "plot-similarity"):
         words = [sys.executable, "-m", "dpiat", command, "--help"]
         assert f"example: dpiat {command}" in subprocess.check_output(words, text=True)
+
+
+def test_files_can_be_targets_and_one_that_fails_hides_no_other(capsys, tmp_path):
+    file = tmp_path / "resnet18.pt"
+    torch.save(trained("resnet18", 0).state_dict(), file)
+    assert printed(capsys, "rank", str(file), "resnet10t", "resnet18").splitlines()[1].startswith("resnet18")
+    printed(capsys, "plot-similarity", "resnet10t", str(file), "--out", str(tmp_path / "similarity.png"))
+    (tmp_path / "broken.pt").write_bytes(b"123")
+    assert main(("rank", "resnet18", str(tmp_path))) == 0
+    out, error = capsys.readouterr()
+    assert "broken.pt left out: " in error and str(file) in out
+    named = printed(capsys, "similarity", str(file), str(file), "--architecture", "resnet18")
+    assert named == "1.000\n"
+    assert json.loads(printed(capsys, "rank", "resnet10t", "resnet18.a1_in1k", "--json"))[0]["pretrained"] is True
+    for words, message in (
+        (("rank", str(file)), f"dpiat: {file} is a file: name its network with --architecture, or name the sources"),
+        (("rank", "resnet10t", "resnet18.typo"), "dpiat: cannot build 'resnet18.typo': "),
+        (("rank", "resnet10t", "nowhere/"), "dpiat: no folder nowhere/"),
+        (("plan", "resnet18", "resnet10t", "--architecture", "resnet18"), "dpiat: --architecture says what a file of"),
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err.startswith(message)
+
+
+def test_classes_reach_a_network_that_passes_them_on(capsys, tmp_path):
+    words = ("--source", "torch.nn:Identity", "--classes", "7", "--out", str(tmp_path / "net.pt"))
+    printed(capsys, "transfer", "--target", "torchvision.models:resnet18", *words)
+    assert len(torch.load(tmp_path / "net.pt")["fc.bias"]) == 7
+    assert main(("transfer", "--target", "networks:fixed", *words)) == 2
+    assert "networks:fixed has 10 classes and takes no num_classes" in capsys.readouterr().err
+
+
+def test_tied_weights_can_be_written_as_safetensors(capsys, tmp_path):
+    words = ("--source", "torch.nn:Identity", "--target", "networks:tied", "--out", str(tmp_path / "net.safetensors"))
+    printed(capsys, "transfer", *words)
+    found = load_file(tmp_path / "net.safetensors")
+    assert torch.equal(found["0.weight"], found["1.weight"])
