@@ -77,6 +77,8 @@ def _assigned(source: Sequence, target: Sequence, worth: Callable) -> list[tuple
     """The assignment of greatest weight: places of target and source and their weight, in the target's order."""
     from scipy.optimize import linear_sum_assignment
 
+    if not source or not target:
+        return []
     values = np.array([[worth(t, s) for s in source] for t in target])
     places = [np.arange(len(elements)) / len(elements) for elements in (target, source)]
     weights = values * (1 - (places[0][:, None] - places[1]) ** 2)

@@ -130,6 +130,8 @@ class ClipWithNormalization:
         weight, bias = (target.tensors.get(name) for name in ("weight", "bias"))
         if weight is None or not target.kind.endswith(("1d", "2d", "3d", "Linear")) or weight.dim() < 2:
             return
+        if not weight.numel():
+            return
         spread = 1 / math.sqrt(3 * weight[0].numel())
         _rescale(weight, math.sqrt(2 * weight.shape[1] / weight.numel()) if weight.dim() > 2 else spread)
         if bias is not None:
@@ -173,16 +175,20 @@ def magnitude(source: Weights, target: Weights) -> Indices:
     if weight is None or not weight.dim():
         return clip(source, target)
     norms = weight.detach().float().abs()
-    norms = norms.reshape(*norms.shape[:2], -1).sum(2) if norms.dim() > 1 else norms[:, None]  # (out, in)
+    norms = norms.flatten(2).sum(2) if norms.dim() > 2 else norms.view(len(norms), -1)  # (out, in)
+    out, into = 0, 1
+    if "Transpose" in source.kind:
+        norms, out, into = norms.T, 1, 0
     indices = {}
     for name, s, t in shared(source, target):
         dimensions = [_dimension(*_centre(*sizes)) for sizes in zip(s.shape, t.shape, strict=True)]
-        if s.dim() and len(s) == len(weight):
-            outputs = _largest(norms.sum(1), len(t))
-            dimensions[0] = list(range(len(outputs))), outputs
+        dimension = out if name == "weight" else 0
+        if s.dim() and s.shape[dimension] == len(norms):
+            outputs = _largest(norms.sum(1), t.shape[dimension])
+            dimensions[dimension] = list(range(len(outputs))), outputs
             if name == "weight" and s.dim() > 1:
-                inputs = _largest(norms[outputs].sum(0), t.shape[1])
-                dimensions[1] = list(range(len(inputs))), inputs
+                inputs = _largest(norms[outputs].sum(0), t.shape[into])
+                dimensions[into] = list(range(len(inputs))), inputs
         indices[name] = _mesh(dimensions)
     return indices
 
@@ -218,7 +224,7 @@ def _mesh(dimensions: Sequence[tuple[list[int], list[int]]]) -> tuple[Index, Ind
     """Places along each dimension -> indices of all their combinations."""
     rank = len(dimensions)
     shaped = [
-        [torch.tensor(places, device="cpu").view(-1, *[1] * (rank - 1 - d)) for places in pair]
+        [torch.tensor(places, device="cpu", dtype=torch.long).view(-1, *[1] * (rank - 1 - d)) for places in pair]
         for d, pair in enumerate(dimensions)
     ]
     return tuple(pair[0] for pair in shaped), tuple(pair[1] for pair in shaped)

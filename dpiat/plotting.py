@@ -69,7 +69,7 @@ def plot_matching(
     """
     _require_matplotlib()
     _check_suffix(file)
-    source, target = as_architectures({"source": source, "target": target})
+    source, target = map(_told_apart, as_architectures({"source": source, "target": target}))
     names = names or (source.name, target.name)
     matching = match(source, target)
     axes = axes or _matching_axes((source, target), names)
@@ -85,6 +85,12 @@ def plot_matching(
     axes.set_title(title, fontsize=LARGE * upper.scale, parse_math=False)
     _save(axes, file)
     return axes
+
+
+def _told_apart(network: Architecture) -> Architecture:
+    """The network with an object for each block and each layer, of which an index keeps equal ones once."""
+    blocks = (Block(block.name, tuple(Layer(*layer) for layer in block.layers)) for block in network.blocks)
+    return Architecture(network.name, tuple(blocks))
 
 
 def plot_similarity(

@@ -181,3 +181,20 @@ def test_the_default_device_does_not_matter(operator):
         expected = plan(source, target, operator=operator, head=head).report
         with torch.device("meta"):
             assert plan(source, target, operator=operator, head=head).report == expected
+
+
+def test_magnitude_knows_the_outputs_of_a_transposed_convolution():
+    source, target = nn.ConvTranspose2d(4, 4, 1), nn.ConvTranspose2d(2, 2, 1)
+    with torch.no_grad():
+        source.weight.copy_((torch.arange(4.0)[:, None] + 10 * torch.arange(4.0))[..., None, None])
+    given, wanted = (Weights(dict(layer.named_parameters()), "ConvTranspose2d") for layer in (source, target))
+    assert filled(magnitude, given, wanted).flatten(1).tolist() == [[22, 32], [23, 33]]
+    assert torch.equal(filled(magnitude, given, wanted, "bias"), source.bias[2:])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_layers_without_elements_are_no_mistake(name):
+    source, target = (nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2)) for _ in range(2))
+    transfer(source, target, operator=name, head="copy")
+    assert name == "clip_normalized" or torch.equal(target[1].weight, source[1].weight)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from networks import larger, on_meta, small
 from torch import nn
 
-from dpiat import Architecture, match, similarity, standardize
+from dpiat import Architecture, Block, Layer, match, similarity, standardize
 from dpiat.plotting import plot_matching, plot_similarity
 
 ROOT = Path(__file__).parent.parent
@@ -174,3 +174,11 @@ plot_matching(layer, layer)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert done.stderr.endswith("ModuleNotFoundError: plots need matplotlib: pip install matplotlib\n")
+
+
+def test_equal_blocks_of_one_object_are_told_apart():
+    block = Block("b", (Layer("c", "Conv2d", (8, 8, 3, 3)), Layer("d", "Conv2d", (8, 8, 1, 1))))
+    network = Architecture("four", (block,) * 4)
+    axes = plot_matching(network, network)
+    bands = {patch.get_gid() for patch in axes.patches if (patch.get_gid() or "").startswith("match-")}
+    assert bands == {f"match-{i}-{i}" for i in range(4)}
