@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 CHAINS = "parametrizations"  # the child that torch.nn.utils.parametrize gives a module
@@ -32,48 +35,85 @@ def computed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def assign(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> None:
-    """Write the originals of a tensor, in place, such that the module computes `wanted`.
+def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> list[Tensor]:
+    """What a tensor has to be computed from, such that it is `wanted`, or as near as it can be; for `assign`.
 
-    They are copied from `source`, if it has the same ones: then nothing is rounded. Raises ValueError if a
-    parametrization has no right inverse.
+    That is what `source` computes it from, if it is the same from there: then nothing is rounded. The module is left as
+    it was. Raises ValueError if a parametrization has no right inverse.
     """
-    paths = originals(module)[name]
-    mine = [_at(module, path) for path in paths]
-    if originals(source).get(name) == paths:
-        theirs = [_at(source, path) for path in paths]
-        if all(a.shape == b.shape for a, b in zip(mine, theirs, strict=True)):
-            values = theirs
-        else:
-            values = _inverse(module, name, wanted)
-    else:
-        values = _inverse(module, name, wanted)
-    for to, by in zip(mine, values, strict=True):
-        to.copy_(by)
+    mine, theirs = _state(module, name), _state(source, name)
+    before = [tensor.clone() for tensor in mine.values()]
+    try:
+        if {key: t.shape for key, t in mine.items()} == {key: t.shape for key, t in theirs.items()}:
+            _write(mine.values(), theirs.values())
+            if torch.equal(_value(module, name), wanted):
+                return [tensor.clone() for tensor in mine.values()]
+            _write(mine.values(), before)
+        _write([mine[path] for path in originals(module)[name]], _inverse(module, name, wanted))
+        return [tensor.clone() for tensor in mine.values()]
+    finally:
+        _write(mine.values(), before)
+
+
+@torch.no_grad()
+def assign(module: nn.Module, name: str, values: Sequence[Tensor]) -> None:
+    """Write, in place, what a tensor is computed from."""
+    _write(_state(module, name).values(), values)
     if CHAINS not in module._modules:
         setattr(module, name, _value(module, name))
 
 
+def _write(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _state(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """All that a tensor is computed from, by paths in the module: the originals, and buffers beside them."""
+    found = originals(module).get(name, [])
+    if CHAINS not in module._modules:
+        return {path: getattr(module, path) for path in found}
+    prefix = f"{CHAINS}.{name}."
+    return module._modules[CHAINS][name].state_dict(prefix=prefix, keep_vars=True) if found else {}
+
+
 def _value(module: nn.Module, name: str) -> Tensor:
-    if CHAINS in module._modules:
+    """A computed tensor, as it is in eval mode: in training, spectral norm would change its buffers."""
+    if CHAINS not in module._modules:
+        return _weight_norm(module, name).compute_weight(module)
+    steps = [step for step in module._modules[CHAINS][name].modules() if step.training]
+    for step in steps:
+        step.training = False
+    try:
         return getattr(module, name)
-    return _weight_norm(module, name).compute_weight(module)
+    finally:
+        for step in steps:
+            step.training = True
 
 
 def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
     """The originals that give a tensor."""
     if CHAINS not in module._modules:
-        return [torch.norm_except_dim(wanted, 2, _weight_norm(module, name).dim), wanted]
-    for step in reversed(module._modules[CHAINS][name]):
+        g, v = torch.norm_except_dim(wanted, 2, _weight_norm(module, name).dim), wanted
+        return [g, _directed(g, v, getattr(module, f"{name}_v"))]
+    chain = module._modules[CHAINS][name]
+    for step in reversed(chain):
+        message = f"{type(step).__name__} of {name} has no right_inverse: its weights cannot be set"
         if not hasattr(step, "right_inverse"):
-            raise ValueError(f"{type(step).__name__} of {name} has no right_inverse: its weights cannot be set")
-        wanted = step.right_inverse(wanted)
+            raise ValueError(message)
+        try:
+            wanted = step.right_inverse(wanted)
+        except NotImplementedError as error:
+            raise ValueError(message) from error
+        if isinstance(step, _WeightNorm):
+            g, v = wanted
+            wanted = g, _directed(g, v, chain.original1)
     return [wanted] if isinstance(wanted, Tensor) else list(wanted)
 
 
-def _at(module: nn.Module, path: str) -> Tensor:
-    owner, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(owner), name)
+def _directed(g: Tensor, v: Tensor, before: Tensor) -> Tensor:
+    """The directions of weight norm, kept where the norm is 0: that of zeros is no number."""
+    return torch.where(g == 0, before, v)
 
 
 def _weight_norm(module: nn.Module, name: str) -> WeightNorm:

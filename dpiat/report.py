@@ -18,6 +18,7 @@ class Entry(NamedTuple):
     `action` is "copied" (equal shapes), "cropped" (all of it, from a source of another shape), "partly filled" (the
     `filled` part of its elements; the others keep the target's values) or "left" (nothing). `note` says why it is left,
     or that the values get another dtype. `rule` names what takes the operator's place: "input channels" or "classes".
+    `shared` is the name under which a tensor with several names counts; under the others it has no elements.
     """
 
     target: str
@@ -28,6 +29,7 @@ class Entry(NamedTuple):
     source_shape: tuple[int, ...] = ()
     note: str = ""
     rule: str = ""
+    shared: str = ""
 
     @property
     def elements(self) -> int:
@@ -89,5 +91,6 @@ def times(shape: tuple[int, ...]) -> str:
 
 
 def _note(entry: Entry) -> str:
-    notes = ", ".join(filter(None, (entry.rule, entry.note)))
+    shared = f"the same tensor as {entry.shared}" if entry.shared else ""
+    notes = ", ".join(filter(None, (entry.rule, entry.note, shared)))
     return f" ({notes})" if notes else ""

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from dpiat.architecture import Architecture, Layer
 from dpiat.operators import Indices, Weights, centre, shared
-from dpiat.standardization import CONVOLUTIONS, COUNTED, LayerWeights, paper_kind
+from dpiat.standardization import CONVOLUTIONS, COUNTED, LayerWeights, Network, paper_kind
 
 HEADS = ("auto", "copy", "skip")
 INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's place
+UNMATCHED = "a classifier, and no classifier matched"
 DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
-GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 PROJECTIONS = ("in_proj_weight", "in_proj_bias", "qkv")  # query, key and value in one, by the ends of their names
 
 
@@ -25,8 +25,8 @@ def seen(source: LayerWeights, target: LayerWeights, mode: str) -> tuple[Weights
     wanted = Weights(target.tensors, paper_kind(type(target.module)))
     if mode == "paper":
         return given, wanted
-    if isinstance(source.module, CONVOLUTIONS) and isinstance(target.module, CONVOLUTIONS):
-        s, t = source.module, target.module
+    s, t = source.module, target.module
+    if isinstance(s, CONVOLUTIONS) and isinstance(t, CONVOLUTIONS) and max(s.groups, t.groups) > 1:
         if not (_one_by_one(s) and _one_by_one(t)):  # such a pair needs no more than its shapes
             return Weights(*given[:2], s.groups), Weights(*wanted[:2], t.groups)
     elif (parts := _parts(source)) == _parts(target) > 1:
@@ -41,9 +41,9 @@ def _one_by_one(module: nn.Module) -> bool:
 
 def _parts(layer: LayerWeights) -> int:
     """How many equal projections are stacked in each tensor of a layer: 3 for query, key and value, gates, or 1."""
-    if isinstance(layer.module, (nn.RNNBase, nn.RNNCellBase)):
-        gates = next((count for cls, count in GATES.items() if isinstance(layer.module, cls)), 1)
-        return 1 if getattr(layer.module, "proj_size", 0) else gates  # the projection of an LSTM's output has no gates
+    recurrent = layer.tensors.get("weight_hh_l0", layer.tensors.get("weight_hh"))
+    if recurrent is not None:  # (gates · hidden, hidden), but for an LSTM with a projection, which has no gates
+        return 1 if "weight_hr_l0" in layer.tensors else len(recurrent) // recurrent.shape[1]
     if not layer.name.endswith(PROJECTIONS):
         return 1
     return 3 if all(tensor.dim() and len(tensor) % 3 == 0 for tensor in layer.tensors.values()) else 1
@@ -60,10 +60,14 @@ def kept_head(source: Architecture, target: Architecture, partner: Mapping[str, 
     if head == "skip":
         return {ours.name: "the classifier, which head='skip' leaves"}
     if theirs is None or partner.get(ours.name) != theirs.name:
-        return {ours.name: "a classifier, and no classifier matched"}
-    if theirs.shape[0] != ours.shape[0]:
-        return {ours.name: f"a classifier of {ours.shape[0]} classes, of {theirs.shape[0]} in the source"}
-    return {}
+        return {ours.name: UNMATCHED}
+    if theirs.shape[0] == ours.shape[0]:
+        return {}
+    # Others of as many classes are classifiers too: of auxiliary outputs, or of a distillation token.
+    outputs = {layer.name: layer.shape[0] for layer in source.layers if _classifies(layer)}
+    alike = [layer for layer in target.layers if _classifies(layer) and layer.shape[0] == ours.shape[0]]
+    kept = [layer.name for layer in alike if outputs.get(partner.get(layer.name)) == theirs.shape[0]]
+    return dict.fromkeys(kept, f"a classifier of {ours.shape[0]} classes, of {theirs.shape[0]} in the source")
 
 
 def map_head(
@@ -89,7 +93,11 @@ def map_head(
 def _classifier(architecture: Architecture) -> Layer | None:
     """The last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a norm has none."""
     last = next((layer for layer in reversed(architecture.layers) if layer.shape), None)
-    return last if last and last.kind in COUNTED and set(last.shape[2:]) <= {1} else None
+    return last if last and _classifies(last) else None
+
+
+def _classifies(layer: Layer) -> bool:
+    return bool(layer.shape) and layer.kind in COUNTED and set(layer.shape[2:]) <= {1}
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,13 @@ class ChosenClasses:
     classes: Mapping[int, int]
 
     def __call__(self, source: Weights, target: Weights) -> Indices:
-        ours, theirs = (torch.tensor(list(rows), device="cpu") for rows in (self.classes.keys(), self.classes.values()))
+        rows = self.classes.keys(), self.classes.values()
+        ours, theirs = (torch.tensor(list(chosen), device="cpu", dtype=torch.long) for chosen in rows)
         indices = {}
         for name, s, t in shared(source, target):
+            for chosen, tensor in ((ours, t), (theirs, s)):
+                if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(tensor):
+                    raise ValueError(f"head maps classes that are not among the {len(tensor)} of a classifier's {name}")
             to, by = centre(s.shape, t.shape)
             indices[name] = (ours, *to[1:]), (theirs, *by[1:])
         return indices
@@ -110,12 +122,14 @@ class ChosenClasses:
 # --- the first layer --------------------------------------------------------------------------------------------------
 
 
-def other_inputs(source: Architecture, target: Architecture, partner: Mapping[str, str]) -> list[str]:
+def other_inputs(source: Network, target: Network, partner: Mapping[str, str]) -> list[str]:
     """The target's first convolution, if its partner is the source's and takes another number of input channels."""
-    first, ours = _first_convolution(source), _first_convolution(target)
+    first, ours = (_first_convolution(network.architecture) for network in (source, target))
     if not first or not ours or partner.get(ours.name) != first.name or first.shape[1] == ours.shape[1]:
         return []
-    return [ours.name]
+    layers = [next(w for w in n.weights if w.name == layer.name) for n, layer in ((source, first), (target, ours))]
+    whole = all("weight" in w.tensors and getattr(w.module, "groups", 1) == 1 for w in layers)
+    return [ours.name] if whole else []
 
 
 def _first_convolution(architecture: Architecture) -> Layer | None:

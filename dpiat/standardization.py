@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.parametrized import CHAINS, computed
+from dpiat.sources import Stored
 
 MODES = ("default", "paper")
 
@@ -41,14 +42,14 @@ def standardize(module: nn.Module, mode: str = "default") -> Architecture:
     have shapes, as in the authors' code; the others stay in the list, where they lengthen the ranges of Eq. 3.
 
     The module is only read: on any device, the meta device included. DataParallel, DistributedDataParallel and
-    torch.compile are looked through.
+    torch.compile are looked through. Of a state dict (`dpiat.load`), the kinds of layers are what the shapes tell.
 
     Raises TypeError if `module` is not an nn.Module, or one that torch.jit.script made, ValueError if it has lazy
     parameters that no forward pass has given a shape yet.
 
         >>> print(standardize(torchvision.models.resnet18()))
     """
-    return read(module, mode).architecture
+    return read(module, mode, isinstance(module, Stored)).architecture
 
 
 class LayerWeights(NamedTuple):
@@ -94,8 +95,11 @@ def read(module: nn.Module, mode: str = "default", shapes_alone: bool = False) -
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The network itself inside of DataParallel, DistributedDataParallel or torch.compile."""
-    while len(module._modules) == 1 and not module._parameters and (key := next(iter(module._modules))) in WRAPPERS:
-        module = module._modules[key]
+    while len(module._modules) == 1 and not module._parameters:
+        key, child = next(iter(module._modules.items()))
+        if key not in WRAPPERS or child is None:
+            break
+        module = child
     return module
 
 
@@ -105,6 +109,7 @@ class _Reader:
     def __init__(self, paper: bool, shapes_alone: bool):
         self.paper, self.shapes_alone = paper, shapes_alone
         self.weights: list[LayerWeights] = []
+        self.convolutions = 0  # so far, with shapes alone
 
     def kind(self, module: nn.Module) -> str:
         """The kind that a module is a layer of, whatever is inside it; "" if only its class tells."""
@@ -154,9 +159,13 @@ class _Reader:
         shape = _shape(tensors.values(), name)
         if self.shapes_alone:
             kind = "BatchNorm" if "running_mean" in tensors else DIMENSIONS.get(len(shape), "Parameter")
+            if any(key.startswith("weight_hh") for key in tensors):
+                kind = "Recurrent"
             if self.paper:
-                return Layer(name, kind, () if kind in ("Norm", "Parameter") else shape)
-            depthwise = DEPTHWISE if len(shape) > 2 and shape[1] == 1 < shape[0] else ""
+                return Layer(name, kind, () if kind in ("Norm", "Recurrent", "Parameter") else shape)
+            convolution = len(shape) > 2
+            depthwise = DEPTHWISE if convolution and self.convolutions and shape[1] == 1 < shape[0] else ""
+            self.convolutions += convolution  # the first one may see grey images
             return Layer(name, depthwise + kind, shape)
         if self.paper:
             weight = tensors.get("weight") if kind else None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,12 +15,23 @@ from torch.optim import Optimizer
 
 from dpiat.assignment import MATCHINGS, Matcher
 from dpiat.operators import OPERATORS, Index, Indices, Operator, clip
-from dpiat.parametrized import assign, originals
+from dpiat.parametrized import assign, originals, solved
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report, times
-from dpiat.roles import CLASSES, HEADS, INPUTS, ChosenClasses, adapt_inputs, kept_head, map_head, other_inputs, seen
+from dpiat.roles import (
+    CLASSES,
+    HEADS,
+    INPUTS,
+    UNMATCHED,
+    ChosenClasses,
+    adapt_inputs,
+    kept_head,
+    map_head,
+    other_inputs,
+    seen,
+)
 from dpiat.sources import Source, Stored, load
 from dpiat.standardization import MODES, LayerWeights, Network, read
-from dpiat.writing import Write, check_alike, move_state, put
+from dpiat.writing import Write, check, check_optimizers, move_state, put
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,8 +54,9 @@ def transfer(
     matched tensor, in place. Tensors without a counterpart keep their values. `source` is not modified; nor are
     devices, dtypes, requires_grad and the training flag of either.
 
-    `source` is a module, a state dict, the path of one (.pt, .pth, .bin, .safetensors), or a timm name, which brings
-    its pretrained weights. Of a state dict the kinds of layers are what the shapes tell.
+    `source` is a module, a state dict, the path of one (.pt, .pth, .bin), or a timm name, which brings its pretrained
+    weights. Of a state dict the kinds of layers are what the shapes tell; the groups of its convolutions are not known.
+    `dpiat.load` makes a module of a state dict, or of a .safetensors file, if you name its network.
 
     mode="default" also carries the running statistics of batch norms and the weights of layers that the paper does
     not treat, so that a network transferred to itself stays the same function; it knows groups, strides, stacked
@@ -58,15 +71,19 @@ def transfer(
     that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
     `dpiat.operators`). `optimizer`, the source's and the target's, also moves the state of Adam or SGD.
 
+    A weight that is computed from others (torch.nn.utils.parametrize, weight_norm) comes as near to what it receives as
+    they can bring it.
+
     Returns a report with one entry for each target tensor. Raises TypeError if an argument is of another type,
-    ValueError for an unknown name, lazy parameters, weights on the meta device, or a file that holds no weights.
+    ValueError for an unknown name, lazy parameters, weights that cannot be read or written (on the meta device, shared
+    with the source, ...), or a file that holds no weights. Then nothing is written.
 
         >>> from dpiat import transfer
         >>> report = transfer(trained, new)
         >>> print(report.summary())
     """
-    planned, writes = _plan(source, target, mode, head, matching, operator)
-    return planned._carry_out(writes, optimizer)
+    planned, writes, given = _plan(source, target, mode, head, matching, operator)
+    return planned._carry_out(writes, given, optimizer)
 
 
 def plan(
@@ -81,14 +98,16 @@ def plan(
     return _plan(source, target, mode, head, matching, operator)[0]
 
 
-def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Write]]:
-    """The plan, and what it takes to carry it out while the networks are as they are."""
+def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Write], list[LayerWeights]]:
+    """The plan, and what it takes to carry it out while the networks are as they are: what goes where, the source."""
     if not isinstance(target, nn.Module):
         raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if not isinstance(head, Mapping) and head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)} or {{target class: source class}}, got {head!r}")
+    if isinstance(head, Mapping):
+        head = {_class(target): _class(source) for target, source in head.items()}
     matcher, operator = _chosen("matching", matching, MATCHINGS), _chosen("operator", operator, OPERATORS)
     source = load(source)
     giver, taker = _read(source, target, mode)
@@ -101,16 +120,23 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Wr
     elif mode == "default" or head == "skip":
         kept = kept_head(*architectures, partner, head)
     if mode == "default":
-        rules |= dict.fromkeys(other_inputs(*architectures, partner), INPUTS)
-    planned = Plan(source, target, Report(()), mode, operator, dict(head) if isinstance(head, Mapping) else {})
+        rules |= dict.fromkeys(other_inputs(giver, taker, partner), INPUTS)
+    planned = Plan(source, target, Report(()), mode, operator, head if isinstance(head, Mapping) else {})
     found = list(planned._entries(giver.weights, taker.weights, partner, kept, rules))
     report = Report(tuple(entry for entry, _ in found))
-    return replace(planned, report=report), [write for _, write in found if write]
+    return replace(planned, report=report), [write for _, write in found if write], giver.weights
 
 
 def _read(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network, Network]:
     shapes_alone = isinstance(source, Stored)
     return read(source, mode, shapes_alone), read(target, mode, shapes_alone)
+
+
+def _class(number: Any) -> int:
+    try:
+        return index(number)
+    except TypeError as error:
+        raise TypeError(f"head maps classes by their numbers, got {number!r}") from error
 
 
 def _chosen(key: str, value: Any, known: Mapping[str, Any]) -> Any:
@@ -142,29 +168,34 @@ class Plan:
         With `optimizer`, the source's and the target's, the state of the parameters that are written moves too.
 
         Nothing is written unless everything can be. Raises ValueError if a tensor that takes part is on the meta
-        device or no longer has the shape it was planned with, or if the optimizers are of different classes.
+        device, no longer has the shape it was planned with, or cannot be written, or if the state of the source's
+        optimizer means nothing to the target's.
         """
-        networks = _read(self.source, self.target, self.mode)
-        return self._carry_out(list(self._writes(*networks)), optimizer)
+        source, target = _read(self.source, self.target, self.mode)
+        return self._carry_out(list(self._writes(source, target)), source.weights, optimizer)
 
     @torch.no_grad()
-    def _carry_out(self, writes: Sequence[Write], optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
-        if optimizer:
-            check_alike(*optimizer)
-        for write in writes:
-            for layer, tensor in ((write.by, write.source), (write.to, write.target)):
-                if tensor.is_meta:
-                    name = layer.path(write.local)
-                    raise ValueError(f"{name} is on the meta device and has no values: materialize the network first")
-        for write in writes:
+    def _carry_out(
+        self, writes: Sequence[Write], given: Iterable[LayerWeights], optimizer: tuple[Optimizer, Optimizer] | None
+    ) -> Report:
+        itself = self.source is self.target
+        check(writes, () if itself else given)
+        if optimizer is not None:
+            check_optimizers(writes, optimizer)
+        computed = [write for write in writes if write.local in originals(write.to.module)]
+        for write in computed:  # into tensors of their own
             put(write.target, write.source, write.index)
+        values = [solved(write.to.module, write.local, write.target, write.by.module) for write in computed]
+        sources = [write.source.clone() if itself else write.source for write in writes]
+        for write, source in zip(writes, sources, strict=True):
+            put(write.target, source, write.index)
         if hasattr(self.operator, "finish"):
             for layer in {write.to.name: write.to for write in writes}.values():
                 self.operator.finish(seen(layer, layer, self.mode)[1])
-        for write in writes:
-            if write.local in originals(write.to.module):
-                assign(write.to.module, write.local, write.target, write.by.module)
-        if optimizer:
+            values = [solved(write.to.module, write.local, write.target, write.by.module) for write in computed]
+        for write, value in zip(computed, values, strict=True):
+            assign(write.to.module, write.local, value)
+        if optimizer is not None:
             move_state(writes, *optimizer)
         return self.report
 
@@ -176,7 +207,9 @@ class Plan:
             if entry.action == LEFT:
                 continue
             to, local = _found(wanted, entry.target, entry.shape)
-            by, _ = _found(given, entry.source, entry.source_shape)
+            by, theirs = _found(given, entry.source, entry.source_shape)
+            if theirs != local:
+                raise ValueError(f"{entry.source} is no counterpart of {entry.target}: make a new plan")
             key = to.name, by.name
             route = routes.get(key) or routes.setdefault(key, self._route(by, to, entry.rule))
             yield Write(to, by, local, *route.part(local))
@@ -203,16 +236,18 @@ class Plan:
         given = {layer.name: layer for layer in sources}
         partners = [given.get(partner.get(layer.name)) for layer in targets]
         writer = _writers(targets, partners)
+        held = {name for name, reason in kept.items() if reason != UNMATCHED} if writer else ()
+        untouched = {id(tensor): to.name for to in targets if to.name in held for tensor in to.tensors.values()}
         for to, by in zip(targets, partners, strict=True):
-            reason = kept.get(to.name) or ("" if by else "no source layer matched")
-            found = _left(to, reason) if reason else self._filled(by, to, rules.get(to.name, ""))
-            for (entry, write), (local, tensor) in zip(found, to.tensors.items(), strict=True):
-                if self.mode == "paper" and local in to.module._buffers:
-                    note = "a buffer, which paper mode does not copy"
-                    entry, write = Entry(entry.target, entry.shape, LEFT, note=note), None
+            rule, reason = rules.get(to.name, ""), kept.get(to.name) or ("" if by else "no source layer matched")
+            found = _left(to, reason) if reason else self._filled(by, to, rule)
+            for (entry, write), tensor in zip(found, to.tensors.values(), strict=True):
                 if writer.get(id(tensor), entry.target) != entry.target:  # its elements are counted once
-                    note = f"the same tensor as {writer[id(tensor)]}"
-                    entry, write = Entry(entry.target, (0,), LEFT, note=note), None
+                    if rule == CLASSES:
+                        raise ValueError(f"head maps classes, and {entry.target} is {writer[id(tensor)]} as well")
+                    entry, write = Entry(entry.target, (0,), LEFT, shared=writer[id(tensor)]), None
+                elif write and id(tensor) in untouched:
+                    entry, write = Entry(entry.target, entry.shape, LEFT, note=kept[untouched[id(tensor)]]), None
                 yield entry, write
 
     def _filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[tuple[Entry, Write | None]]:
@@ -221,7 +256,9 @@ class Plan:
         indices = route.indices
         for local, t in to.tensors.items():
             name, shape, s = to.path(local), tuple(t.shape), by.tensors.get(local)
-            if s is None:
+            if self.mode == "paper" and local in to.module._buffers:
+                reason = "a buffer, which paper mode does not copy"
+            elif s is None:
                 reason = f"{by.name or 'the source'} has no {local}"
             elif s.dim() != len(shape):
                 reason = f"{by.path(local)} has {s.dim()} dimensions"
@@ -229,12 +266,16 @@ class Plan:
                 reason = "the operator leaves it"
             elif s.layout != torch.strided or t.layout != torch.strided:
                 reason = "sparse tensors are not treated"
+            elif s.is_quantized or t.is_quantized:
+                reason = "quantized tensors are not treated"
+            elif s.shape != t.shape and not (t.is_floating_point() or t.is_complex()):
+                reason = f"{_dtype(t)} values are no weights that could be cropped"
             elif s.dtype != t.dtype and not torch.can_cast(s.dtype, t.dtype):
                 reason = f"{_dtype(s)} values do not fit {_dtype(t)}"
             else:
                 source_shape = tuple(s.shape)
                 filled = prod(map(min, source_shape, shape)) if indices is None else _count(t, indices[local][0])
-                action = COPIED if shape == source_shape else CROPPED if filled == t.numel() else PARTLY
+                action = PARTLY if filled < t.numel() else COPIED if shape == source_shape else CROPPED
                 note = f"{_dtype(s)} → {_dtype(t)}" if s.dtype != t.dtype else ""
                 entry = Entry(name, shape, action, filled, by.path(local), source_shape, note, rule)
                 yield entry, Write(to, by, local, *route.part(local))
@@ -251,7 +292,9 @@ class Plan:
         chosen = [e for e in self.report.entries if e.target == name or e.target.startswith(f"{name}.")]
         if not chosen:
             raise ValueError(f"the target has no {name!r}: print the plan to see its names")
-        return self._with(Entry(entry.target, entry.shape, LEFT, note="dropped") for entry in chosen)
+        shared = {entry.shared for entry in chosen}
+        chosen += [entry for entry in self.report.entries if entry.target in shared]
+        return self._with(Entry(e.target, e.shape, LEFT, note="dropped", shared=e.shared) for e in chosen)
 
     def pair(self, source: str, target: str) -> Plan:
         """The plan with a layer of the target filled from a layer of the source of your choice, given by their names.
@@ -265,11 +308,12 @@ class Plan:
             if found[-1] is None:
                 raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
         by, to = found
-        entries = [entry for entry, write in self._filled(by, to) if write]
+        rule = INPUTS if self.mode == "default" and other_inputs(*networks, {target: source}) else ""
+        entries = [entry for entry, write in self._filled(by, to, rule) if write]
         if not entries:
             raise ValueError(f"no tensor of {target!r} has one of as many dimensions in {source!r}")
         # A shared tensor is written under the one of its names that has its elements.
-        aliases = {e.target: e.note.rpartition(" ")[2] for e in self.report.entries if e.shape == (0,) and e.note}
+        aliases = {entry.target: entry.shared for entry in self.report.entries if entry.shared}
         return self._with(entry._replace(target=aliases.get(entry.target, entry.target)) for entry in entries)
 
     def _with(self, entries: Iterable[Entry]) -> Plan:
@@ -296,9 +340,11 @@ class Plan:
                 raise ValueError(f"its format is {kept['format']!r}, not {FORMAT!r}")
             shapes = ("shape", "source_shape")
             entries = [Entry(**{k: tuple(v) if k in shapes else v for k, v in row.items()}) for row in kept["entries"]]
+            if wrong := {entry.action for entry in entries} - {COPIED, CROPPED, PARTLY, LEFT}:
+                raise ValueError(f"there is no action {wrong.pop()!r}")
             operator = operator or OPERATORS.get(kept["operator"])
             mode, classes = kept["mode"], dict(kept["classes"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a plan that to_json wrote ({error})") from error
         if operator is None:
             raise ValueError("the plan was made with an operator of your own: pass it as operator=")

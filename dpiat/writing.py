@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from dpiat.operators import Index
 from dpiat.standardization import LayerWeights
@@ -49,21 +50,84 @@ def _put_centre(target: Tensor, source: Tensor) -> None:
     target.copy_(source)
 
 
-def check_alike(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
-    """Raise ValueError if the state of one optimizer means nothing to the other."""
+def check(writes: Iterable[Write], given: Iterable[LayerWeights]) -> None:
+    """Raise ValueError if a tensor that takes part cannot be read or written, or if one to be written is a source's.
+
+    `given` are the layers of the source. A tensor that is written to itself is no harm.
+    """
+    of_source = {_address(tensor) for layer in given for tensor in layer.tensors.values()} - {0}
+    for write in writes:
+        target, source = write.target, write.source
+        if target.is_meta or source.is_meta:
+            layer = write.to if target.is_meta else write.by
+            raise ValueError(f"{_path(layer, write)} is on the meta device and has no values: materialize it first")
+        if target.data_ptr() in of_source and target is not source:
+            name = _path(write.to, write)
+            raise ValueError(f"{name} belongs to the source too, which must not change: copy one network first")
+        if 0 in target.stride() and 0 not in target.shape and max(target.shape) > 1:
+            name = _path(write.to, write)
+            raise ValueError(f"{name} is expanded, many elements in one place of memory: make it contiguous first")
+        if target.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(f"{_path(write.to, write)} was made in inference mode and cannot be written outside of it")
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor begins in memory; 0 if it has no elements or no place."""
+    return 0 if tensor.is_meta or tensor.layout != torch.strided else tensor.data_ptr()
+
+
+def _path(layer: LayerWeights, write: Write) -> str:
+    return layer.path(write.local)
+
+
+# Those that keep, for each parameter, tensors of its shape, and others that do not depend on it.
+OPTIMIZERS = tuple(
+    getattr(torch.optim, name)
+    for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SGD", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD")
+)
+KINDS_OF_STATE = ("amsgrad", "momentum", "centered")  # options that decide what there is
+
+
+def check_optimizers(writes: Iterable[Write], optimizers: tuple[Optimizer, Optimizer]) -> None:
+    """Raise TypeError if these are no two optimizers, ValueError if the state of the first is no use to the second."""
+    try:
+        source, target = optimizers
+    except (TypeError, ValueError):
+        source = target = None
+    if not isinstance(source, Optimizer) or not isinstance(target, Optimizer):
+        raise TypeError("optimizer must be two: that of the source and that of the target")
+    names = [type(optimizer).__name__ for optimizer in (source, target)]
     if type(source) is not type(target):
-        raise ValueError(
-            f"the optimizers must be of one class, got {type(source).__name__} and {type(target).__name__}"
-        )
+        raise ValueError(f"the optimizers must be of one class, got {names[0]} and {names[1]}")
+    if not isinstance(source, OPTIMIZERS):
+        known = ", ".join(cls.__name__ for cls in OPTIMIZERS)
+        raise ValueError(f"the state of {names[0]} cannot be cropped: known are {known}")
+    for key in KINDS_OF_STATE:
+        values = [bool(optimizer.defaults.get(key)) for optimizer in (source, target)]
+        if values[0] != values[1]:
+            raise ValueError(f"the optimizers must agree in {key}, got {values[0]} and {values[1]}")
+    writes = list(writes)
+    for role, optimizer, tensors in (
+        ("source", source, [write.source for write in writes]),
+        ("target", target, [write.target for write in writes]),
+    ):
+        trained = _trained(optimizer)
+        if writes and not any(id(tensor) in trained for tensor in tensors):
+            raise ValueError(f"the {role}'s optimizer has none of its parameters: optimizer=(source's, target's)")
 
 
-def move_state(writes: Iterable[Write], source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
+def _trained(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def move_state(writes: Iterable[Write], source: Optimizer, target: Optimizer) -> None:
     """Give the written parameters the state of those that they were written from, through the same indices.
 
-    State of the parameter's shape (Adam's moments, SGD's momentum) starts from zeros where nothing was written; other
-    state (the step) is copied.
+    State of the parameter's shape (Adam's moments, SGD's momentum) stays where nothing was written, or is zero there if
+    there was none; other state (the step) is copied. What was written from something else than a parameter, such as an
+    average of its input channels, has no state to take over.
     """
-    trained = {id(parameter) for group in target.param_groups for parameter in group["params"]}
+    trained = _trained(target)
     for write in writes:
         state = source.state.get(write.source)
         if not state or id(write.target) not in trained:

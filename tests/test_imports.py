@@ -17,7 +17,7 @@ ALLOWED = {
     "dpiat.report": set(),
     "dpiat.sources": set(),
     "dpiat.operators": set(),
-    "dpiat.standardization": {"architecture", "parametrized"},
+    "dpiat.standardization": {"architecture", "parametrized", "sources"},
     "dpiat.scoring": {"architecture"},
     "dpiat.matching": {"architecture", "scoring"},
     "dpiat.assignment": {"architecture", "matching", "scoring"},

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -173,3 +174,60 @@ def test_a_sparse_tensor_is_left_and_said_to_be_sparse():
     source.weight = nn.Parameter(source.weight.detach().to_sparse())
     weight, bias = transfer(source, target).entries
     assert (weight.action, weight.note, bias.action) == ("left", "sparse tensors are not treated", "copied")
+
+
+def test_every_classifier_of_other_classes_is_kept():
+    def model(classes: int) -> nn.Module:
+        return timm.create_model("deit_tiny_distilled_patch16_224", num_classes=classes)
+
+    with torch.device("meta"):
+        entries = {entry.target: entry for entry in plan(model(1000), model(10)).report.entries}
+        same = plan(model(10), model(10)).report
+    for name in ("head.weight", "head_dist.weight"):
+        assert entries[name].note == "a classifier of 10 classes, of 1000 in the source"
+    assert same.share == 1
+
+
+def test_query_key_and_value_of_a_convolution_are_cropped_one_by_one():
+    def attention(width: int) -> nn.Module:
+        return nn.ModuleDict({"stem": nn.Conv2d(3, width, 1), "qkv": nn.Conv2d(width, 3 * width, 1)})
+
+    source, target = attention(8), attention(4)
+    with torch.no_grad():
+        source["qkv"].weight.copy_(torch.arange(1.0, 4).repeat_interleave(8)[:, None, None, None])
+    transfer(source, target, head="copy")
+    assert target["qkv"].weight[:, 0, 0, 0].tolist() == [1] * 4 + [2] * 4 + [3] * 4
+
+
+def test_groups_are_no_other_input_channels():
+    source, target = nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 1, groups=2)
+    with torch.no_grad():
+        source.weight.copy_(torch.arange(1.0, 5)[None, :, None, None])
+    transfer(nn.Sequential(source, nn.Conv2d(8, 8, 3)), nn.Sequential(target, nn.Conv2d(8, 8, 3)), head="copy")
+    assert target.weight.flatten(1).tolist() == [[1, 2]] * 4 + [[3, 4]] * 4
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda a, b: torch.optim.Adam(a.parameters()), "optimizer must be two"),
+        (
+            lambda a, b: (torch.optim.Adam(a.parameters()), torch.optim.Adam(b.parameters(), amsgrad=True)),
+            "must agree in amsgrad, got False and True",
+        ),
+        (lambda a, b: [torch.optim.Adam(net.parameters()) for net in (b, a)], "the source's optimizer has none of its"),
+        (lambda a, b: [torch.optim.LBFGS(net.parameters()) for net in (a, b)], "the state of LBFGS cannot be cropped"),
+    ],
+)
+def test_optimizers_whose_state_is_of_no_use_are_refused(make, message):
+    source, target = network(3, 10), network(3, 10)
+    before = target[0].weight.detach().clone()
+    with pytest.raises((TypeError, ValueError), match=message):
+        transfer(source, target, optimizer=make(source, target))
+    assert torch.equal(target[0].weight, before)
+
+
+@pytest.mark.parametrize("head", [{0.0: 1.0}, {"0": 1}])
+def test_classes_are_numbers(head):
+    with pytest.raises(TypeError, match="head maps classes by their numbers, got"):
+        plan(network(3, 10), network(3, 10), head=head)

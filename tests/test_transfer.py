@@ -282,3 +282,101 @@ def test_a_plan_as_a_dataframe():
     assert list(table.index) == [entry.target for entry in planned.report.entries]
     assert table.loc["0.weight", "action"] == "cropped" and table.loc["3.bias", "share"] == 1
     assert (table["filled"].sum() / table["elements"].sum()) == planned.report.share
+
+
+class Positions(nn.Module):
+    def __init__(self, length: int):
+        super().__init__()
+        self.table = nn.Embedding(length, 4)
+        self.register_buffer("places", torch.arange(length)[None])
+
+    def forward(self, inputs):
+        return self.table(self.places[:, : inputs.shape[1]])
+
+
+def test_indices_are_not_cropped():
+    source, target = Positions(9), Positions(5)
+    report = transfer(source, target)
+    assert {e.target: e.action for e in report.entries} == {"places": "left", "table.weight": "cropped"}
+    assert "int64 values are no weights that could be cropped" in str(report)
+    assert torch.equal(target(torch.zeros(1, 5)), source.table.weight[None, 2:7])
+    same = Positions(9)
+    assert transfer(source, same).share == 1
+
+
+def test_a_source_that_shares_layers_with_the_target_does_not_change():
+    source = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    target = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), source[0], nn.ReLU(), nn.Linear(4, 2))
+    before = state(source), state(target)
+    with pytest.raises(ValueError, match=r"2\.weight belongs to the source too, which must not change"):
+        transfer(source, target)
+    assert all(torch.equal(a, b) for a, b in zip(before[0].values(), source.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before[1].values(), target.state_dict().values(), strict=True))
+    same = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    before = state(same)
+    planned = plan(same, same, matching="random", head="copy")
+    planned.apply()  # as if from a copy of itself
+    for entry in planned.report.entries:
+        assert torch.equal(same.state_dict()[entry.target], before[entry.source])
+
+
+def test_tensors_that_cannot_be_written_are_named():
+    source, target = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
+    target.append(nn.ReLU()).append(nn.Linear(4, 4))
+    before = target[0].weight.detach().clone()
+    target[2].weight = nn.Parameter(torch.zeros(1, 4).expand(4, 4))
+    with pytest.raises(ValueError, match=r"2\.weight is expanded"):
+        transfer(source, target)
+    with torch.inference_mode():
+        target[2] = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"2\.weight was made in inference mode"):
+        transfer(source, target)
+    assert torch.equal(target[0].weight, before)
+
+
+def test_a_tied_classifier_is_kept_under_all_of_its_names():
+    def model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 4), nn.Linear(4, 6, bias=False))
+        network[2].weight = network[0].weight
+        return network
+
+    source = model(0)
+    for change in (lambda target: transfer(source, target, head="skip"), lambda t: plan(source, t).drop("2").apply()):
+        target = model(1)
+        before = target[2].weight.detach().clone()
+        change(target)
+        assert torch.equal(target[2].weight, before) and torch.equal(target[1].weight, source[1].weight)
+    with pytest.raises(ValueError, match=r"head maps classes, and 2\.weight is 0\.weight as well"):
+        transfer(source, model(1), head={0: 5})
+    dropped = plan(source, model(1)).drop("2").drop("0")
+    assert [e.filled for e in dropped.pair("0", "0").report.entries] == [24, 16, 4, 0]
+
+
+def test_a_text_that_is_no_plan_of_these_networks_is_refused():
+    source, target = classifier(10), classifier(10)
+    before = state(target)
+    text = plan(source, target).to_json()
+    crossed = text.replace('"source": "1.weight"', '"source": "1.bias"')
+    assert crossed != text
+    with pytest.raises(ValueError, match=r"1\.bias is no counterpart of 1\.weight: make a new plan"):
+        Plan.from_json(crossed, source, target).apply()
+    with pytest.raises(ValueError, match=r"not a plan that to_json wrote .there is no action 'moved'"):
+        Plan.from_json(text.replace('"copied"', '"moved"', 1), source, target)
+    with pytest.raises(ValueError, match="not a plan that to_json wrote"):
+        Plan.from_json('{"format": "dpiat plan 2", "entries": [1]}', source, target)
+    mapped = plan(source, target, head={0: 1}).to_json().replace("[\n   0,", "[\n   99,")
+    with pytest.raises(ValueError, match="head maps classes that are not among the 10"):
+        Plan.from_json(mapped, source, target).apply()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), target.state_dict().values(), strict=True))
+
+
+def test_a_pair_follows_the_mode():
+    source, target = classifier(10), classifier(10)
+    paired = plan(source, target, mode="paper").drop("1").pair("1", "1")
+    assert {e.target for e in paired.report.entries if e.filled} >= {"1.weight", "1.bias"}
+    assert not any(e.filled for e in paired.report.entries if "running" in e.target)
+    grey = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    rgb = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    plan(rgb, grey).drop("0").pair("0", "0").apply()
+    torch.testing.assert_close(grey[0].weight, rgb[0].weight.sum(1, keepdim=True))

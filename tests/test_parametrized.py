@@ -1,0 +1,98 @@
+"""Weights that are computed from others: read without a trace, written through what they are computed from."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from dpiat import plan, standardize, transfer
+
+
+def network(wrap, width: int = 6, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(wrap(nn.Linear(width, width)), nn.ReLU(), nn.Linear(width, 3)).eval()
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight):
+        return weight * self.factor
+
+    def right_inverse(self, weight):
+        return weight / self.factor
+
+
+def scaled(factor: float):
+    return lambda layer: parametrize.register_parametrization(layer, "weight", Scaled(factor)) or layer
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, parametrizations.orthogonal])
+def test_buffers_beside_the_originals_move_too(wrap):
+    source, target = network(wrap), network(wrap, seed=1)
+    transfer(source, target)
+    inputs = torch.randn(4, 6)
+    assert torch.equal(source(inputs), target(inputs))
+
+
+def test_looking_changes_no_buffer():
+    source = network(parametrizations.spectral_norm).train()
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    standardize(source)
+    transfer(source, network(lambda layer: layer))
+    assert all(torch.equal(before[name], tensor) for name, tensor in source.state_dict().items())
+    assert all(module.training for module in source.modules())
+
+
+def test_other_parametrizations_of_the_same_shapes_compute_the_same_weight():
+    source, target = network(scaled(2.0)), network(scaled(4.0), seed=1)
+    transfer(source, target)
+    assert torch.equal(target[0].weight, source[0].weight)
+
+
+def test_what_a_plan_says_of_a_computed_weight_is_so():
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), parametrizations.weight_norm(nn.Linear(4, 3)))
+
+    source, target = make(0), make(1)
+    before = target[2].weight.detach().clone()
+    transfer(source, target, head={0: 2})
+    torch.testing.assert_close(target[2].weight[0], source[2].weight[2])
+    torch.testing.assert_close(target[2].weight[1:], before[1:])
+    spread = network(parametrizations.weight_norm, 40)
+    transfer(network(lambda layer: layer, 40, seed=1), spread, operator="clip_normalized")
+    assert float(spread[0].weight.detach().std()) == pytest.approx(1 / (3 * 40) ** 0.5, rel=1e-3)
+
+
+def test_a_row_of_zeros_has_no_direction():
+    source, target = nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 4))
+    with torch.no_grad():
+        source.weight[0] = 0
+    transfer(source, target)
+    torch.testing.assert_close(target.weight, source.weight)
+
+
+class OneWay(nn.Module):
+    def forward(self, weight):
+        return weight.abs()
+
+
+class NoWayBack(OneWay):
+    def right_inverse(self, weight):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("step", [OneWay, NoWayBack])
+def test_nothing_is_written_if_a_weight_cannot_be(step):
+    target = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    parametrize.register_parametrization(target[2], "weight", step())
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    source = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=f"{step.__name__} of weight has no right_inverse"):
+        transfer(source, target)
+    assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
+    plan(source, target).drop("2").apply()
+    assert torch.equal(target[0].weight, source[0].weight)
