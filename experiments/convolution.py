@@ -36,7 +36,7 @@ class _Convolving(TorchFunctionMode):
 
 
 def conv2d(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Pair = 1,
@@ -44,15 +44,15 @@ def conv2d(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """torch.nn.functional.conv2d of x (images, channels, height, width), but for rounding."""
-    if x.dim() == 4 and not isinstance(padding, str) and pair(dilation) == (1, 1):
-        pixels, kernel = x.shape[2] * x.shape[3], tuple(weight.shape[2:])
+    """torch.nn.functional.conv2d of input (images, channels, height, width), but for rounding."""
+    if input.dim() == 4 and not isinstance(padding, str) and pair(dilation) == (1, 1):
+        pixels, kernel = input.shape[2] * input.shape[3], tuple(weight.shape[2:])
         pointwise = groups == 1 and kernel == (1, 1) == pair(stride) and pair(padding) == (0, 0)
         if pointwise and pixels <= FEW:
-            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-        if groups == len(weight) == x.shape[1] > 1 and pixels <= _most(kernel) and weight.requires_grad:
-            return _Depthwise.apply(x, weight, bias, pair(stride), pair(padding))
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+            return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        if groups == len(weight) == input.shape[1] > 1 and pixels <= _most(kernel) and weight.requires_grad:
+            return _Depthwise.apply(input, weight, bias, pair(stride), pair(padding))
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _most(kernel: Pair) -> int:

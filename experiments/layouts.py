@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +20,14 @@ from PIL import Image
 from experiments.records import atomic_write
 from experiments.settings import DatasetSettings, UserError, first_line
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}  # torchvision's
 ARCHIVE, DEVKIT = "ILSVRC2012_img", "ILSVRC2012_devkit_t12"  # of ImageNet
 IMAGENET_CLASSES, IMAGENET = 1000, {"train": 1_281_167, "val": 50_000}  # images
+
+
+# What Pillow's decoders raise, and zips.
+UNREADABLE = (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+UNREADABLE += (Image.DecompressionBombError,)
 
 
 class Entry(NamedTuple):
@@ -64,6 +70,12 @@ class Files:
         """The i-th file as a person finds it."""
         return os.path.join(self.containers[self.container[i]], os.fsdecode(self.names[i]))
 
+    def on_disk(self) -> Iterator[str]:
+        """The files that hold the images: each its own, or an archive."""
+        folders = [os.path.isdir(container) for container in self.containers]
+        for i, container in enumerate(self.container):
+            yield self.path(i) if folders[container] else self.containers[container]
+
     def read(self, i: int) -> bytes:
         """The content of the i-th file."""
         container = self.containers[self.container[i]]
@@ -80,7 +92,7 @@ class Files:
         """The i-th image in RGB. Raises UserError if it cannot be read."""
         try:
             return Image.open(io.BytesIO(self.read(i))).convert("RGB")
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:  # what Pillow's decoders raise
+        except UNREADABLE as error:
             raise UserError(f"{self.path(i)} is not an image that can be read: get it again or remove it") from error
 
 
@@ -94,9 +106,8 @@ class Listing(NamedTuple):
     classes: list[str]
 
     def sources(self) -> list[Path]:
-        """All files in the folders that hold the images, and the archives."""
-        parts = map(Path, {*self.train.containers, *self.test.containers})
-        return sorted(f for part in parts for f in (part.rglob("*") if part.is_dir() else [part]) if f.is_file())
+        """The image files in folders, and the archives of the others."""
+        return sorted({Path(file) for files in (self.train, self.test) for file in files.on_disk()})
 
 
 def find(settings: DatasetSettings, cache: Path) -> Listing:
@@ -107,7 +118,10 @@ def find(settings: DatasetSettings, cache: Path) -> Listing:
         raise UserError(
             f"{settings.name} under {root.absolute()} has no images for {'testing' if train else 'training'}"
         )
-    classes = sorted({entry.label for entry in (*train, *test)})
+    *given, classes = (sorted({entry.label for entry in split}) for split in (train, test, (*train, *test)))
+    if other := sorted({*given[0]} ^ {*given[1]}):
+        split = "testing" if other[0] in given[0] else "training"
+        raise UserError(f"{settings.name} under {root.absolute()} has no {split} images of the class {other[0]!r}")
     index = {label: i for i, label in enumerate(classes)}
     labels = [np.array([index[entry.label] for entry in split], dtype=np.int64) for split in (train, test)]
     return Listing(Files.of(train), labels[0], Files.of(test), labels[1], classes)
@@ -204,15 +218,19 @@ LAYOUTS: dict[str, Callable[[DatasetSettings, Path, Path], Entries]] = {
 
 
 def _images(part: Path) -> Iterator[Entry]:
-    """The images in a folder or zip, in the order of their names; the class is the folder they are in."""
+    """The images in a folder or zip, in the order of their names; the class is the folder they are in.
+
+    Files and folders whose names begin with a dot do not count.
+    """
     if part.is_dir():
         for label in sorted(os.listdir(part)):
-            if (part / label).is_dir():
+            if (part / label).is_dir() and not label.startswith("."):
                 yield from (Entry(label, str(part), f"{label}/{name}") for name in _image_names(part / label))
         return
     for name in sorted(_open_zip(str(part), os.getpid()).namelist()):
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-            yield Entry(Path(name).parent.name, str(part), name)
+        path = Path(name)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not any(each.startswith(".") for each in path.parts):
+            yield Entry(path.parent.name, str(part), name)
 
 
 def _flat(folder: Path) -> list[Entry]:
@@ -220,7 +238,11 @@ def _flat(folder: Path) -> list[Entry]:
 
 
 def _image_names(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    return sorted(n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES and not n.startswith("."))
 
 
 @lru_cache

@@ -37,7 +37,7 @@ def alone(file: Path, what: str) -> Iterator[None]:
             print(f"waiting for {file.read_text() or 'another process'}: {what}", flush=True)
             lock.acquire(poll_interval=0.5)
     except (OSError, NotImplementedError) as error:  # the latter is filelock's for a file system without flock
-        hint = "choose an output_dir and a cache_dir that have room, on a file system with locks"
+        hint = "choose an output_dir and a cache_dir that you may write to, with room, on a file system with locks"
         raise UserError(f"cannot lock {file} ({first_line(error)}): {hint}") from error
     try:
         yield

@@ -131,3 +131,10 @@ def test_no_activation_makes_autograd_copy_its_input():
         found = network(x)
     assert torch.equal(found, expected)
     assert "clone" in before.names and "clone" not in after.names
+
+
+def test_arguments_go_by_torchs_names():
+    x, weight = torch.randn(2, 6, 1, 1), torch.randn(4, 6, 1, 1)
+    with convolving(CPU):
+        found = F.conv2d(input=x, weight=weight)
+    torch.testing.assert_close(found, F.conv2d(x, weight))

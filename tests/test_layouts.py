@@ -224,3 +224,46 @@ def test_a_split_without_images_is_named(tmp_path):
         load(tree, "folder")
     with pytest.raises(UserError, match=r"no folder under .*/empty: set dataset\.root to a folder with train/"):
         load(tmp_path / "empty", "folder")
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_classes_may_be_links_and_what_is_no_image_does_not_count(tmp_path):
+    for place in ("a", "b"):
+        real = images.tree(tmp_path / place / "real", train=2, test=1)
+        for split in ("train", "test"):
+            (tmp_path / place / "set" / split).mkdir(parents=True)
+            for label in (real / split).iterdir():
+                (tmp_path / place / "set" / split / label.name).symlink_to(label)
+    images.write(tmp_path / "b" / "real" / "train" / "ash", ["001.jpg"], 5)  # the same names
+
+    def identity(place: str) -> str:
+        return data.identity(DatasetSettings(name="folder", stream=True, root=str(tmp_path / place / "set")))
+
+    first = identity("a")
+    assert first != identity("b")
+    (tmp_path / "a" / "set" / "train" / ".DS_Store").touch()
+    images.write(tmp_path / "a" / "set" / "train" / ".thumbnails", ["1.jpg"], 0)
+    assert identity("a") == first
+    assert load(tmp_path / "a" / "set", "folder").classes == ["ash", "birch"]
+
+
+def test_a_class_without_test_images_is_named(tmp_path):
+    root = images.tree(tmp_path / "tree", train=2, test=1)
+    images.write(root / "train" / "cedar", ["1.tif"], 0)
+    with pytest.raises(UserError, match="has no testing images of the class 'cedar'"):
+        load(root, "folder")
+
+
+def test_a_damaged_zip_is_named(tmp_path):
+    root = images.tree(tmp_path / "tree", train=2, test=1)
+    for split in ("train", "test"):
+        with zipfile.ZipFile(tmp_path / f"{split}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted((root / split).rglob("*.jpg")):
+                archive.write(file, file.relative_to(root / split))
+    content = bytearray((tmp_path / "train.zip").read_bytes())
+    content[150:400] = bytes(250)
+    (tmp_path / "train.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.zip/ash/\d+\.jpg is not an image that can be read"):
+        load(tmp_path, "folder", stream=False, stored_size=32)
