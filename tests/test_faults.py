@@ -356,3 +356,16 @@ def test_a_folder_without_locks_is_named(tmp_path):
     (tmp_path / "locks").write_text("a file where a folder should be")
     with pytest.raises(trial.UserError, match=r"cannot lock .*locks/digits.*: choose an output_dir"):
         trial.run(settings(tmp_path))
+
+
+def test_sigterm_ends_a_grid_and_its_workers(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ("init=random", "target_epochs=900", "launch=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "-m")
+    run = start(tmp_path, *words)
+    while run.poll() is None and len(list(tmp_path.glob("unfinished/*.pt"))) < 2:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM" in run.communicate()[1] and run.returncode == os.EX_TEMPFAIL
+    kept = sorted(tmp_path.glob("unfinished/*.pt"))
+    time.sleep(1)
+    assert sorted(tmp_path.glob("unfinished/*.pt")) == kept  # nobody goes on training
