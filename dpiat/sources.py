@@ -105,13 +105,13 @@ def _built(function: Callable, parameters: Mapping[str, Parameter], arguments: d
     return function()
 
 
-def outline(name: str) -> nn.Module:
+def outline(name: str, classes: int | None = None) -> nn.Module:
     """The network of a name, without memory for its weights unless its constructor reads their values."""
     try:
         with torch.device("meta"):
-            return build(name)
+            return build(name, classes=classes)
     except Exception:  # whatever a constructor raises that finds no values there
-        return build(name)
+        return build(name, classes=classes)
 
 
 def _from_timm(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Module:

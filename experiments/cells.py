@@ -74,10 +74,14 @@ def frames(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
     here = [record for record in records.values() if record["trial"]["dataset"] == paper.DATASETS[experiment]]
     scales = [name for name in sorted({record["scale"] for record in here}) if name in grids.names("scale")]
     planned = {scale: plan(experiment, f"scale={scale}") for scale in scales}
+
+    def of_scale(scale: str) -> Records:  # two scales may plan the same trials
+        return {name: record for name, record in records.items() if record["scale"] == scale}
+
     return {
-        scale: trials(cells, records)
+        scale: trials(cells, of_scale(scale))
         for scale, cells in planned.items()
-        if any(cell.trial.id in records for cell in cells)
+        if any(cell.trial.id in of_scale(scale) for cell in cells)
     }
 
 
@@ -146,7 +150,9 @@ def shown(values: pd.Series) -> str:
 
 
 def hardware(record: dict[str, Any]) -> str:
-    return record["cpu"] if record["device"] == "cpu" else record["device"]
+    """What a trial ran on: all of them, if it was continued on another machine."""
+    machines = [record, *record.get("continued", ())]
+    return ", then ".join(each["cpu"] if each["device"] == "cpu" else each["device"] for each in machines)
 
 
 def scale_line(frame: pd.DataFrame, records: Records) -> str:
@@ -170,7 +176,8 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
     more = f", {diverged} of them diverged and count with their best epoch" if diverged else ""
     if without := int(frame["sourceless"].sum()):
         more += f", {without} cannot be: their source diverged"
-    return f"{', '.join(parts)}. {len(found)} of {len(frame)} trials are run{more}."
+    scale = f"{', '.join(parts)}. " if found else ""
+    return f"{scale}{len(found)} of {len(frame)} trials are run{more}."
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:

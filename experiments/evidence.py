@@ -7,7 +7,6 @@ python -m experiments.evidence restore table01  writes the committed records bac
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from experiments.records import CannotWrite
 
 
 def planned(experiment: str) -> set[str]:
-    """The ids of an experiment's trials at every scale: targets, baselines, sources."""
-    scales = [(f"scale={name}",) for name in grids.names("scale")] if experiment in paper.DATASETS else [()]
+    """The ids of an experiment's trials, at every scale if it is the paper's: targets, baselines, sources."""
+    of_paper = experiment.startswith(("table", "figure"))
+    scales = [(f"scale={name}",) for name in grids.names("scale")] if of_paper else [()]
     found = [cell for scale in scales for cell in cells.plan(experiment, *scale)]
     return {trial.id for cell in found for trial in (cell.trial, cell.random, cell.trial.source) if trial}
 
@@ -39,7 +39,7 @@ def collect(experiment: str, folder: Path) -> str:
     if new:
         evidence = paper.RESULTS / "trials" / experiment
         kept = new | {record["id"]: record for record in records.evidence(evidence)}
-        lines = "".join(json.dumps(kept[name]) + "\n" for name in sorted(kept))
+        lines = "".join(records.evidence_line(kept[name]) for name in sorted(kept))
         records.atomic_write(evidence / "records.jsonl", lambda f: f.write(lines.encode()))
         cells.all_evidence.cache_clear()
     others = sum(record["id"] not in wanted for record in found)

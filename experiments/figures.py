@@ -304,6 +304,12 @@ def outdated(figures: Mapping[str, Figure], folder: Path) -> dict[Path, str]:
     return {file: text for file, text in texts.items() if not file.is_file() or file.read_text() != text}
 
 
+def _others(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Pictures that are missing, and files that are none of these figures."""
+    known = {folder / f"{name}{suffix}" for name in figures for suffix in (".png", ".svg")}
+    return sorted(known ^ {*folder.iterdir()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the figures from the records.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file is out of date")
@@ -312,6 +318,8 @@ def main() -> None:
     figures = build(cells.all_evidence(), tables.own_experiments())
     if not arguments.check:
         write(figures, folder)
+    elif others := _others(figures, folder):
+        sys.exit(f"error: missing, or made by nothing: {', '.join(file.name for file in others)}")
     elif stale := outdated(figures, folder):
         names = ", ".join(file.name for file in stale)
         sys.exit(f"error: not what the records give: {names}; run `make figures` and commit")

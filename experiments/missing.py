@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,11 @@ def missing(experiment: str, records: cells.Records, *words: str) -> dict[str, T
     return needed
 
 
-def report(experiment: str, records: cells.Records, *words: str) -> str:
-    """What is missing at the scale that the words name, the commands, and the hours at this machine's speed."""
+def report(experiment: str, records: cells.Records, *words: str, names: bool = False) -> str:
+    """What is missing at the scale that the words name, the commands, and the hours at this machine's speed.
+
+    With `names`, also the id of each trial.
+    """
     needed = missing(experiment, records, *words)
     if not needed:
         return f"{experiment}: every trial is run"
@@ -50,9 +54,15 @@ def report(experiment: str, records: cells.Records, *words: str) -> str:
     if any(trial.id in records for cell in plan for trial in (cell.trial, cell.random)):
         lines.append(f"  python -m experiments.evidence restore {experiment}")
     for command, line in zip(cells.commands(experiment, *words), cells.command_lines(experiment, *words), strict=True):
-        if any(cell.trial.id in needed or cell.random.id in needed for cell in grids.grid(experiment, *command)):
+        if any(needed.keys() & _run_by(cell) for cell in grids.grid(experiment, *command)):
             lines.append(f"  {line}")
+    lines += needed if names else ()
     return "\n".join(lines)
+
+
+def _run_by(cell: grids.Planned) -> set[str]:
+    """The trials that a cell's command runs; that of random init alone needs no baseline."""
+    return {cell.trial.id} if cell.trial.init == "random" else {cell.trial.id, cell.random.id}
 
 
 def this_hardware() -> str:
@@ -79,13 +89,16 @@ def seconds(trial: Trial, speeds: Speeds) -> float:
     same_size = [speed for (_, its_size), speed in speeds.items() if its_size == size]
     scaled = same_size or [speed * (size / its_size) ** 2 for (_, its_size), speed in speeds.items()]
     speed = speeds.get((trial.model, size), statistics.mean(scaled))
-    return trial.recipe.epochs * (trial.train_subset or IMAGES[trial.dataset]) * speed
+    images = trial.train_subset or IMAGES.get(trial.dataset.removesuffix("-streamed"), math.nan)
+    return trial.recipe.epochs * images * speed
 
 
 def _hours(needed: dict[str, Trial], speeds: Speeds) -> str:
     if not speeds:
         return "what they cost cannot be said: no record comes from this machine's hardware"
     hours = sum(seconds(trial, speeds) for trial in needed.values()) / 3600
+    if math.isnan(hours):
+        return "what they cost cannot be said: the images of a folder are not counted before it is read"
     guessed = sum((trial.model, trial.recipe.image_size) not in speeds for trial in needed.values())
     rough = f", {guessed} of them by what other networks or sizes took" if guessed else ""
     return f"{hours:,.1f} h one after the other at the speed of this machine's records{rough}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import secrets
@@ -90,8 +91,8 @@ def best_accuracy(record: dict[str, Any], epochs: int = EFFECTIVENESS_EPOCHS) ->
 
 
 def effectiveness(record: dict[str, Any], baseline: dict[str, Any]) -> float:
-    """Accuracy within the first 4 epochs divided by that of the random-init baseline (section 4.1)."""
-    return best_accuracy(record) / best_accuracy(baseline)
+    """Accuracy within the first 4 epochs divided by that of the random-init baseline (section 4.1); NaN over 0."""
+    return best_accuracy(record) / (best_accuracy(baseline) or math.nan)
 
 
 def divergence(record: dict[str, Any]) -> str:
@@ -102,11 +103,13 @@ def divergence(record: dict[str, Any]) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """The commit, whether tracked files differ from it, the versions and the machine that a trial runs with."""
-    folder = Path(__file__).parent
+    """The commit, whether code and settings differ from it, the versions and the machine that a trial runs with."""
+    folder = Path(__file__).parent.parent
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    added = _git(folder, "ls-files", "--others", "--exclude-standard", "--", "*.py", "*.yaml")
     return {
         "commit": _git(folder, "rev-parse", "HEAD"),
-        "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(changed or added),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -140,6 +143,29 @@ def _cpu() -> str:
 
 
 def evidence(folder: Path) -> list[dict[str, Any]]:
-    """The records that are committed in a folder: the lines of its `records.jsonl`, a trial each."""
+    """The records that are committed in a folder: the lines of its `records.jsonl`, a trial each.
+
+    Raises ValueError for a line that is not what was written, or whose id is not that of its trial.
+    """
     file = folder / "records.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    found = []
+    for number, line in enumerate(file.read_text().splitlines() if file.is_file() else (), start=1):
+        try:
+            record = json.loads(line)
+            if record.pop("sha256", None) not in (None, _digest(record)):
+                raise ValueError("it is not what was written")
+            if record["id"].rpartition("-")[2] != trial_digest(record["trial"]):
+                raise ValueError("its id is not that of its trial")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{file}, line {number}: {error}: take it from the commit that added it") from error
+        found.append(record)
+    return found
+
+
+def evidence_line(record: dict[str, Any]) -> str:
+    return json.dumps(record | {"sha256": _digest(record)}) + "\n"
+
+
+def trial_digest(identity: dict[str, Any]) -> str:
+    """What ends the id of a trial: all that determines its result, in 40 bits."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]

@@ -115,10 +115,15 @@ def table12(records: Records) -> Table:
         data["sd"] /= data["n"].where(data["n"] > 0) ** 0.5
         data = data.rename(columns={"sd": "standard error"})
         errors = zip(data["ours"], data["standard error"], data["n"], strict=True)
-        data["text"] = [f"{mean:.3f} ± {error:.3f} ({n:.0f})" if n else NOT_RUN for mean, error, n in errors]
+        data["text"] = [_mean(*cell) for cell in errors]
         return data, _listed(data)
 
     return _at_each_scale("table12", records, compare)
+
+
+def _mean(mean: float, error: float, n: int) -> str:
+    spread = f" ± {error:.3f}" if n > 1 else ""
+    return f"{mean:.3f}{spread} ({n})" if n else NOT_RUN
 
 
 def table13() -> Table:
@@ -137,7 +142,7 @@ TIMES = {
 }
 TIMES_EXPLAINED = (
     "Speed-ups are ratios to random init's time; the paper's follow from its minutes, of which it gives one for all "
-    "sources of about the same similarity."
+    "sources of about the same similarity. Seconds are compared on the same hardware only."
 )
 
 
@@ -184,7 +189,8 @@ def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
         accuracy = int(best * 20 + 1e-9) / 20
         epochs, seconds = _until(records[row.id]["epochs"], accuracy)
         random_epochs, random_seconds = _until(records[row.random]["epochs"], accuracy)
-        ratios = (random_epochs / epochs, random_seconds / seconds) if epochs else (None, None)
+        alike = cells.hardware(records[row.id]) == cells.hardware(records[row.random])
+        ratios = (random_epochs / epochs, random_seconds / seconds if alike else None) if epochs else (None, None)
         key = (row.target, row.init, row.source, row.weights)
         rows.append((*key, accuracy, epochs or "not reached", random_epochs, *ratios))
     ours = ["accuracy", "epochs", "random init's epochs", "speed-up in epochs", "speed-up in seconds"]

@@ -17,11 +17,12 @@ from typing import Any
 
 import pandas as pd
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments import cells, grids, methods, missing, paper, reproduction
 from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
 from experiments.records import atomic_write, best_accuracy, effectiveness
-from experiments.settings import first_line
+from experiments.settings import UserError, first_line
 
 ROOT = Path(__file__).parent.parent
 PAPER_LR = 4e-3  # for random init
@@ -282,23 +283,33 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file is out of date")
     parser.add_argument("--missing", action="store_true", help="list the trials that tables still need, and their cost")
     arguments = parser.parse_args()
+    try:
+        records = cells.all_evidence()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if arguments.missing:
         for name in [arguments.name] if arguments.name else (*sorted(paper.DATASETS), *own_experiments()):
             if name not in grids.names():
                 sys.exit(f"error: no experiment {name!r}: there are {', '.join(grids.names())}")
             try:
-                print(missing.report(name, cells.all_evidence(), *arguments.words))
-            except HydraException as error:
-                print(f"{name}: configs/experiment/{name}.yaml cannot be planned: {first_line(error)}")
+                print(missing.report(name, records, *arguments.words, names=bool(arguments.name)))
+            except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
+                said = " ".join((f"experiment={name}", *arguments.words))
+                if arguments.name:
+                    sys.exit(f"error: {said} cannot be planned: {first_line(error)}")
+                print(f"{said} cannot be planned: {first_line(error)}")
         return
     if arguments.name:
-        known = builders(cells.all_evidence(), own_experiments())
+        known = builders(records, own_experiments())
         if arguments.name not in known:
             sys.exit(f"error: no table {arguments.name!r}: there are {', '.join(known)}")
         print(known[arguments.name]().page, end="")
         return
-    files = committed(cells.all_evidence())
+    files = committed(records)
     if arguments.check:
+        others = {file for file in (paper.RESULTS / "tables").iterdir() if file not in files}
+        if others:
+            sys.exit(f"error: made by nothing: {', '.join(sorted(str(f.relative_to(ROOT)) for f in others))}")
         stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not f.is_file() or f.read_text() != text]
         if stale:
             sys.exit(f"error: not what the records give: {', '.join(stale)}; run `make tables` and commit")

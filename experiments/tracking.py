@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records import effectiveness
-from experiments.settings import LoggerSettings, UserError
+from experiments.settings import LoggerSettings, UserError, first_line
 
+LOGGERS, MODES = ("none", "wandb"), ("offline", "online", "disabled")
 Record = dict[str, Any]
 Plot = Callable[[Record, Record], Path]  # draws two records; the path of the picture
 
@@ -48,22 +49,23 @@ def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder
     if settings.name == "none":
         yield Nowhere()
         return
-    if settings.name != "wandb":
-        raise UserError(f"unknown logger {settings.name!r}: known are none, wandb")
     try:
         import wandb
     except ModuleNotFoundError as error:
         raise UserError("logger=wandb needs wandb: pip install wandb, or use logger=none") from error
     folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        mode=settings.mode,
-        name=name,
-        config=config,
-        dir=folder,
-        settings=wandb.Settings(silent=True),
-    )
+    try:
+        run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            mode=settings.mode,
+            name=name,
+            config=config,
+            dir=folder,
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"W&B cannot start ({first_line(error)}): log in first, or use logger.mode=offline") from error
     try:
         yield WeightsAndBiases(run)
     except BaseException:

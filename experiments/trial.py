@@ -7,7 +7,8 @@ run again; its identity is everything that determines its result.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -31,7 +32,8 @@ from experiments.initialization import INITIALIZATIONS, Method, initialize
 from experiments.locks import alone
 from experiments.malloc import keep_large_blocks
 from experiments.settings import LoggerSettings, Settings, UserError, first_line
-from experiments.tracking import Plot, tracking
+from experiments.tracking import LOGGERS, Plot, tracking
+from experiments.tracking import MODES as LOGGER_MODES
 from experiments.training import Recipe, State, diverged, train
 
 WEIGHTS = ("scratch", "imagenet", "imagenet_finetuned")
@@ -62,10 +64,10 @@ class Trial:
 
     @property
     def id(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:10]
         origin = f"-from-{self.source.model}" if self.source else ""
         name = f"{self.dataset}-{self.model}-{self.init}{origin}-seed{self.recipe.seed}"
-        return f"{name.replace(':', '.').replace('/', '_')}-{digest}"
+        name = re.sub(r"[^\w.-]", "_", name.replace(":", "."))
+        return f"{name}-{records.trial_digest(self.identity())}"
 
     def identity(self) -> dict[str, Any]:
         """The fields as plain data; those that came later only where they have another value than before."""
@@ -74,7 +76,9 @@ class Trial:
         fields["source"] = self.source.identity() if self.source else None
         if self.recipe.batchnorm_group is None:
             del fields["recipe"]["batchnorm_group"]
-        return fields | {key: value for key, value in later.items() if value != getattr(Method, key)}
+        if ":" in self.model:  # a name that can stand for another network tomorrow
+            later["network"] = models.shapes(self.model)
+        return fields | {key: value for key, value in later.items() if value != getattr(Method, key, None)}
 
 
 class Diverged(Exception):
@@ -100,9 +104,13 @@ def run(settings: Settings, plot: Plot | None = None) -> Outcome:
     runner = _Runner(settings, plot)
     if target.init == "random":
         return Outcome(runner.record(target), None)
-    recipe = replace(target.recipe, lr=settings.baseline_lr or LR)
-    runner.prepare(target)
-    baseline = runner.record(_trial(settings, settings.target, "random", recipe))
+    random = _trial(settings, settings.target, "random", replace(target.recipe, lr=settings.baseline_lr or LR))
+    try:
+        runner.prepare(target)
+    except Diverged:
+        runner.record(random)  # that other sources are compared with
+        raise
+    baseline = runner.record(random)
     return Outcome(runner.record(target, baseline), baseline)
 
 
@@ -119,6 +127,8 @@ def plan(settings: Settings) -> Trial:
     _check_choice("init.operator", settings.init.operator, OPERATORS)
     _check_choice("init.head", settings.init.head, HEADS)
     _check_choice("source_weights", settings.source_weights, WEIGHTS)
+    _check_choice("logger", settings.logger.name, LOGGERS)
+    _check_choice("logger.mode", settings.logger.mode, LOGGER_MODES)
     imagenet = init == "pretrained" or (init == "dpiat" and settings.source_weights != "scratch")
     recipe = _recipe(settings, settings.target, settings.lr or (LR_IMAGENET if imagenet else LR))
     target = _trial(settings, settings.target, init, recipe)
@@ -135,8 +145,11 @@ def _check_positive(settings: Settings) -> None:
     values = {key: getattr(settings, key) for key in (*counts, "lr", "source_lr", "baseline_lr")}
     values |= {f"dataset.{key}": getattr(settings.dataset, key) for key in ("image_size", "stored_size")}
     for key, value in values.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key} must be positive, got {value}")
+    for key in ("seed", "source_seed"):
+        if not 0 <= getattr(settings, key) < 2**63:
+            raise UserError(f"{key} must be from 0 to 2^63 - 1, got {getattr(settings, key)}")
 
 
 def _check_parts(settings: Settings) -> None:
@@ -164,7 +177,11 @@ def _source(settings: Settings) -> Trial:
     file = Path(settings.source_checkpoint).expanduser()
     if not file.is_file():
         raise UserError(f"source_checkpoint {file} does not exist")
-    return replace(source, init="checkpoint", checkpoint=hashlib.sha256(file.read_bytes()).hexdigest())
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"source_checkpoint {file} cannot be read: {error.strerror}") from error
+    return replace(source, init="checkpoint", checkpoint=hashlib.sha256(content).hexdigest())
 
 
 def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
@@ -329,7 +346,7 @@ class _Runner:
             hint = "lower batch_size or raise dataset.train_subset"
             raise UserError(f"{images} training images do not fill one batch of {batch}: {hint}")
         for each in filter(None, (trial, trial.source)):
-            _check_output(each, len(self.data.classes))
+            _check_output(each, len(self.data.classes), min(batch // parallel.size(), 2))
 
     def _begin(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
         """The network as its training begins, and what the record says by then."""
@@ -340,8 +357,7 @@ class _Runner:
             "trial": trial.identity(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             **records.provenance(),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
+            **self._machine(),
             "train_images": len(self.data.train.labels),
             "test_images": len(self.data.test.labels),
             "classes": len(self.data.classes),
@@ -351,15 +367,23 @@ class _Runner:
         network, facts = initialize(trial.init, trial.model, classes, seed, trial.method, source)
         return network, record | {"initialization": facts}
 
+    def _machine(self) -> dict[str, Any]:
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"device": device, "threads": torch.get_num_threads()}
+
     def _go_on(self, trial: Trial, state: State) -> tuple[nn.Module, dict[str, Any]]:
         """A network for the weights of `state`, and the record so far.
 
-        That is not of one clean commit if another has been checked out since.
+        That is not of one clean commit if another has been checked out since, and another machine is added to it.
         """
         if parallel.rank() == 0:
             print(f"{trial.id}: going on after epoch {len(state['rows'])}/{trial.recipe.epochs}", flush=True)
         record, now = state["record"], records.provenance()
         dirty = record["dirty"] or now["dirty"] or record["commit"] != now["commit"]
+        machine = {**{key: now[key] for key in ("versions", "cpu", "cores")}, **self._machine()}
+        before = (record.get("continued") or [record])[-1]
+        if any(before.get(key) != value for key, value in machine.items()):
+            record["continued"] = [*record.get("continued", ()), {"epoch": len(state["rows"]) + 1, **machine}]
         record |= {"commit": now["commit"], "dirty": dirty}
         return models.build(trial.model, len(self.data.classes)), record
 
@@ -368,19 +392,20 @@ class _Runner:
         raise AssertionError("only dpiat has a source")
 
 
-def _check_output(trial: Trial, classes: int) -> None:
-    """Raise UserError if the trial's network does not turn its images into one number for each class."""
+def _check_output(trial: Trial, classes: int, images: int) -> None:
+    """Raise UserError if the trial's network, in training, does not turn images into one number for each class."""
     size = trial.recipe.image_size
-    network = models.build(trial.model, classes).eval()
+    network = models.build(trial.model, classes).train()
     try:
         with torch.no_grad():
-            output = network(torch.zeros(2, 3, size, size))
-    except RuntimeError as error:
+            output = network(torch.zeros(images, 3, size, size))
+    except Exception as error:  # whatever a user's network raises
         cause = first_line(error)
-        raise UserError(f"{trial.model} cannot take images of {size} px: {cause}") from error
+        raise UserError(f"{trial.model} cannot take {images} images of {size} px: {cause}") from error
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if found != (2, classes):
-        raise UserError(f"{trial.model} turns 2 images into {found}, not (2, {classes}): one number for each class")
+    if found != (images, classes):
+        wanted = (images, classes)
+        raise UserError(f"{trial.model} turns {images} images into {found}, not {wanted}: one number for each class")
 
 
 def _epoch_line(row: dict[str, float], epochs: int) -> str:
@@ -395,6 +420,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it has no values")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} cannot be used ({first_line(error)}): try device=auto") from error
@@ -409,6 +436,8 @@ def _read_users_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
             return sources.read_state_dict(file)
         except ValueError as error:
             raise UserError(f"source_checkpoint: {error}") from error
+    if "trial" not in checkpoint:
+        raise UserError(f"source_checkpoint {file} holds no weights of a trained network: name one of checkpoints/")
     _check_same_trial(file, checkpoint["trial"], trial.identity(), ["model", "dataset"])
     return checkpoint["state"]
 

@@ -99,3 +99,18 @@ def test_table_13_is_the_papers():
     assert (
         "| DPIAT | DP matching & transform & transfer | fast | defined by user | any |" in reproduction.table13().page
     )
+
+
+def test_seconds_are_compared_on_one_machine_and_cells_at_one_scale(table03, table01):
+    moved = {
+        name: found | {"continued": [found | {"cpu": "another processor"}]} if "dpiat" in name else found
+        for name, found in table03.items()
+    }
+    assert cells.hardware(next(iter(moved.values()))) == "a processor, then another processor"
+    data = reproduction.times("table04", moved).data.set_index(["target", "init", "source", "weights"])
+    row = data.loc[("eff_b0", "dpiat", "eff_b2", "imagenet")]
+    assert row["speed-up in epochs"] == 2 and row.isna()["speed-up in seconds"]
+    first, *rest = table01
+    split = table01 | {first: table01[first] | {"scale": "desk"}}  # two scales that plan the same trials
+    by_scale = cells.frames("table01", split)
+    assert {scale: frame["accuracy"].count() for scale, frame in by_scale.items()} == {"desk": 1, "gpu": len(rest)}

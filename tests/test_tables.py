@@ -3,7 +3,6 @@
 import errno
 import json
 import math
-from dataclasses import asdict
 
 import pandas as pd
 import pytest
@@ -26,7 +25,7 @@ def record(trial: Trial, accuracies: list[float], **changes) -> dict:
         "id": trial.id,
         "status": "finished",
         "scale": "desk",
-        "trial": asdict(trial),
+        "trial": trial.identity(),
         "commit": "0123456789abcdef",
         "dirty": False,
         "cpu": "a processor",
@@ -211,6 +210,25 @@ def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
     assert {found["id"]: found for found in records.evidence(results / "trials" / DESK)} == planned
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line.replace('"test_accuracy": 0.6', '"test_accuracy": 0.9'), "it is not what was written"),
+        (lambda line: json.dumps(json.loads(line) | {"sha256": None, "trial": {}}), "its id is not that of its trial"),
+        (lambda line: line[:100], "Unterminated string|Expecting"),
+    ],
+)
+def test_evidence_that_was_changed_is_refused(desk, tmp_path, results, change, message):
+    kept = next(found for found in desk.values() if found["epochs"][-1]["test_accuracy"] == 0.6)
+    records.save(kept, tmp_path / "runs" / "a.json")
+    evidence.collect(DESK, tmp_path / "runs")
+    file = results / "trials" / DESK / "records.jsonl"
+    assert records.evidence(file.parent) == [kept]
+    file.write_text(change(file.read_text().strip()) + "\n")
+    with pytest.raises(ValueError, match=rf"records\.jsonl, line 1: ({message})"):
+        records.evidence(file.parent)
+
+
 def test_experiments_share_evidence(desk, tmp_path, results):
     (found,) = (found for found in desk.values() if found["id"] in evidence.planned("imagenette_methods"))
     records.save(found, tmp_path / "runs" / "a.json")
@@ -284,6 +302,13 @@ def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     (large,) = grids.grid(DESK, *words[1:], "target=rex", "dataset.image_size=128")
     assert missing.seconds(large.trial, speeds) == pytest.approx(4 * 2 * 4)
     assert "cannot be said" in missing.report(DESK, {}, *words)
+    assert missing.report(DESK, mine, *words, names=True).splitlines()[-len(needed) :] == list(needed)
+    random = next(cell for cell in cells.plan(DESK) if cell.trial.init == "random").random.id
+    elsewhere = {"cpu": "another processor", "device": "cpu"}
+    others = {
+        trial.id: elsewhere for cell in cells.plan(DESK) for trial in (cell.trial, cell.random) if trial.id != random
+    }
+    assert missing.report(DESK, others).count("python run.py") == 1  # what trains this baseline
     done = {cell.trial.id: {} for cell in cells.plan(DESK)} | {cell.random.id: {} for cell in cells.plan(DESK)}
     assert missing.report(DESK, done) == f"{DESK}: every trial is run"
 

@@ -2,20 +2,22 @@
 
 import dataclasses
 import io
+import math
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import networks
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments import models, records, trial
+from experiments import checkpoints, models, records, trial
 from experiments.records import evidence
 from experiments.report import report
-from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
+from experiments.settings import DatasetSettings, InitSettings, LoggerSettings, Settings, UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -164,6 +166,11 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         ({"device": "gpu"}, "device=gpu cannot be used"),
         ({"target_epochs": 0}, "target_epochs must be positive, got 0"),
         ({"lr": 0.0}, "lr must be positive, got 0"),
+        ({"lr": math.nan}, "lr must be positive, got nan"),
+        ({"seed": -1}, "seed must be from 0 to"),
+        ({"logger": LoggerSettings(name="wandb", mode="offlin")}, "unknown logger.mode 'offlin': known are offline"),
+        ({"device": "meta"}, "device=meta cannot be used"),
+        ({"batch_size": 1, "target": "mnas"}, "mnas cannot take 1 images of 16 px: Expected more than 1 value"),
         ({"dataset": DatasetSettings(name="digits", image_size=-1)}, r"dataset\.image_size must be positive"),
         ({"target": "networks:two_outputs"}, r"networks:two_outputs turns 2 images into \(2, 2\), not \(2, 10\)"),
         ({"source": "torch.nn:Flatten"}, r"torch\.nn:Flatten turns 2 images into \(2, 768\), not \(2, 10\)"),
@@ -314,3 +321,39 @@ def test_unknown_methods_are_named(key):
     settings = Settings(dataset=DatasetSettings(name="digits"), init=InitSettings(name="dpiat", **{key: "other"}))
     with pytest.raises(UserError, match=f"unknown init.{key} 'other': known are "):
         trial.plan(settings)
+
+
+def test_a_name_that_stands_for_another_network_is_another_trial(tmp_path, monkeypatch):
+    def ids() -> tuple[str, str]:
+        planned = trial.plan(settings(tmp_path))
+        return planned.source.id, planned.id
+
+    first = ids()
+    monkeypatch.setattr("networks.larger", networks.small)
+    models.shapes.cache_clear()
+    second = ids()
+    models.shapes.cache_clear()
+    assert first[0] != second[0] and first[1] != second[1]
+
+
+def test_a_trial_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
+    wanted = settings(tmp_path, init=InitSettings(name="random"), target_epochs=3)
+    kept = checkpoints.Unfinished.write
+
+    def stop(self, state, epoch):
+        kept(self, state, epoch)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoints.Unfinished, "write", stop)
+        trial.run(wanted)
+    monkeypatch.setattr(records, "_cpu", lambda: "another processor")
+    record = trial.run(wanted).record
+    (there,) = record["continued"]
+    assert there["cpu"] == "another processor" != record["cpu"] and there["epoch"] == 2
+
+
+def test_a_baseline_of_no_accuracy_gives_no_effectiveness():
+    ours, random = ({"epochs": [{"epoch": 1, "test_accuracy": accuracy}]} for accuracy in (0.5, 0.0))
+    assert math.isnan(records.effectiveness(ours, random))
