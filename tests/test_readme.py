@@ -6,6 +6,7 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import save_file
 
 import dpiat
 from dpiat.__main__ import main
@@ -23,7 +24,9 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     similarity, *plan, summary = capsys.readouterr().out.splitlines()
     assert 0 < float(similarity) < 1 and plan[0].startswith("target tensor") and "elements filled" in summary
     monkeypatch.chdir(tmp_path)
-    torch.save(timm.create_model("resnet18").state_dict(), "resnet18.pth")
+    state = timm.create_model("resnet18").state_dict()
+    torch.save(state, "resnet18.pth")
+    save_file(state, "resnet18.safetensors")
     adams = {f"{role}_adam": torch.optim.Adam(names[role].parameters()) for role in ("source", "target")}
     exec(more, names | adams | {"my_matching": dpiat.match, "my_operator": uniform})
 
