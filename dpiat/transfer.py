@@ -181,7 +181,7 @@ class Plan:
         itself = self.source is self.target
         check(writes, () if itself else given)
         if optimizer is not None:
-            check_optimizers(writes, optimizer)
+            check_optimizers(optimizer, (self.source, self.target))
         computed = [write for write in writes if write.local in originals(write.to.module)]
         for write in computed:  # into tensors of their own
             put(write.target, write.source, write.index)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpiat.operators import Index
@@ -88,8 +88,8 @@ OPTIMIZERS = tuple(
 KINDS_OF_STATE = ("amsgrad", "momentum", "centered")  # options that decide what there is
 
 
-def check_optimizers(writes: Iterable[Write], optimizers: tuple[Optimizer, Optimizer]) -> None:
-    """Raise TypeError if these are no two optimizers, ValueError if the state of the first is no use to the second."""
+def check_optimizers(optimizers: tuple[Optimizer, Optimizer], networks: tuple[nn.Module, nn.Module]) -> None:
+    """Raise TypeError if these are no two optimizers, ValueError if not those of the networks, or of no like state."""
     try:
         source, target = optimizers
     except (TypeError, ValueError):
@@ -106,13 +106,8 @@ def check_optimizers(writes: Iterable[Write], optimizers: tuple[Optimizer, Optim
         values = [bool(optimizer.defaults.get(key)) for optimizer in (source, target)]
         if values[0] != values[1]:
             raise ValueError(f"the optimizers must agree in {key}, got {values[0]} and {values[1]}")
-    writes = list(writes)
-    for role, optimizer, tensors in (
-        ("source", source, [write.source for write in writes]),
-        ("target", target, [write.target for write in writes]),
-    ):
-        trained = _trained(optimizer)
-        if writes and not any(id(tensor) in trained for tensor in tensors):
+    for role, optimizer, network in zip(("source", "target"), (source, target), networks, strict=True):
+        if _trained(optimizer).isdisjoint(map(id, network.parameters())):
             raise ValueError(f"the {role}'s optimizer has none of its parameters: optimizer=(source's, target's)")
 
 
