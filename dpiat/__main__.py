@@ -156,8 +156,9 @@ def _transfer(arguments: argparse.Namespace) -> None:
     source = sources.load(arguments.source, architecture=arguments.architecture)
     torch.manual_seed(arguments.seed)
     target = sources.build(arguments.target, classes=arguments.classes)
-    if arguments.classes and (found := standardize(target).layers[-1].shape[:1]) not in ((), (arguments.classes,)):
-        raise ValueError(f"{arguments.target} has {found[0]} classes and takes no num_classes: leave out --classes")
+    wanted = (arguments.classes,)
+    if arguments.classes and all(layer.shape[:1] != wanted for layer in standardize(target).layers):
+        raise ValueError(f"{arguments.target} has no layer of {wanted[0]} outputs and takes no num_classes")
     planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
     report = planned.apply()
     _save(target.state_dict(), arguments.out)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpiat.architecture import Architecture, Layer
 from dpiat.operators import Indices, Weights, centre, shared
-from dpiat.standardization import CONVOLUTIONS, COUNTED, LayerWeights, Network, paper_kind
+from dpiat.standardization import CONVOLUTIONS, COUNTED, DEPTHWISE, LayerWeights, Network, paper_kind
 
 HEADS = ("auto", "copy", "skip")
 INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's place
@@ -42,7 +42,7 @@ def _one_by_one(module: nn.Module) -> bool:
 def _parts(layer: LayerWeights) -> int:
     """How many equal projections are stacked in each tensor of a layer: 3 for query, key and value, gates, or 1."""
     recurrent = layer.tensors.get("weight_hh_l0", layer.tensors.get("weight_hh"))
-    if recurrent is not None:  # (gates · hidden, hidden), but for an LSTM with a projection, which has no gates
+    if recurrent is not None and recurrent.dim() == 2:  # (gates · hidden, hidden); an LSTM's projection has no gates
         return 1 if "weight_hr_l0" in layer.tensors else len(recurrent) // recurrent.shape[1]
     if not layer.name.endswith(PROJECTIONS):
         return 1
@@ -53,7 +53,7 @@ def _parts(layer: LayerWeights) -> int:
 
 
 def kept_head(source: Architecture, target: Architecture, partner: Mapping[str, str], head: str) -> dict[str, str]:
-    """The classifier of the target, if it is not to be filled, with the reason."""
+    """The classifier of the target, or the several that it has, if they are not to be filled, with the reason."""
     theirs, ours = _classifier(source), _classifier(target)
     if ours is None or head == "copy":
         return {}
@@ -64,9 +64,9 @@ def kept_head(source: Architecture, target: Architecture, partner: Mapping[str, 
     if theirs.shape[0] == ours.shape[0]:
         return {}
     # Others of as many classes are classifiers too: of auxiliary outputs, or of a distillation token.
-    outputs = {layer.name: layer.shape[0] for layer in source.layers if _classifies(layer)}
-    alike = [layer for layer in target.layers if _classifies(layer) and layer.shape[0] == ours.shape[0]]
-    kept = [layer.name for layer in alike if outputs.get(partner.get(layer.name)) == theirs.shape[0]]
+    outputs = {layer.name: layer.shape[0] for layer in _outputs(source)}
+    alike = [layer.name for layer in _outputs(target) if layer.shape[0] == ours.shape[0]]
+    kept = [name for name in alike if outputs.get(partner.get(name)) == theirs.shape[0]]
     return dict.fromkeys(kept, f"a classifier of {ours.shape[0]} classes, of {theirs.shape[0]} in the source")
 
 
@@ -94,6 +94,21 @@ def _classifier(architecture: Architecture) -> Layer | None:
     """The last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a norm has none."""
     last = next((layer for layer in reversed(architecture.layers) if layer.shape), None)
     return last if last and _classifies(last) else None
+
+
+def _outputs(architecture: Architecture) -> list[Layer]:
+    """The layers like a classifier of which the next layer does not take what they give."""
+    layers = [layer for layer in architecture.layers if layer.shape]
+    return [
+        layer
+        for layer, after in zip(layers, [*layers[1:], None], strict=True)
+        if _classifies(layer) and (after is None or layer.shape[0] != _inputs(after))
+    ]
+
+
+def _inputs(layer: Layer) -> int:
+    of_each = len(layer.shape) == 1 or layer.kind.startswith(DEPTHWISE)
+    return layer.shape[0] if of_each else layer.shape[1]
 
 
 def _classifies(layer: Layer) -> bool:

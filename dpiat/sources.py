@@ -100,8 +100,9 @@ def _built(function: Callable, parameters: Mapping[str, Parameter], arguments: d
     if arguments and any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         try:
             return function(**arguments)
-        except TypeError:  # it passes them to something that does not take them
-            pass
+        except TypeError as error:  # it passes them to something that may not take them
+            if "num_classes" not in str(error):
+                raise
     return function()
 
 

@@ -36,7 +36,7 @@ from dpiat.writing import Write, check, check_optimizers, move_state, put
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-FORMAT = "dpiat plan 2"  # of the text that keeps a plan
+FORMAT = "dpiat plan 3"  # of the text that keeps a plan
 
 
 def transfer(
@@ -181,7 +181,7 @@ class Plan:
         itself = self.source is self.target
         check(writes, () if itself else given)
         if optimizer is not None:
-            check_optimizers(optimizer, (self.source, self.target))
+            check_optimizers(writes, optimizer, (self.source, self.target))
         computed = [write for write in writes if write.local in originals(write.to.module)]
         for write in computed:  # into tensors of their own
             put(write.target, write.source, write.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,16 +59,17 @@ def check(writes: Iterable[Write], given: Iterable[LayerWeights]) -> None:
     for write in writes:
         target, source = write.target, write.source
         if target.is_meta or source.is_meta:
-            layer = write.to if target.is_meta else write.by
-            raise ValueError(f"{_path(layer, write)} is on the meta device and has no values: materialize it first")
-        if target.data_ptr() in of_source and target is not source:
-            name = _path(write.to, write)
-            raise ValueError(f"{name} belongs to the source too, which must not change: copy one network first")
-        if 0 in target.stride() and 0 not in target.shape and max(target.shape) > 1:
-            name = _path(write.to, write)
-            raise ValueError(f"{name} is expanded, many elements in one place of memory: make it contiguous first")
-        if target.is_inference() and not torch.is_inference_mode_enabled():
-            raise ValueError(f"{_path(write.to, write)} was made in inference mode and cannot be written outside of it")
+            name = (write.to if target.is_meta else write.by).path(write.local)
+            raise ValueError(f"{name} is on the meta device and has no values: materialize it first")
+        wrong = ""
+        if target.data_ptr() in of_source and not _same(target, source):
+            wrong = "belongs to the source too, which must not change: copy one network first"
+        elif 0 in target.stride() and 0 not in target.shape and max(target.shape) > 1:
+            wrong = "is expanded, many elements in one place of memory: make it contiguous first"
+        elif target.is_inference() and not torch.is_inference_mode_enabled():
+            wrong = "was made in inference mode and cannot be written outside of it"
+        if wrong:
+            raise ValueError(f"{write.to.path(write.local)} {wrong}")
 
 
 def _address(tensor: Tensor) -> int:
@@ -76,20 +77,18 @@ def _address(tensor: Tensor) -> int:
     return 0 if tensor.is_meta or tensor.layout != torch.strided else tensor.data_ptr()
 
 
-def _path(layer: LayerWeights, write: Write) -> str:
-    return layer.path(write.local)
+def _same(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
 
 
-# Those that keep, for each parameter, tensors of its shape, and others that do not depend on it.
-OPTIMIZERS = tuple(
-    getattr(torch.optim, name)
-    for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SGD", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD")
-)
-KINDS_OF_STATE = ("amsgrad", "momentum", "centered")  # options that decide what there is
+# What an optimizer needs to have for a parameter once it has any state of it, by the option that asks for it.
+NEEDED = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
 
 
-def check_optimizers(optimizers: tuple[Optimizer, Optimizer], networks: tuple[nn.Module, nn.Module]) -> None:
-    """Raise TypeError if these are no two optimizers, ValueError if not those of the networks, or of no like state."""
+def check_optimizers(
+    writes: Iterable[Write], optimizers: tuple[Optimizer, Optimizer], networks: tuple[nn.Module, nn.Module]
+) -> None:
+    """Raise TypeError if these are no two optimizers, ValueError if not the networks', or their state cannot move."""
     try:
         source, target = optimizers
     except (TypeError, ValueError):
@@ -99,33 +98,34 @@ def check_optimizers(optimizers: tuple[Optimizer, Optimizer], networks: tuple[nn
     names = [type(optimizer).__name__ for optimizer in (source, target)]
     if type(source) is not type(target):
         raise ValueError(f"the optimizers must be of one class, got {names[0]} and {names[1]}")
-    if not isinstance(source, OPTIMIZERS):
-        known = ", ".join(cls.__name__ for cls in OPTIMIZERS)
-        raise ValueError(f"the state of {names[0]} cannot be cropped: known are {known}")
-    for key in KINDS_OF_STATE:
-        values = [bool(optimizer.defaults.get(key)) for optimizer in (source, target)]
-        if values[0] != values[1]:
-            raise ValueError(f"the optimizers must agree in {key}, got {values[0]} and {values[1]}")
     for role, optimizer, network in zip(("source", "target"), (source, target), networks, strict=True):
-        if _trained(optimizer).isdisjoint(map(id, network.parameters())):
+        if not list(network.parameters()):
+            raise ValueError(f"the {role} has no parameters, which its optimizer could know: pass the network itself")
+        if _groups(optimizer).keys().isdisjoint(map(id, network.parameters())):
             raise ValueError(f"the {role}'s optimizer has none of its parameters: optimizer=(source's, target's)")
+    for write in writes:
+        for key, kept in source.state.get(write.source, {}).items():
+            single = not isinstance(kept, Tensor) or kept.numel() == 1
+            if not single and kept.shape != write.source.shape != write.target.shape:
+                raise ValueError(f"{names[0]} keeps {key} of another shape than its parameter's: it cannot be cropped")
 
 
-def _trained(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+def _groups(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """The group of each parameter, by its id."""
+    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def move_state(writes: Iterable[Write], source: Optimizer, target: Optimizer) -> None:
     """Give the written parameters the state of those that they were written from, through the same indices.
 
     State of the parameter's shape (Adam's moments, SGD's momentum) stays where nothing was written, or is zero there if
-    there was none; other state (the step) is copied. What was written from something else than a parameter, such as an
-    average of its input channels, has no state to take over.
+    there was none, as is what the source's optimizer has no use for; other state (the step) is copied. What was written
+    from something else than a parameter, such as an average of its input channels, has no state to take over.
     """
-    trained = _trained(target)
+    groups = _groups(target)
     for write in writes:
         state = source.state.get(write.source)
-        if not state or id(write.target) not in trained:
+        if not state or id(write.target) not in groups:
             continue
         mine = target.state[write.target]
         for key, kept in state.items():
@@ -136,3 +136,6 @@ def move_state(writes: Iterable[Write], source: Optimizer, target: Optimizer) ->
             else:
                 mine.setdefault(key, torch.zeros_like(write.target))
                 put(mine[key], kept, write.index)
+        for option, key in NEEDED.items():
+            if groups[id(write.target)].get(option) and mine.get(key) is None:
+                mine[key] = torch.zeros_like(write.target)

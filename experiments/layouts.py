@@ -118,10 +118,9 @@ def find(settings: DatasetSettings, cache: Path) -> Listing:
         raise UserError(
             f"{settings.name} under {root.absolute()} has no images for {'testing' if train else 'training'}"
         )
-    *given, classes = (sorted({entry.label for entry in split}) for split in (train, test, (*train, *test)))
-    if other := sorted({*given[0]} ^ {*given[1]}):
-        split = "testing" if other[0] in given[0] else "training"
-        raise UserError(f"{settings.name} under {root.absolute()} has no {split} images of the class {other[0]!r}")
+    classes = sorted({entry.label for entry in train})
+    if unknown := sorted({entry.label for entry in test} - {*classes}):
+        raise UserError(f"{settings.name} under {root.absolute()} has no training images of the class {unknown[0]!r}")
     index = {label: i for i, label in enumerate(classes)}
     labels = [np.array([index[entry.label] for entry in split], dtype=np.int64) for split in (train, test)]
     return Listing(Files.of(train), labels[0], Files.of(test), labels[1], classes)

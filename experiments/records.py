@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+CODE = ("run.py", "dpiat", "experiments", "configs")  # what decides how a trial runs
 VERSIONED = ("torch", "torchvision", "timm", "numpy")
 EFFECTIVENESS_EPOCHS = 4
 ENDED = ("finished", "diverged")  # the statuses of trials that are not run again
@@ -106,7 +107,7 @@ def provenance() -> dict[str, Any]:
     """The commit, whether code and settings differ from it, the versions and the machine that a trial runs with."""
     folder = Path(__file__).parent.parent
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    added = _git(folder, "ls-files", "--others", "--exclude-standard", "--", "*.py", "*.yaml")
+    added = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *CODE)
     return {
         "commit": _git(folder, "rev-parse", "HEAD"),
         "dirty": bool(changed or added),

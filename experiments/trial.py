@@ -77,7 +77,7 @@ class Trial:
         if self.recipe.batchnorm_group is None:
             del fields["recipe"]["batchnorm_group"]
         if ":" in self.model:  # a name that can stand for another network tomorrow
-            later["network"] = models.shapes(self.model)
+            later["network"] = models.shapes(self.model) or None
         return fields | {key: value for key, value in later.items() if value != getattr(Method, key, None)}
 
 
@@ -346,7 +346,8 @@ class _Runner:
             hint = "lower batch_size or raise dataset.train_subset"
             raise UserError(f"{images} training images do not fill one batch of {batch}: {hint}")
         for each in filter(None, (trial, trial.source)):
-            _check_output(each, len(self.data.classes), min(batch // parallel.size(), 2))
+            share = batch // parallel.size()
+            _check_output(each, len(self.data.classes), dict.fromkeys((min(share, 2), share)), self.device)
 
     def _begin(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
         """The network as its training begins, and what the record says by then."""
@@ -392,16 +393,24 @@ class _Runner:
         raise AssertionError("only dpiat has a source")
 
 
-def _check_output(trial: Trial, classes: int, images: int) -> None:
-    """Raise UserError if the trial's network, in training, does not turn images into one number for each class."""
+def _check_output(trial: Trial, classes: int, counts: Iterable[int], device: torch.device) -> None:
+    """Raise UserError if the trial's network does not turn images, so many of them, into one number for each class.
+
+    Looks at it as it will be used: in training, unless it is a source that is trained already. The first of `counts`
+    that it takes will do.
+    """
     size = trial.recipe.image_size
-    network = models.build(trial.model, classes).train()
-    try:
-        with torch.no_grad():
-            output = network(torch.zeros(images, 3, size, size))
-    except Exception as error:  # whatever a user's network raises
-        cause = first_line(error)
-        raise UserError(f"{trial.model} cannot take {images} images of {size} px: {cause}") from error
+    network = models.build(trial.model, classes).to(device).train(trial.recipe.epochs > 0)
+    failure = None
+    for images in counts:
+        try:
+            with torch.no_grad():
+                output = network(torch.zeros(images, 3, size, size, device=device))
+            break
+        except Exception as error:  # whatever a user's network raises
+            failure = failure or f"{trial.model} cannot take {images} images of {size} px: {first_line(error)}"
+    else:
+        raise UserError(failure)
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if found != (images, classes):
         wanted = (images, classes)

@@ -193,7 +193,7 @@ def test_classes_reach_a_network_that_passes_them_on(capsys, tmp_path):
     printed(capsys, "transfer", "--target", "torchvision.models:resnet18", *words)
     assert len(torch.load(tmp_path / "net.pt")["fc.bias"]) == 7
     assert main(("transfer", "--target", "networks:fixed", *words)) == 2
-    assert "networks:fixed has 10 classes and takes no num_classes" in capsys.readouterr().err
+    assert "networks:fixed has no layer of 7 outputs and takes no num_classes" in capsys.readouterr().err
 
 
 def test_tied_weights_can_be_written_as_safetensors(capsys, tmp_path):

@@ -249,10 +249,12 @@ def test_classes_may_be_links_and_what_is_no_image_does_not_count(tmp_path):
     assert load(tmp_path / "a" / "set", "folder").classes == ["ash", "birch"]
 
 
-def test_a_class_without_test_images_is_named(tmp_path):
+def test_a_class_without_training_images_is_named(tmp_path):
     root = images.tree(tmp_path / "tree", train=2, test=1)
     images.write(root / "train" / "cedar", ["1.tif"], 0)
-    with pytest.raises(UserError, match="has no testing images of the class 'cedar'"):
+    assert load(root, "folder").classes == ["ash", "birch", "cedar"]
+    images.write(root / "test" / "oak", ["1.jpg"], 0)
+    with pytest.raises(UserError, match="has no training images of the class 'oak'"):
         load(root, "folder")
 
 

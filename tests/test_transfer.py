@@ -380,3 +380,16 @@ def test_a_pair_follows_the_mode():
     rgb = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
     plan(rgb, grey).drop("0").pair("0", "0").apply()
     torch.testing.assert_close(grey[0].weight, rgb[0].weight.sum(1, keepdim=True))
+
+
+def test_what_both_networks_share_and_is_written_to_itself_is_no_harm():
+    mean = torch.rand(3)
+
+    def make() -> nn.Module:
+        network = classifier(10)
+        network.register_buffer("mean", mean.view(1, 3, 1, 1))
+        return network
+
+    source, target = make(), make()
+    assert transfer(source, target).share == transfer(source.state_dict(), source).share == 1
+    assert torch.equal(target[0].weight, source[0].weight)

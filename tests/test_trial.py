@@ -357,3 +357,12 @@ def test_a_trial_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
 def test_a_baseline_of_no_accuracy_gives_no_effectiveness():
     ours, random = ({"epochs": [{"epoch": 1, "test_accuracy": accuracy}]} for accuracy in (0.5, 0.0))
     assert math.isnan(records.effectiveness(ours, random))
+
+
+def test_a_network_is_looked_at_as_it_is_used(tmp_path):
+    weights = tmp_path / "aux.pt"
+    torch.save(networks.Auxiliary(10).state_dict(), weights)
+    trial.run(settings(tmp_path, source="networks:Auxiliary", source_checkpoint=str(weights)))
+    with pytest.raises(UserError, match=r"networks:Auxiliary turns 2 images into tuple, not \(2, 10\)"):
+        trial.run(settings(tmp_path, source="networks:Auxiliary"))
+    trial.run(settings(tmp_path, target="networks:Fours", init=InitSettings(name="random")))
