@@ -220,20 +220,20 @@ def dots(data: pd.DataFrame, title: str) -> Figure:
     Dotted lines are their means over the pairs that all of them have.
     """
     pairs = list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))
-    together = data.groupby(["target", "source"])["method"].transform("nunique") == data["method"].nunique()
+    together = methods.together(data)
     figure = Figure(figsize=(9, 0.28 * len(pairs) + 1.8), layout="constrained")
     axes = figure.add_subplot(xlabel="effectiveness")
     axes.axvline(1, color="0.6", linewidth=1)
     for (method, found), colour in zip(data.groupby("method", sort=False), cycle(("black", *COLOURS)), strict=False):
         places = [pairs.index(pair) for pair in zip(found["target"], found["source"], strict=True)]
-        mean = found.loc[together, "effectiveness"].mean()
+        mean = together.loc[together["method"] == method, "effectiveness"].mean()
         label = f"{method}: {mean:.2f}"
         axes.plot(found["effectiveness"], places, "o", color=colour, markersize=5, alpha=0.8, label=label)
         axes.axvline(mean, color=colour, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(pairs)), [f"{target} from {source}" for target, source in pairs])
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
-    count = len(data[together].drop_duplicates(["target", "source"]))
+    count = len(together.drop_duplicates(["target", "source"]))
     legend = f"mean over the {count} pairs that are run with each"
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, title=legend, title_fontsize=8)
     figure.suptitle(_wrapped(title, 110), fontsize=8)

@@ -60,6 +60,12 @@ def means(line: str, data: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def together(data: pd.DataFrame) -> pd.DataFrame:
+    """Of `pairs`, those that are run with every method: over others, the means of methods are not comparable."""
+    run = data.dropna(subset="accuracy")
+    return run[run.groupby(PAIR)["method"].transform("nunique") == data["method"].nunique()]
+
+
 def summary(data: pd.DataFrame) -> pd.DataFrame:
     """A row for each method, from `pairs`: means over pairs, and the difference to the first method."""
     accuracy = data.pivot(index=PAIR, columns="method", values="accuracy")

@@ -27,7 +27,8 @@ from experiments.settings import UserError, first_line
 ROOT = Path(__file__).parent.parent
 PAPER_LR = 4e-3  # for random init
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the README's main table
-MODES = "imagenette_statistics"  # and that of its comparison of modes
+MODES = "imagenette_statistics"  # and those of its comparisons of modes
+METHODS = "imagenette_methods"  # and of methods
 
 
 def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -259,6 +260,10 @@ def committed(records: cells.Records) -> dict[Path, str]:
     blocks |= {"provenance": markdown(provenance_table(records)), "headline": headline(HEADLINE, records)}
     modes = own_trials(MODES, records)
     blocks |= {"modes": methods.means(cells.scale_line(modes, records), methods.pairs(modes))}
+    trials = own_trials(METHODS, records)
+    compared = methods.together(methods.pairs(trials))
+    if len(compared):
+        blocks |= {"methods": methods.means(cells.scale_line(trials, records), compared)}
     blocks |= {"timm": markdown(timm_table())}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)
