@@ -215,17 +215,22 @@ def figure16(similarity: pd.DataFrame) -> Figure:
 
 
 def dots(data: pd.DataFrame, title: str) -> Figure:
-    """Effectiveness of several methods on the same pairs: a row a pair, a dot a method.
+    """Effectiveness of several methods on the same pairs: a row a pair that has more than one, a dot a method.
 
     Dotted lines are their means over the pairs that all of them have.
     """
+    data = data[data.groupby(["target", "source"])["method"].transform("nunique") > 1]
     pairs = list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))
     together = methods.together(data)
-    figure = Figure(figsize=(9, 0.28 * len(pairs) + 1.8), layout="constrained")
+    height = max(0.28, 0.07 * data["method"].nunique()) * len(pairs)
+    figure = Figure(figsize=(9, height + 2.2), layout="constrained")
     axes = figure.add_subplot(xlabel="effectiveness")
     axes.axvline(1, color="0.6", linewidth=1)
-    for (method, found), colour in zip(data.groupby("method", sort=False), cycle(("black", *COLOURS)), strict=False):
-        places = [pairs.index(pair) for pair in zip(found["target"], found["source"], strict=True)]
+    count = data["method"].nunique()
+    for number, (method, found) in enumerate(data.groupby("method", sort=False)):
+        colour = ("black", *COLOURS)[number % (len(COLOURS) + 1)]
+        shift = 0.6 * ((number + 0.5) / count - 0.5)  # equal ones side by side
+        places = [pairs.index(pair) + shift for pair in zip(found["target"], found["source"], strict=True)]
         mean = together.loc[together["method"] == method, "effectiveness"].mean()
         label = f"{method}: {mean:.2f}"
         axes.plot(found["effectiveness"], places, "o", color=colour, markersize=5, alpha=0.8, label=label)
