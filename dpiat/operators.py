@@ -128,9 +128,9 @@ class ClipWithNormalization:
     def finish(target: Weights) -> None:
         """Called with a layer of the target when it has been written."""
         weight, bias = (target.tensors.get(name) for name in ("weight", "bias"))
-        if weight is None or not target.kind.endswith(("1d", "2d", "3d", "Linear")) or weight.dim() < 2:
+        if weight is None or not target.kind.endswith(("1d", "2d", "3d", "Linear")):
             return
-        if not weight.numel():
+        if weight.dim() < 2 or not weight.numel():
             return
         spread = 1 / math.sqrt(3 * weight[0].numel())
         _rescale(weight, math.sqrt(2 * weight.shape[1] / weight.numel()) if weight.dim() > 2 else spread)

@@ -103,7 +103,7 @@ def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
             raise ValueError(message)
         try:
             wanted = step.right_inverse(wanted)
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # of one that has it for some settings only, such as orthogonal
             raise ValueError(message) from error
         if isinstance(step, _WeightNorm):
             g, v = wanted

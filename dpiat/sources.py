@@ -217,19 +217,14 @@ def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.M
 
 def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with a weight in place of each pair that weight_norm keeps for it."""
-    found = {}
-    for key, tensor in tensors.items():
-        for g, v in (("weight_g", "weight_v"), (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1")):
+    made, used = {}, set()
+    for g, v in (("weight_g", "weight_v"), (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1")):
+        for key in tensors:
             layer = key.removesuffix(g)
-            if key == layer + g and layer + v in tensors:
-                found[f"{layer}weight"] = _weight_normed(tensors[layer + v], tensor)
-                break
-            layer = key.removesuffix(v)
-            if key == layer + v and layer + g in tensors:
-                break
-        else:
-            found[key] = tensor
-    return found
+            if layer != key and layer + v in tensors:
+                made[key] = f"{layer}weight", _weight_normed(tensors[layer + v], tensors[key])
+                used.add(layer + v)
+    return dict(made.get(key, (key, tensor)) for key, tensor in tensors.items() if key not in used)
 
 
 def _weight_normed(v: Tensor, g: Tensor) -> Tensor:

@@ -186,8 +186,9 @@ class Plan:
         for write in computed:  # into tensors of their own
             put(write.target, write.source, write.index)
         values = [solved(write.to.module, write.local, write.target, write.by.module) for write in computed]
-        sources = [write.source.clone() if itself else write.source for write in writes]
-        for write, source in zip(writes, sources, strict=True):
+        direct = [write for write in writes if write.local not in originals(write.to.module)]
+        sources = [write.source.clone() if itself else write.source for write in direct]
+        for write, source in zip(direct, sources, strict=True):
             put(write.target, source, write.index)
         if hasattr(self.operator, "finish"):
             for layer in {write.to.name: write.to for write in writes}.values():

@@ -196,20 +196,22 @@ def _from_arrays(images: np.ndarray, labels: Iterable[int]) -> Split:
 
 def _cached(file: Path, make: Callable[[], Data]) -> Data:
     """The data in `file`, or made and written there, by one process at a time; a damaged file is made again."""
-    if file.exists() and not os.access(file.parent, os.W_OK):  # a cache that somebody else keeps
-        stored = checkpoints.read(file, mmap=True)
-        if stored:
-            return Data(Split(*stored["train"]), Split(*stored["test"]), stored["classes"])
+    if file.exists() and not os.access(file.parent, os.W_OK) and (data := _stored(file)):
+        return data  # of a cache that somebody else keeps
     with alone(file.with_suffix(".lock"), f"it decodes or checks the images of {file.name}"):
-        stored = checkpoints.read(file, mmap=True)
-        if stored:
-            return Data(Split(*stored["train"]), Split(*stored["test"]), stored["classes"])
+        if data := _stored(file):
+            return data
         for rest in file.parent.glob(f".{file.name}.*"):  # of a process that was killed while it wrote
             rest.unlink()
         data = make()
         train, test = ((split.images, split.labels) for split in (data.train, data.test))
         checkpoints.write({"train": train, "test": test, "classes": data.classes}, file)
         return data
+
+
+def _stored(file: Path) -> Data | None:
+    stored = checkpoints.read(file, mmap=True)
+    return Data(Split(*stored["train"]), Split(*stored["test"]), stored["classes"]) if stored else None
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

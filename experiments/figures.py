@@ -320,7 +320,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file is out of date")
     arguments = parser.parse_args()
     folder = paper.RESULTS / "figures"
-    figures = build(cells.all_evidence(), tables.own_experiments())
+    try:
+        records = cells.all_evidence()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    figures = build(records, tables.own_experiments())
     if not arguments.check:
         write(figures, folder)
     elif others := _others(figures, folder):

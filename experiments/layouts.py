@@ -25,9 +25,11 @@ ARCHIVE, DEVKIT = "ILSVRC2012_img", "ILSVRC2012_devkit_t12"  # of ImageNet
 IMAGENET_CLASSES, IMAGENET = 1000, {"train": 1_281_167, "val": 50_000}  # images
 
 
-# What Pillow's decoders raise, and zips.
-UNREADABLE = (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-UNREADABLE += (Image.DecompressionBombError,)
+# What Pillow's decoders raise, and zipfile (NotImplementedError for a compression that it does not know).
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
 
 
 class Entry(NamedTuple):

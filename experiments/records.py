@@ -71,15 +71,21 @@ def read(file: Path) -> dict[str, Any] | None:
     A damaged one is named, and its trial runs again. Records without a digest are of before there was one.
     """
     try:
-        record = json.loads(file.read_text())
-        if record.pop("sha256", None) not in (None, _digest(record)):
-            raise ValueError("it is not what was written")
+        record = _whole(file.read_text())
         return record if record["status"] in ENDED else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         print(f"{file} is damaged and cannot be read: running its trial again", flush=True)
         return None
+
+
+def _whole(text: str) -> dict[str, Any]:
+    """A record from its text, without its digest. Raises ValueError if it is not what was written."""
+    record = json.loads(text)
+    if record.pop("sha256", None) not in (None, _digest(record)):
+        raise ValueError("it is not what was written")
+    return record
 
 
 def _digest(record: dict[str, Any]) -> str:
@@ -152,9 +158,7 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(file.read_text().splitlines() if file.is_file() else (), start=1):
         try:
-            record = json.loads(line)
-            if record.pop("sha256", None) not in (None, _digest(record)):
-                raise ValueError("it is not what was written")
+            record = _whole(line)
             if record["id"].rpartition("-")[2] != trial_digest(record["trial"]):
                 raise ValueError("its id is not that of its trial")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
