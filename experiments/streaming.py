@@ -78,7 +78,7 @@ def _results(loader: DataLoader) -> Iterator[Tensor]:
     try:
         for result in loader:
             if isinstance(result, UserError):
-                raise result
+                raise UserError(str(result))  # another, so that no cycle with this frame keeps the processes alive
             yield result
     except RuntimeError as error:
         if not first_line(error).startswith("DataLoader worker"):
