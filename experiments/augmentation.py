@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,8 +19,21 @@ def crop_area(size: int) -> tuple[float, float]:
 
 def normalized(images: Tensor) -> Tensor:
     """Images (b, 3, h, w) with values from 0 to 255 as float32 in channels_last, by MEAN and STD."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = _statistics(images.device)
     return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> Tensor:
+    """MEAN and STD, (2, 3, 1, 1), sent to a device once: to wait for them in every batch would take longer than it."""
+    return torch.tensor((MEAN, STD), device=device).view(2, 3, 1, 1)
+
+
+def centre_boxes(count: int, height: int, width: int, device: torch.device) -> Tensor:
+    """The largest square at the centre of images, `count` times: (count, 4), as random_boxes gives them."""
+    short = min(height, width)
+    box = (height - short) // 2, (width - short) // 2, short, short
+    return torch.stack([torch.full((count,), pixels, device=device) for pixels in box], dim=1)
 
 
 def random_boxes(count: int, height: int, width: int, scale: tuple[float, float], generator: torch.Generator) -> Tensor:

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from experiments import checkpoints, layouts
-from experiments.augmentation import crop_area, random_boxes, resized_crops
+from experiments.augmentation import centre_boxes, crop_area, random_boxes, resized_crops
 from experiments.layouts import Files, Listing
 from experiments.locks import alone
 from experiments.settings import DatasetSettings, UserError, first_line
-from experiments.streaming import WHOLE, StreamedSplit
+from experiments.streaming import WHOLE, Draws, StreamedSplit, sent
 
 NAMES = ("digits", *layouts.LAYOUTS)
 STREAMED = ("food101", "imagenet", "folder")  # unless they are stored at one size
@@ -29,6 +29,8 @@ STREAMED = ("food101", "imagenet", "folder")  # unless they are stored at one si
 
 @dataclass
 class Split:
+    """A split in memory, on a device. Its batches are made from draws, on the device, as those of StreamedSplit are."""
+
     images: Tensor  # (n, 3, h, w) uint8
     labels: Tensor  # (n,) int64
 
@@ -37,6 +39,27 @@ class Split:
 
     def subset(self, keep: Tensor) -> Split:
         return Split(self.images[keep], self.labels[keep])
+
+    def train_draws(self, batch: int, size: int, generator: torch.Generator, part: slice = WHOLE) -> Draws:
+        """The place, the box and the flip of each image, (b, 6) int64."""
+        n, device = len(self.labels), self.labels.device
+        order = torch.randperm(n, generator=generator)
+        for start in range(0, n - batch + 1, batch):
+            boxes = random_boxes(batch, *self.images.shape[-2:], crop_area(size), generator)
+            flips = torch.rand(batch, generator=generator) < 0.5
+            drawn = torch.cat([order[start : start + batch, None], boxes, flips[:, None]], dim=1)
+            yield (sent(drawn[part], device),)
+
+    def train_batch(self, size: int, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        index, boxes, flips = drawn[:, 0], drawn[:, 1:5], drawn[:, 5].bool()
+        return resized_crops(self.images[index], boxes, size, flips), self.labels[index]
+
+    def test_draws(self, batch: int, size: int) -> Draws:
+        return zip(self.images.split(batch), self.labels.split(batch), strict=True)
+
+    def test_batch(self, size: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        boxes = centre_boxes(len(images), *images.shape[-2:], images.device)
+        return resized_crops(images, boxes, size), labels
 
 
 AnySplit = Split | StreamedSplit
@@ -224,25 +247,11 @@ def train_batches(split: AnySplit, batch: int, size: int, generator: torch.Gener
     `generator` is on the CPU, so that every device sees the same crops. Of several processes with equal generators,
     each can take its `part` of every batch, slice(rank, None, processes): together they see what one would see.
     """
-    if isinstance(split, StreamedSplit):
-        yield from split.train_batches(batch, size, generator, part)
-        return
-    n, device = len(split.labels), split.labels.device
-    order = torch.randperm(n, generator=generator)
-    for start in range(0, n - batch + 1, batch):
-        index = order[start : start + batch][part].to(device)
-        boxes = random_boxes(batch, *split.images.shape[-2:], crop_area(size), generator)[part].to(device)
-        flip = (torch.rand(batch, generator=generator) < 0.5)[part].to(device)
-        yield resized_crops(split.images[index], boxes, size, flip), split.labels[index]
+    for draw in split.train_draws(batch, size, generator, part):
+        yield split.train_batch(size, *draw)
 
 
 def test_batches(split: AnySplit, batch: int, size: int) -> Batches:
     """All images in order: the square at the centre, resized to `size`, normalized."""
-    if isinstance(split, StreamedSplit):
-        yield from split.test_batches(batch, size)
-        return
-    height, width = split.images.shape[-2:]
-    short = min(height, width)
-    box = torch.tensor([[(height - short) // 2, (width - short) // 2, short, short]], device=split.labels.device)
-    for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
-        yield resized_crops(images, box.expand(len(labels), 4), size), labels
+    for draw in split.test_draws(batch, size):
+        yield split.test_batch(size, *draw)

@@ -76,6 +76,7 @@ class Settings:
     seed: int = _doc("seed of the target's initial weights, batches and crops", 0)
     source_seed: int = _doc("the same for the source", 0)
     device: str = _doc("auto (a GPU if there is one), cpu, cuda, cuda:1, ...", "auto")
+    cuda_graphs: bool = _doc("on one GPU, replay the steps as CUDA graphs: faster, unless the network forbids it", True)
     threads: int | None = _doc("CPU threads; null: PyTorch's choice", None)
     together: dict[str, Any] = field(
         default_factory=dict,

@@ -17,6 +17,7 @@ from experiments.settings import UserError, first_line
 
 CPU = torch.device("cpu")
 WHOLE = slice(None)
+Draws = Iterator[tuple[Tensor, ...]]  # what batches are made of, on the device
 
 
 @dataclass(eq=False)
@@ -35,30 +36,36 @@ class StreamedSplit:
     def subset(self, keep: Tensor) -> StreamedSplit:
         return replace(self, files=self.files.subset(keep.numpy()), labels=self.labels[keep], loaders={})
 
-    def train_batches(
-        self, batch: int, size: int, generator: torch.Generator, part: slice = WHOLE
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As experiments.data.train_batches; all that an epoch draws from `generator` is drawn when it starts."""
+    def train_draws(self, batch: int, size: int, generator: torch.Generator, part: slice = WHOLE) -> Draws:
+        """Cropped images, uint8, and their labels; all that an epoch takes from `generator` is taken as it starts."""
         order = torch.randperm(len(self.labels), generator=generator)
         seeds = torch.randint(2**63 - 1, (len(self.labels),), generator=generator)
         whole = len(order) // batch * batch
         order, seeds = (t[:whole].view(-1, batch)[:, part] for t in (order, seeds))  # (batches, images of the part)
-        return self._batches(True, order.shape[1], size, order.flatten(), seeds.flatten())
+        return self._draws(True, order.shape[1], size, order.flatten(), seeds.flatten())
 
-    def test_batches(self, batch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As experiments.data.test_batches."""
+    def test_draws(self, batch: int, size: int) -> Draws:
         order = torch.arange(len(self.labels))
-        return self._batches(False, batch, size, order, seeds=order)
+        return self._draws(False, batch, size, order, seeds=order)
 
-    def _batches(self, training: bool, batch: int, size: int, order: Tensor, seeds: Tensor):
+    def train_batch(self, size: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return normalized(images), labels
+
+    test_batch = train_batch
+
+    def _draws(self, training: bool, batch: int, size: int, order: Tensor, seeds: Tensor) -> Draws:
         if (training, size) not in self.loaders:  # its processes live as long as the split
             self.loaders[training, size] = _loader(_Images(self.files, training, size), self.workers, self.device)
         loader = self.loaders[training, size]
         starts = range(0, len(order), batch)
         loader.sampler[:] = [(order[i : i + batch].numpy(), seeds[i : i + batch].numpy()) for i in starts]
         for (index, _), images in zip(list(loader.sampler), _results(loader), strict=True):
-            labels = self.labels[index].to(self.device)
-            yield normalized(images.to(self.device, non_blocking=True)), labels
+            yield sent(images, self.device), sent(self.labels[index], self.device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU's on a device, without a wait until the device has done what it has to do before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _loader(images: _Images, workers: int, device: torch.device) -> DataLoader:

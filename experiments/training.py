@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from tqdm import tqdm
 from experiments import parallel
 from experiments.batchnorm import normalizing
 from experiments.convolution import convolving
-from experiments.data import AnySplit, Data, test_batches, train_batches
+from experiments.data import AnySplit, Data, Draws
+from experiments.graphs import Replayed, own_stream
 
 # Activations whose gradient needs their input: if they write over it, autograd makes a copy of it first.
 NEEDS_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)
@@ -49,6 +50,7 @@ def train(
     title: str = "",
     on_epoch: Callable[[dict[str, float], State], None] = lambda row, state: None,
     state: State | None = None,
+    graphs: bool = True,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """Train `network` in place.
 
@@ -56,27 +58,30 @@ def train(
     CPU, of the epoch with the lowest test loss. After each epoch `on_epoch` is called with its row and with the state
     of the training; given back as `state`, with a network built alike, the training goes on from there as if it had
     not stopped. It ends after an epoch with a loss that is not finite: see `diverged`. Several processes share each
-    batch and the test images; all return the same, but for the seconds.
+    batch and the test images; all return the same, but for the seconds. On a single GPU the steps are replayed as CUDA
+    graphs, unless `graphs` is False: the same values, but for rounding.
     """
     order = torch.Generator().manual_seed(recipe.seed)  # of the images, and their crops
     torch.manual_seed(recipe.seed + parallel.rank())  # dropout and stochastic depth
-    prepare(network, device)
-    data = Data(data.train, _own_images(data.test), data.classes).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr, fused=True)
-    rows, best = _restore(state, network, optimizer, order, device) if state else ([], {})
-    replica = parallel.replicated(network, device)
     images = len(data.train.labels) // recipe.batch_size * recipe.batch_size  # of an epoch
-    with tqdm(
+    bar = tqdm(
         total=recipe.epochs * images,
-        initial=len(rows) * images,
+        initial=len(state["rows"]) * images if state else 0,
         unit=" images",
         unit_scale=True,
         leave=False,
         disable=None if parallel.rank() == 0 else True,  # quiet where there is no terminal
-    ) as bar:
+    )
+    with own_stream(device), bar:
+        prepare(network, device)
+        data = Data(data.train, _own_images(data.test), data.classes).to(device)
+        optimizer = adam(network, recipe.lr, device)
+        rows, best = _restore(state, network, optimizer, order, device) if state else ([], {})
+        replica = parallel.replicated(network, device)
+        steps = Steps(replica, optimizer, data, recipe, device, graphs)
         while len(rows) < recipe.epochs and not diverged(rows):
             bar.set_description(f"{title} epoch {len(rows) + 1}/{recipe.epochs}")
-            row = _epoch(replica, optimizer, data, recipe, order, len(rows), bar)
+            row = _epoch(steps, order, len(rows), bar)
             if all(row["test_loss"] < earlier["test_loss"] for earlier in rows):
                 best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
             rows.append(row)
@@ -90,6 +95,13 @@ def prepare(network: nn.Module, device: torch.device) -> None:
     for module in network.modules():
         if isinstance(module, NEEDS_INPUT):
             module.inplace = False
+
+
+def adam(network: nn.Module, lr: float, device: torch.device) -> torch.optim.Adam:
+    """Adam, on a GPU in the form that a graph can hold: its learning rate is a tensor there."""
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(lr, device=device) if on_gpu else lr
+    return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=on_gpu)
 
 
 def diverged(rows: list[dict[str, float]]) -> bool:
@@ -121,7 +133,9 @@ def _restore(
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """Put all in `state` back to its place; returns its rows and its best weights."""
     network.load_state_dict(state["network"])
+    own = {key: optimizer.param_groups[0][key] for key in ("lr", "capturable")}  # of this device
     optimizer.load_state_dict(state["optimizer"])
+    optimizer.param_groups[0].update(own)
     order.set_state(state["order"])
     if parallel.rank() < len(state["random"]):  # not if there are more processes now: theirs begin anew
         cpu, *cuda = state["random"][parallel.rank()]
@@ -143,27 +157,16 @@ def _own_images(split: AnySplit) -> AnySplit:
     return split.subset(torch.arange(len(split.labels))[parallel.rank() :: parallel.size()])
 
 
-def _epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: Data,
-    recipe: Recipe,
-    order: torch.Generator,
-    epoch: int,
-    bar: tqdm,
-) -> dict[str, float]:
+def _epoch(steps: Steps, order: torch.Generator, epoch: int, bar: tqdm) -> dict[str, float]:
     """Train and test once; `epoch` counts from 0, the row that is returned from 1."""
     start = time.perf_counter()
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate(epoch)
-    own = parallel.part(recipe.batch_size)
-    batches = train_batches(data.train, recipe.batch_size, recipe.image_size, order, own)
-    loss, accuracy = train_epoch(network, optimizer, batches, recipe.batchnorm_group, bar)
-    parallel.average_buffers(network)
-    test_loss, test_accuracy = evaluate(network, data.test, recipe.batch_size, recipe.image_size)
+    lr = steps.recipe.learning_rate(epoch)
+    loss, accuracy = steps.train(lr, order, bar)
+    parallel.average_buffers(steps.network)
+    test_loss, test_accuracy = steps.test()
     return {
         "epoch": epoch + 1,
-        "lr": recipe.learning_rate(epoch),
+        "lr": lr,
         "train_loss": loss,
         "train_accuracy": accuracy,
         "test_loss": test_loss,
@@ -172,45 +175,79 @@ def _epoch(
     }
 
 
-def train_epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    batchnorm_group: int | None,
-    bar: tqdm,
-) -> tuple[float, float]:
-    """Mean loss and accuracy over the augmented training images."""
-    network.train()
-    total_loss, correct, images = 0.0, 0, 0
-    for inputs, labels in batches:
-        optimizer.zero_grad(set_to_none=True)
-        with _autocast(inputs.device), convolving(inputs.device), normalizing(batchnorm_group):
-            outputs = network(inputs)
+class Steps:
+    """A network's training and testing on a device, a batch at a time; what the steps find is read once an epoch."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Data,
+        recipe: Recipe,
+        device: torch.device,
+        graphs: bool = True,
+    ):
+        self.network, self.optimizer, self.data, self.recipe, self.device = network, optimizer, data, recipe, device
+        self.loss = torch.zeros((), device=device)  # summed over images
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        captured = graphs and device.type == "cuda" and parallel.size() == 1
+        self.training, self.testing = Replayed("training", captured), Replayed("testing", captured)
+
+    def train(self, lr: float, order: torch.Generator, bar: tqdm) -> tuple[float, float]:
+        """Mean loss and accuracy over the augmented images of an epoch."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        recipe, own = self.recipe, parallel.part(self.recipe.batch_size)
+        self.network.train()
+        draws = self.data.train.train_draws(recipe.batch_size, recipe.image_size, order, own)
+        return self._means(self.train_step, draws, bar)
+
+    def test(self) -> tuple[float, float]:
+        """Mean loss and accuracy over every test image. Leaves eval mode on."""
+        self.network.eval()
+        draws = self.data.test.test_draws(self.recipe.batch_size, self.recipe.image_size)
+        return self._means(self.test_step, draws, tqdm(disable=True))
+
+    def _means(self, step: Callable[..., None], draws: Draws, bar: tqdm) -> tuple[float, float]:
+        self.loss.zero_()
+        self.correct.zero_()
+        images = 0
+        for draw in draws:
+            step(*draw)
+            images += len(draw[0])
+            bar.update(len(draw[0]) * parallel.size())
+        loss, correct, images = parallel.totals(float(self.loss), int(self.correct), images)
+        return loss / images, correct / images
+
+    def train_step(self, *draw: Tensor) -> None:
+        self.training(self._train_step, *draw)
+
+    def test_step(self, *draw: Tensor) -> None:
+        self.testing(self._test_step, *draw)
+
+    def _train_step(self, *draw: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        inputs, labels = self.data.train.train_batch(self.recipe.image_size, *draw)
+        with _autocast(self.device), convolving(self.device), normalizing(self.recipe.batchnorm_group):
+            outputs = self.network(inputs)
             loss = cross_entropy(outputs, labels)
         loss.backward()
-        optimizer.step()
-        total_loss += loss.detach() * len(labels)
-        correct += (outputs.detach().argmax(1) == labels).sum()
-        images += len(labels)
-        bar.update(len(labels) * parallel.size())
-    total_loss, correct, images = parallel.totals(float(total_loss), int(correct), images)
-    return total_loss / images, correct / images
+        self.optimizer.step()
+        self.loss += loss.detach() * len(labels)
+        self.correct += (outputs.detach().argmax(1) == labels).sum()
 
-
-@torch.no_grad()
-def evaluate(network: nn.Module, split: AnySplit, batch: int, size: int) -> tuple[float, float]:
-    """Mean loss and accuracy over every image of a split, or of the processes' splits. Leaves eval mode on."""
-    network.eval()
-    total_loss, correct = 0.0, 0
-    for inputs, labels in test_batches(split, batch, size):
-        with _autocast(inputs.device), convolving(inputs.device):
-            outputs = network(inputs)
-        total_loss += cross_entropy(outputs.float(), labels, reduction="sum")
-        correct += (outputs.argmax(1) == labels).sum()
-    total_loss, correct, images = parallel.totals(float(total_loss), int(correct), len(split.labels))
-    return total_loss / images, correct / images
+    @torch.no_grad()
+    def _test_step(self, *draw: Tensor) -> None:
+        inputs, labels = self.data.test.test_batch(self.recipe.image_size, *draw)
+        with _autocast(self.device), convolving(self.device):
+            outputs = self.network(inputs)
+        self.loss += cross_entropy(outputs.float(), labels, reduction="sum")
+        self.correct += (outputs.argmax(1) == labels).sum()
 
 
 def _autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU; on a CPU it is slower than float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    """bfloat16 on a GPU; on a CPU it is slower than float32. A graph holds the casts, and nothing to keep from them."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)

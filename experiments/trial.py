@@ -315,7 +315,8 @@ class _Runner:
                 sys.stdout.flush()
                 tracker.epoch(row)
 
-            rows, best = train(network, self.data, recipe, self.device, title, on_epoch, state)
+            graphs = self.settings.cuda_graphs
+            rows, best = train(network, self.data, recipe, self.device, title, on_epoch, state, graphs)
             record |= {
                 "status": "diverged" if diverged(rows) else "finished",
                 "seconds": round(sum(row["seconds"] for row in rows), 3),

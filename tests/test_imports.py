@@ -56,7 +56,8 @@ ALLOWED = {
     "experiments.malloc": set(),
     "experiments.batchnorm": {"parallel"},
     "experiments.convolution": set(),
-    "experiments.training": {"batchnorm", "convolution", "data", "parallel"},
+    "experiments.graphs": {"settings"},
+    "experiments.training": {"batchnorm", "convolution", "data", "graphs", "parallel"},
     "experiments.trial": {
         *("checkpoints", "data", "initialization", "locks", "models", "parallel", "records", "settings", "tracking"),
         *("malloc", "training"),
