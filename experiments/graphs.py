@@ -8,8 +8,10 @@ captured and never again: `cuda_graphs=false` is for networks that count on it.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from experiments.settings import first_line
 
 WARM_UP = 3  # calls before the capture: libraries choose their algorithms, the optimizer makes its state
+AHEAD = 8  # steps
 
 
 @contextmanager
@@ -26,11 +29,35 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device)
+    stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all trainings: libraries keep memory for each stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
+class Pace:
+    """Called after each step, keeps the CPU few steps ahead of the GPU.
+
+    So a bar shows what is done and not what is asked for, and few batches wait in memory.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.events = device, deque()
+
+    def __call__(self) -> None:
+        if self.device.type != "cuda":
+            return
+        self.events.append(torch.cuda.Event())
+        self.events[-1].record()
+        if len(self.events) > AHEAD:
+            self.events.popleft().synchronize()
 
 
 class Replayed:
@@ -73,7 +100,7 @@ class Replayed:
     def _capture(self, call: Callable[[], None]) -> bool:
         try:
             self.replay = capture(call)
-        except RuntimeError as error:
+        except Exception as error:  # of CUDA, or whatever a user's network raises only then
             self._give_up(first_line(error))
         return not self.eager
 
@@ -96,8 +123,17 @@ def synchronizes(call: Callable[[], None]) -> bool:
 
 
 def capture(call: Callable[[], None]) -> Callable[[], None]:
-    """A function that does on the GPU what the call would do, which is not done now. Raises RuntimeError."""
+    """A function that does on the GPU what the call would do, which is not done now. Raises what keeps it from that."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-        call()
+    try:
+        with _capturing(graph):
+            call()
+    except Exception:
+        with _capturing(torch.cuda.CUDAGraph()):  # of nothing: else the generator of dropout waits for the end of this
+            pass
+        raise
     return graph.replay
+
+
+def _capturing(graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+    return torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local")

@@ -17,7 +17,7 @@ from experiments import parallel
 from experiments.batchnorm import normalizing
 from experiments.convolution import convolving
 from experiments.data import AnySplit, Data, Draws
-from experiments.graphs import Replayed, own_stream
+from experiments.graphs import Pace, Replayed, own_stream
 
 # Activations whose gradient needs their input: if they write over it, autograd makes a copy of it first.
 NEEDS_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)
@@ -214,9 +214,10 @@ class Steps:
     def _means(self, step: Callable[..., None], draws: Draws, bar: tqdm) -> tuple[float, float]:
         self.loss.zero_()
         self.correct.zero_()
-        images = 0
+        images, pace = 0, Pace(self.device)
         for draw in draws:
             step(*draw)
+            pace()
             images += len(draw[0])
             bar.update(len(draw[0]) * parallel.size())
         loss, correct, images = parallel.totals(float(self.loss), int(self.correct), images)

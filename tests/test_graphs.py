@@ -5,6 +5,7 @@ import copy
 import networks
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
@@ -116,24 +117,56 @@ def test_what_cannot_be_captured_is_computed_all_the_same(why, monkeypatch, caps
     assert all(f"no CUDA graph, which would be faster ({cause}" in line for line in lines)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_graphs_train_as_steps_do():
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def wide(num_classes: int) -> nn.Module:
+    return nn.Sequential(networks.larger(64), nn.Dropout(0.2), nn.Linear(64, num_classes))
+
+
+@needs_gpu
+@pytest.mark.parametrize("make", [networks.larger, wide])
+def test_graphs_train_as_steps_do(make, capsys):
     torch.manual_seed(0)
-    network = networks.larger(10)
+    network = make(10)
     data = Data(noise(80, 0), noise(44, 1), [])
     rows = []
     for captured in (False, True):
         own = copy.deepcopy(network)
         rows.append(train(own, data, RECIPE, torch.device("cuda"), graphs=captured)[0])
+    assert "no CUDA graph" not in capsys.readouterr().out
     for plain, replayed in zip(*rows, strict=True):
         assert replayed["lr"] == plain["lr"]
         assert replayed["train_loss"] == pytest.approx(plain["train_loss"], rel=0.02)
         assert replayed["test_loss"] == pytest.approx(plain["test_loss"], rel=0.05)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
+def test_a_training_goes_on_with_graphs():
+    torch.manual_seed(0)
+    network, states = networks.larger(10), []
+    data, cuda = Data(noise(80, 0), noise(44, 1), []), torch.device("cuda")
+
+    def keep(row, state):
+        states.append(copy.deepcopy(state))
+
+    whole = train(copy.deepcopy(network), data, RECIPE, cuda, on_epoch=keep)[0]
+    rest = train(copy.deepcopy(network), data, RECIPE, cuda, state=states[0])[0]
+    assert [row["test_loss"] for row in rest] == pytest.approx([row["test_loss"] for row in whole], rel=0.05)
+
+
+@needs_gpu
 def test_a_step_that_waits_is_recognised():
     x = torch.ones(3, device="cuda")
     x.add_(1)
     assert not graphs.synchronizes(lambda: x.add_(1))
     assert graphs.synchronizes(lambda: x.sum().item())
+
+
+@needs_gpu
+def test_dropout_works_after_a_capture_that_failed():
+    x = torch.ones(1000, device="cuda")
+    with graphs.own_stream(x.device):
+        with pytest.raises(RuntimeError):
+            graphs.capture(lambda: (nn.functional.dropout(x), torch.cuda.synchronize()))
+        assert 300 < int((nn.functional.dropout(x) == 0).sum()) < 700
