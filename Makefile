@@ -39,7 +39,7 @@ notebooks: setup ## run the notebooks and keep what they show
 
 bench: setup ## time the matching and the transfer, and training steps, against plain ways to do the same
 	$(PYTHON) scripts/bench_matching.py
-	$(PYTHON) scripts/bench_training.py --models eff_b0 --sizes 32
+	$(PYTHON) scripts/bench_training.py --models eff_b0 --sizes 32 --together 2
 
 lock: setup ## renew requirements.txt from requirements.in
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-package dpiat --no-annotate \

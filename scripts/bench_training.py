@@ -2,12 +2,15 @@
 
     python scripts/bench_training.py --models eff_b0 --sizes 32
     python scripts/bench_training.py --compile          # also torch.compile: minutes for each model
+    python scripts/bench_training.py --together 2       # also two trainings of ours at once
 
 plain     torch.utils.data.DataLoader with torchvision's transforms in a worker process for each core, float32, Adam:
           what one would write without thinking of speed
 eager     timm's network in channels_last with a fused Adam, fed as ours is
 compiled  the same under torch.compile
 ours      experiments.training: augmentation on the device too, and on a GPU all of it in a CUDA graph
+together  so many processes of ours side by side on the device, as `launch=joblib` runs the trials of a grid; a CPU's
+          threads are shared among them; the images per second of all
 
 The images are noise of the network's input size. The first steps of each go unmeasured. The last column is what ours
 reaches of the device's matrix throughput, measured at the start: the operations of the network's layers, without those
@@ -19,6 +22,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -118,12 +124,13 @@ def forever(epoch: Callable[[], Batches]) -> Batches:
 class Clock:
     """Lets batches through until enough seconds have passed after the warm-up, and counts."""
 
-    def __init__(self, seconds: float, device: torch.device):
-        self.seconds, self.device = seconds, device
+    def __init__(self, seconds: float, device: torch.device, ready: Callable[[], object] = lambda: None):
+        self.seconds, self.device, self.ready = seconds, device, ready
 
     def __call__(self, batches: Batches) -> Batches:
         for _ in range(WARM_UP[self.device.type]):
             yield next(batches)
+        self.ready()
         self.images, start, cpu = 0, self.now(), time.process_time()
         while self.images == 0 or time.perf_counter() - start < self.seconds:  # without a wait for the device
             batch = next(batches)
@@ -137,6 +144,41 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def measured(
+    loop: Callable, name: str, size: int, words: argparse.Namespace, ready: Callable[[], object] = lambda: None
+) -> Clock:
+    device = torch.device(words.device)
+    clock = Clock(words.seconds, device, ready)
+    torch.manual_seed(0)
+    loop(models.build(name, CLASSES), size, words.batch, device, clock)
+    return clock
+
+
+def together(name: str, size: int, words: argparse.Namespace) -> float:
+    """Images per second of several processes that train at the same time."""
+    context, count = get_context("spawn"), words.together
+    threads = max(1, torch.get_num_threads() // count)
+    with ProcessPoolExecutor(count, context, begin, (context.Barrier(count), threads, words.malloc)) as processes:
+        return sum(processes.map(one_of_several, *zip(*[(name, size, words)] * count, strict=True)))
+
+
+def begin(barrier: Barrier, threads: int, malloc: str) -> None:
+    """What each process of several knows: when all are warm."""
+    global all_warm
+    all_warm = barrier
+    torch.set_num_threads(threads)
+    if malloc == "keep":
+        keep_large_blocks()
+
+
+def one_of_several(name: str, size: int, words: argparse.Namespace) -> float:
+    try:
+        return measured(ours, name, size, words, all_warm.wait).rate
+    except Exception:
+        all_warm.abort()  # or the others would wait for ever
+        raise
 
 
 def operations(network: nn.Module, size: int) -> float:
@@ -165,6 +207,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement, after the warm-up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    parser.add_argument("--together", type=int, metavar="PROCESSES", help="measure so many of ours at once too")
     parser.add_argument(
         "--only", choices=("plain", "eager", "compiled", "ours"), nargs="+", help="leave the others out"
     )
@@ -183,18 +226,18 @@ def main() -> None:
     print(f"matrix products: {throughput / 1e9:,.0f} GFLOP/s")
     others = [name for name in loops if name != "ours"] if "ours" in loops else []
     titles = [f"{name:>18}" for name in loops] + [f"{f'ours / {name}':>16}" for name in others]
+    titles += [f"{f'{words.together} together':>12}"] if words.together else []
     print(f"{'network':10} {'px':>4}", *titles, "  of matrix products" if "ours" in loops else "")
     for name in words.models:
         for size in words.sizes:
-            clocks = {}
-            for loop in loops:
-                clocks[loop] = Clock(words.seconds, device)
-                torch.manual_seed(0)
-                loops[loop](models.build(name, CLASSES), size, words.batch, device, clocks[loop])
+            clocks = {each: measured(loop, name, size, words) for each, loop in loops.items()}
             cells = [f"{clock.rate:>9.0f} ({clock.rate_of_cpu:>6.0f})" for clock in clocks.values()]
             if "ours" in loops:
                 rate = clocks["ours"].rate
-                cells += [f"{rate / clocks[name].rate:15.2f}x" for name in others]
+                cells += [f"{rate / clocks[other].rate:15.2f}x" for other in others]
+            if words.together:
+                cells += [f"{together(name, size, words):12.0f}"]
+            if "ours" in loops:
                 cells += [f"{rate * operations(models.build(name, CLASSES), size) / throughput:20.1%}"]
             print(f"{name:10} {size:4}", *cells, flush=True)
 
