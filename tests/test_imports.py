@@ -57,6 +57,7 @@ ALLOWED = {
     "experiments.batchnorm": {"parallel"},
     "experiments.convolution": set(),
     "experiments.graphs": {"settings"},
+    "experiments.stopping": set(),
     "experiments.training": {"batchnorm", "convolution", "data", "graphs", "parallel"},
     "experiments.trial": {
         *("checkpoints", "data", "initialization", "locks", "models", "parallel", "records", "settings", "tracking"),
