@@ -6,6 +6,7 @@ from functools import cache
 
 import pandas as pd
 
+from experiments import paper
 from experiments.cells import NOT_RUN, Table, markdown
 
 METHOD = ["mode", "operator", "matching", "head"]
@@ -44,12 +45,17 @@ def table(title: str, line: str, data: pd.DataFrame) -> Table:
 
 def means(line: str, data: pd.DataFrame) -> str:
     """The means over pairs of each method, as Markdown, below the line that says what was run."""
+    found = summary(data)
+    if of_table12(data):
+        found.insert(3, "paper's effectiveness", _of_paper(data))
     parts = [
         line,
         "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
         f"error over them. The difference in accuracy is to `{data['method'].iloc[0]}`, over the pairs that both have.",
-        markdown(summary(data)).rstrip("\n"),
+        markdown(found).rstrip("\n"),
     ]
+    if of_table12(data):
+        parts.append(agreement(data))
     if data["mode"].nunique() > 1:
         alike = alike_but_for_buffers(data)
         same, other = "the same parameters, and differ in buffers alone", "other parameters too"
@@ -58,6 +64,30 @@ def means(line: str, data: pd.DataFrame) -> str:
             parts.append(f"In {count} of the pairs the modes write {what}. Over these:")
             parts.append(markdown(summary(data[which])).rstrip("\n"))
     return "\n\n".join(parts) + "\n"
+
+
+def of_table12(data: pd.DataFrame) -> bool:
+    """Whether what varies is what varies in the paper's Table 12."""
+    return data["operator"].nunique() > 1 and data["matching"].nunique() > 1
+
+
+def _of_paper(data: pd.DataFrame) -> pd.Series:
+    """The paper's effectiveness of each method of `pairs`, in their order."""
+    return data.drop_duplicates("method")[["operator", "matching"]].merge(paper.methods(), how="left")["paper"]
+
+
+def agreement(data: pd.DataFrame) -> str:
+    """How the methods compare with one another, here and in the paper."""
+    same = together(data)
+    pairs = len(same.drop_duplicates(PAIR))
+    text = "The paper's effectiveness is that of Table 12, on CIFAR-100 and pairs of its own"
+    if not pairs:
+        return f"{text}."
+    ours = same.groupby(["operator", "matching"], as_index=False)["effectiveness"].mean().merge(paper.methods())
+    rank = ours["effectiveness"].rank().corr(ours["paper"].rank())
+    return (
+        f"{text}. Rank correlation of the methods with it, over the {pairs} pairs that are run with each: {rank:.2f}."
+    )
 
 
 def together(data: pd.DataFrame) -> pd.DataFrame:

@@ -44,6 +44,19 @@ TABLE_11 = {
     "table10": ("FOOD101", "ImageNet"),
 }
 STARTS = {"random": "random init", "ImageNet": "ImageNet weights"}  # of the training of its sources
+# Table 12's names of operators and matchings, by the settings of this repository.
+OPERATORS = {
+    "ClipTransfer": "clip",
+    "ClipWithNormalizationTransfer": "clip_normalized",
+    "FullTransfer": "full",
+    "MagnitudeTransfer": "magnitude",
+}
+MATCHINGS = {
+    "DPMatching": "dp",
+    "RandomMatching": "random",
+    "BipartiteMatching": "bipartite",
+    "NBipartiteMatching": "nbipartite",
+}
 # The data set of each experiment with trials of its own.
 DATASETS = {
     **dict.fromkeys(("table01", "table02", "table03", "table09", "table12", "figure15"), "cifar100"),
@@ -62,6 +75,13 @@ def printed(file: str) -> pd.DataFrame:
 def matrix(table: str) -> pd.DataFrame:
     """A table of one value for each target and source: columns target, source, value."""
     return printed(MATRICES[table][0])
+
+
+def methods() -> pd.DataFrame:
+    """Table 12: columns operator, matching, paper (mean effectiveness over its pairs), paper's ± (standard error)."""
+    table = printed("table12_ablation_cifar100")
+    table.columns = ["operator", "matching", "paper", "paper's ±"]
+    return table.replace({"operator": OPERATORS, "matching": MATCHINGS})
 
 
 def architectures(names: Iterable[str] = tuple(LABELS.values())) -> dict[str, Architecture]:

@@ -86,26 +86,9 @@ def table03(records: Records) -> Table:
     return _at_each_scale("table03", records, compare)
 
 
-# Table 12's names of operators and matchings, by the settings of this repository.
-OPERATORS = {
-    "ClipTransfer": "clip",
-    "ClipWithNormalizationTransfer": "clip_normalized",
-    "FullTransfer": "full",
-    "MagnitudeTransfer": "magnitude",
-}
-MATCHINGS = {
-    "DPMatching": "dp",
-    "RandomMatching": "random",
-    "BipartiteMatching": "bipartite",
-    "NBipartiteMatching": "nbipartite",
-}
-
-
 def table12(records: Records) -> Table:
     """Mean effectiveness over 20 pairs ± the standard error over them, as in the paper, by the cells of its Table 1."""
-    printed = paper.printed("table12_ablation_cifar100")
-    printed.columns = ["operator", "matching", "paper", "paper's ±"]
-    printed = printed.replace({"operator": OPERATORS, "matching": MATCHINGS})
+    printed = paper.methods()
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         transfers = frame[frame["init"] == "dpiat"]

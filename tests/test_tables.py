@@ -4,6 +4,7 @@ import errno
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
@@ -12,7 +13,7 @@ from experiments import cells, evidence, figures, grids, methods, missing, paper
 from experiments.callback import Report
 from experiments.trial import Trial
 
-DESK = "imagenet_to_imagenette"
+DESK, METHODS = "imagenet_to_imagenette", "imagenette_methods"
 
 
 def record(trial: Trial, accuracies: list[float], **changes) -> dict:
@@ -85,7 +86,7 @@ def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
 
 
 def test_methods_are_compared_on_the_same_pairs(desk):
-    names = "imagenette_statistics", "imagenette_methods", DESK
+    names = "imagenette_statistics", METHODS, DESK
     assert [methods.several(tables.own_trials(name, desk)) for name in names] == [True, True, False]
     found = {}
     for mode, accuracies in (("paper", (0.6, 0.4, 0.5)), ("default", (0.7, 0.5))):
@@ -108,6 +109,22 @@ def test_methods_are_compared_on_the_same_pairs(desk):
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["paper mode: 2.50", "default mode: 3.00"]  # 0.6 and 0.4, 0.7 and 0.5 over 0.2
     assert figure.legends[0].get_title().get_text() == "mean over the 2 pairs that are run with each"
+
+
+def test_methods_stand_beside_those_of_the_paper(desk):
+    found = {}
+    for k, (operator, matching) in enumerate((("clip", "dp"), ("clip", "random"), ("full", "dp"), ("magnitude", "dp"))):
+        cell = grids.grid(METHODS, f"together.method={{operator:{operator},matching:{matching}}}")[0]
+        found[cell.trial.id] = record(cell.trial, [0.4 - 0.1 * k])
+        found[cell.random.id] = record(cell.random, [0.2])
+    page = tables.own_table(METHODS, found).page
+    assert "| full operator, dp matching | 1 of 20 | 1.000 | 1.590 | 0.200 | -0.200 | 0 of 1 |" in page
+    assert "pairs of its own.\n" in page  # no pair has every method
+    data = methods.pairs(tables.own_trials(METHODS, found)).dropna(subset="accuracy")
+    ranks = [4, 3, 2, 1], [3.5, 1, 3.5, 2]  # ours, and the paper's 1.59, 0.64, 1.59, 1.55
+    assert methods.agreement(data).endswith(
+        f"over the 1 pairs that are run with each: {np.corrcoef(*ranks)[0, 1]:.2f}."
+    )
 
 
 def test_whatever_of_a_method_varies_names_it(desk):
@@ -230,12 +247,12 @@ def test_evidence_that_was_changed_is_refused(desk, tmp_path, results, change, m
 
 
 def test_experiments_share_evidence(desk, tmp_path, results):
-    (found,) = (found for found in desk.values() if found["id"] in evidence.planned("imagenette_methods"))
+    (found,) = (found for found in desk.values() if found["id"] in evidence.planned(METHODS))
     records.save(found, tmp_path / "runs" / "a.json")
     evidence.collect(DESK, tmp_path / "runs")
-    assert "0 records added, 1 there before" in evidence.collect("imagenette_methods", tmp_path / "runs")
-    assert not (results / "trials" / "imagenette_methods").exists()
-    assert "1 records written" in evidence.restore("imagenette_methods", tmp_path / "again")
+    assert "0 records added, 1 there before" in evidence.collect(METHODS, tmp_path / "runs")
+    assert not (results / "trials" / METHODS).exists()
+    assert "1 records written" in evidence.restore(METHODS, tmp_path / "again")
     with pytest.raises(ValueError, match=r"no trial of table01 is in .*trials: there is nothing to bring back"):
         evidence.restore("table01", tmp_path / "again")
 
