@@ -9,7 +9,7 @@ from experiments import grids, paper
 PAPERS = [name for name in grids.names() if name.startswith(("table", "figure"))]
 
 
-DESK = ["imagenet_to_imagenette", "imagenette_statistics", "imagenette_methods"]
+DESK = ["imagenet_to_imagenette", "imagenette_statistics", "imagenette_methods", "cifar100_classifier"]
 
 
 def epochs(name: str) -> int:
