@@ -219,31 +219,53 @@ LAYOUTS: dict[str, Callable[[DatasetSettings, Path, Path], Entries]] = {
 
 
 def _images(part: Path) -> Iterator[Entry]:
-    """The images in a folder or zip, in the order of their names; the class is the folder they are in.
+    """The images in a folder or zip, class by class; as torchvision's ImageFolder has it, in folders below one's too.
 
     Files and folders whose names begin with a dot do not count.
     """
-    if part.is_dir():
-        for label in sorted(os.listdir(part)):
-            if (part / label).is_dir() and not label.startswith("."):
-                yield from (Entry(label, str(part), f"{label}/{name}") for name in _image_names(part / label))
+    if not part.is_dir():
+        yield from _zipped(part)
         return
-    for name in sorted(_open_zip(str(part), os.getpid()).namelist()):
-        path = Path(name)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not any(each.startswith(".") for each in path.parts):
-            yield Entry(path.parent.name, str(part), name)
+    for label in sorted(os.listdir(part)):
+        if (part / label).is_dir() and not label.startswith("."):
+            names = [f"{folder}/{name}" for folder, found in _walk(part / label, label) for name in found]
+            if not names:
+                raise UserError(f"{part / label} has no images, and folders are classes here: fill or remove it")
+            yield from (Entry(label, str(part), name) for name in names)
 
 
 def _flat(folder: Path) -> list[Entry]:
-    return [Entry("", str(folder), name) for name in _image_names(folder)]
+    _, names = next(_walk(folder, ""))
+    return [Entry("", str(folder), name) for name in names]
 
 
-def _image_names(folder: Path) -> list[str]:
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
-    return sorted(n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES and not n.startswith("."))
+def _walk(folder: Path, name: str) -> Iterator[tuple[str, list[str]]]:
+    """The folder under this name and those below it, each with the names of its images."""
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for path, below, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        below[:] = sorted(each for each in below if not each.startswith("."))
+        yield name + path.removeprefix(str(folder)), sorted(filter(_is_image, files))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def _zipped(file: Path) -> Iterator[Entry]:
+    """The classes are the folders below all those that the images share, or the last of these if it holds images."""
+    names = sorted(name for name in _open_zip(str(file), os.getpid()).namelist() if _is_image(os.path.basename(name)))
+    paths = {name: Path(name) for name in names}
+    paths = {name: path for name, path in paths.items() if not any(each.startswith(".") for each in path.parts)}
+    if not paths:
+        return
+    shared = Path(os.path.commonpath([path.parent for path in paths.values()]))
+    level = len(shared.parts) - any(path.parent == shared for path in paths.values())
+    if level < 0:
+        raise UserError(f"{file} has images that are in no folder, and folders are classes here: put them into some")
+    yield from (Entry(path.parts[level], str(file), name) for name, path in paths.items())
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -220,6 +221,8 @@ def test_zips_are_streamed_like_the_folders_in_them(tmp_path):
 
 def test_a_split_without_images_is_named(tmp_path):
     tree = images.tree(tmp_path / "tree", test=0)
+    for folder in (tree / "test").iterdir():
+        folder.rmdir()
     with pytest.raises(UserError, match=r"folder under .*/tree has no images for testing"):
         load(tree, "folder")
     with pytest.raises(UserError, match=r"no folder under .*/empty: set dataset\.root to a folder with train/"):
@@ -247,6 +250,34 @@ def test_classes_may_be_links_and_what_is_no_image_does_not_count(tmp_path):
     images.write(tmp_path / "a" / "set" / "train" / ".thumbnails", ["1.jpg"], 0)
     assert identity("a") == first
     assert load(tmp_path / "a" / "set", "folder").classes == ["ash", "birch"]
+
+
+def test_folders_below_a_class_belong_to_it(tmp_path):
+    root = images.tree(tmp_path / "tree", train=2, test=1)
+    images.write(root / "train" / "ash" / "young" / "bark", ["001.jpg", "002.jpg"], 5)
+    found, theirs = load(root, "folder"), datasets.ImageFolder(root / "train")
+    assert found.classes == theirs.classes == ["ash", "birch"]
+    assert found.train.labels.tolist() == theirs.targets
+    (tmp_path / "zips").mkdir()
+    for split in ("train", "test"):
+        for name, base in (("zips", root), ("bare", root / split)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            shutil.make_archive(str(tmp_path / name / split), "zip", base, split if base == root else ".")
+    for name in ("zips", "bare"):
+        zipped = load(tmp_path / name, "folder")
+        assert zipped.classes == found.classes and zipped.train.labels.tolist() == theirs.targets
+
+
+def test_images_of_no_class_and_classes_of_no_image_are_named(tmp_path):
+    root = images.tree(tmp_path / "tree", train=2, test=1)
+    (root / "train" / "cedar").mkdir()
+    with pytest.raises(UserError, match="cedar has no images, and folders are classes here: fill or remove it"):
+        load(root, "folder")
+    (tmp_path / "zips").mkdir()
+    for split in ("train", "test"):
+        shutil.make_archive(str(tmp_path / "zips" / split), "zip", root / split / "ash", ".")
+    with pytest.raises(UserError, match=r"train\.zip has images that are in no folder, and folders are classes"):
+        load(tmp_path / "zips", "folder")
 
 
 def test_a_class_without_training_images_is_named(tmp_path):
