@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# The normalisation that the ImageNet weights of timm expect; the paper uses it for every data set.
+# ImageNet's, which the paper uses for every data set and network.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

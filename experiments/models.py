@@ -33,6 +33,8 @@ SHORT_NAMES = {
     "eff_lite1": "tf_efficientnet_lite1",
     "eff_lite2": "tf_efficientnet_lite2",
 }
+# timm's weights of these names when the paper was written. Those of today have seen the 300 million images of JFT.
+IMAGENET = {f"tf_efficientnet_b{n}": f"tf_efficientnet_b{n}.aa_in1k" for n in range(3)}
 
 
 def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
@@ -51,6 +53,8 @@ def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
     timm_name = _timm_name(name)
     if imagenet and timm_name.startswith("tf_efficientnet_lite"):
         return _efficientnet_lite(timm_name, classes)
+    if imagenet:
+        timm_name = IMAGENET.get(timm_name, timm_name)
     try:
         return timm.create_model(timm_name, num_classes=classes, pretrained=imagenet)
     except Exception as error:

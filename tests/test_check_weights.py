@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import check_weights, layouts, models
+from experiments import check_weights, layouts, models, paper
 from experiments.settings import DatasetSettings, UserError
 
 SPRINGER, CHURCH = 217, 497  # ImageNet's indices of n02102040 and n03028079
@@ -69,3 +69,13 @@ def test_real_weights_know_real_images(tmp_path):
     listing = layouts.find(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
     found = check_weights.check("eff_lite0", check_weights._evenly(listing, 60))
     assert found.among_all > 0.45 and found.among_these > 0.85 and found.size == 224
+
+
+def test_the_weights_of_the_papers_networks_are_of_imagenet_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(models.timm, "create_model", lambda name, **arguments: asked.append((name, arguments)))
+    for name in paper.LABELS.values():
+        models.build(name, 10, imagenet=True)
+    assert all(arguments == {"num_classes": 10, "pretrained": True} for _, arguments in asked)
+    tags = [models.timm.get_pretrained_cfg(name).tag for name, _ in asked]
+    assert len(tags) == 9 and all(tag.endswith("in1k") and "jft" not in tag for tag in tags)
