@@ -22,4 +22,8 @@ class Report(Callback):
         tables.write(tables.build(found, [name]), folder / "tables")
         figures.write(figures.build(found, [name]), folder / "figures")
         print(tables.own_table(name, found).page)
+        if words := [
+            word for word in config.hydra.overrides.task if not word.startswith(("experiment=", "output_dir="))
+        ]:
+            print(f"(of the trials that {name}.yaml plans; others, with {' '.join(words)}, have records alone)")
         print("all of them:", folder / "tables", folder / "figures")

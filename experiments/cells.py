@@ -70,19 +70,19 @@ def plan(experiment: str, *scale: str) -> list[grids.Planned]:
 
 
 def frames(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
-    """The trials of one of the paper's experiments, for each scale that some of them have been run at."""
-    here = [record for record in records.values() if record["trial"]["dataset"] == paper.DATASETS[experiment]]
-    scales = [name for name in sorted({record["scale"] for record in here}) if name in grids.names("scale")]
-    planned = {scale: plan(experiment, f"scale={scale}") for scale in scales}
+    """The trials of one of the paper's experiments, for each scale that some of them have been run at.
 
-    def of_scale(scale: str) -> Records:  # two scales may plan the same trials
-        return {name: record for name, record in records.items() if record["scale"] == scale}
-
-    return {
-        scale: trials(cells, of_scale(scale))
-        for scale, cells in planned.items()
-        if any(cell.trial.id in of_scale(scale) for cell in cells)
-    }
+    Two scales may plan the same trials: these are of the scale that more has been run at.
+    """
+    here = [record["scale"] for record in records.values() if record["trial"]["dataset"] == paper.DATASETS[experiment]]
+    found, taken = {}, set()
+    for scale in sorted({*here} & {*grids.names("scale")}, key=lambda scale: (-here.count(scale), scale)):
+        planned = plan(experiment, f"scale={scale}")
+        run = {cell.trial.id for cell in planned} & records.keys()
+        if run - taken:
+            found[scale] = trials(planned, records)
+        taken |= run
+    return found
 
 
 def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
@@ -101,7 +101,7 @@ def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
 
 COLUMNS = (
     *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "head", "lr", "seed", "random"),
-    *("similarity", "accuracy", "of random", "of pretrained", "best", "sourceless"),
+    *("similarity", "accuracy", "of random", "of pretrained", "best", "sourceless", "source id"),
 )
 
 
@@ -128,6 +128,7 @@ def _row(cell: grids.Planned, records: Records) -> dict[str, Any]:
         **accuracies,
         "best": best_accuracy(record, trial.recipe.epochs) if record else None,
         "sourceless": sourceless(cell, records),
+        "source id": trial.source.id if trial.source and trial.source.recipe.epochs else "",
     }
 
 
@@ -159,6 +160,7 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
     """What a reader of a table must know about the scale of its trials, from their records."""
     found = [records[name] for name in frame["id"] if name in records]
     trials = [record["trial"] for record in found]
+    weights = frame.loc[frame["weights"] != "", "weights"].map(SOURCES)
 
     def each(values: Iterable[Any]) -> str:
         return ", ".join(dict.fromkeys(f"{value:,}" if isinstance(value, int) else value for value in values))
@@ -169,7 +171,7 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
         f"{each(trial['recipe']['image_size'] for trial in trials)} px",
         f"{each(record['test_images'] for record in found)} test images",
         f"{each(trial['recipe']['epochs'] for trial in trials)} epochs",
-        f"sources {each(frame.loc[frame['weights'] != '', 'weights'].map(SOURCES))}",
+        *([f"sources {each(weights)}"] if len(weights) else []),
         each(hardware(record) for record in found),
     )
     diverged = sum(record["status"] == "diverged" for record in found)

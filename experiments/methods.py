@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
+from hashlib import sha256
+from typing import Any
 
 import pandas as pd
 
@@ -45,25 +48,21 @@ def table(title: str, line: str, data: pd.DataFrame) -> Table:
 
 def means(line: str, data: pd.DataFrame) -> str:
     """The means over pairs of each method, as Markdown, below the line that says what was run."""
+    data = data.assign(same=same_start(data))
     found = summary(data)
-    if of_table12(data):
-        found.insert(3, "paper's effectiveness", _of_paper(data))
+    first = data["method"].iloc[0]
     parts = [
         line,
         "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
-        f"error over them. The difference in accuracy is to `{data['method'].iloc[0]}`, over the pairs that both have.",
-        markdown(found).rstrip("\n"),
+        f"error over them. `same start` counts the pairs whose target begins with the same parameters as with "
+        f"`{first}`; the difference in accuracy to that is over the other pairs that both have.",
     ]
     if of_table12(data):
-        parts.append(agreement(data))
-    if data["mode"].nunique() > 1:
-        alike = alike_but_for_buffers(data)
-        same, other = "the same parameters, and differ in buffers alone", "other parameters too"
-        for which, what in ((alike, same), (~alike, other)):
-            count = len(data[which].drop_duplicates(PAIR))
-            parts.append(f"In {count} of the pairs the modes write {what}. Over these:")
-            parts.append(markdown(summary(data[which])).rstrip("\n"))
-    return "\n\n".join(parts) + "\n"
+        found.insert(3, "paper's effectiveness", _of_paper(data))
+        parts += [markdown(found).rstrip("\n"), agreement(data)]
+    else:
+        parts += [markdown(found).rstrip("\n")]
+    return "\n\n".join([*parts, *noise(data)]) + "\n"
 
 
 def of_table12(data: pd.DataFrame) -> bool:
@@ -97,49 +96,77 @@ def together(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(data: pd.DataFrame) -> pd.DataFrame:
-    """A row for each method, from `pairs`: means over pairs, and the difference to the first method."""
-    accuracy = data.pivot(index=PAIR, columns="method", values="accuracy")
-    reference = accuracy[data["method"].iloc[0]]
+    """A row for each method, from `pairs` with `same`: means over pairs, and the difference to the first method."""
+    difference = differences(data)
     rows = []
     for method, found in data.groupby("method", sort=False):
-        difference = (accuracy[method] - reference).dropna()
-        against = method != reference.name and len(difference) > 0
+        other = difference.loc[found.index[~found["same"]]].dropna()
         rows.append(
             {
                 "method": method,
                 "pairs": f"{found['accuracy'].count()} of {len(found)}",
                 "effectiveness": _mean(found["effectiveness"]),
                 "accuracy": _mean(found["accuracy"]),
-                "difference in accuracy": _mean(difference, "+") if against else "",
-                "better in": f"{(difference > 0).sum()} of {len(difference)}" if against else "",
+                "same start": found["same"].sum() if rows else "",
+                "difference in accuracy": _mean(other, "+") if rows and len(other) else "",
+                "better in": f"{(other > 0).sum()} of {len(other)}" if rows and len(other) else "",
             }
         )
     return pd.DataFrame(rows)
 
 
-def alike_but_for_buffers(data: pd.DataFrame) -> pd.Series:
-    """For each row of `pairs`, whether its pair's parameters receive the same in all modes."""
-    modes = data["mode"].unique()
-    same = {
-        pair: len({_written(*pair, mode) for mode in modes}) == 1
-        for pair in set(zip(data["target"], data["source"], strict=True))
-    }
-    return pd.Series([same[pair] for pair in zip(data["target"], data["source"], strict=True)], index=data.index)
+def differences(data: pd.DataFrame) -> pd.Series:
+    """The accuracy of each row of `pairs`, less that of the first method on the same pair."""
+    first = data[data["method"] == data["method"].iloc[0]].set_index(PAIR)["accuracy"]
+    return data["accuracy"] - data.set_index(PAIR).index.map(first)
+
+
+def noise(data: pd.DataFrame) -> list[str]:
+    """How far accuracies are apart that began with the same parameters."""
+    again = data["same"] & (data["method"] != data["method"].iloc[0])
+    found = differences(data)[again].dropna()
+    if found.empty:
+        return []
+    return [
+        f"Where the start is the same, the difference is {_mean(found, '+')} over {len(found)} trials, at most "
+        f"{found.abs().max():.3f}: no effect, but what the buffers and the rounding of another commit do to a training."
+    ]
+
+
+def same_start(data: pd.DataFrame) -> list[bool]:
+    """For each row of `pairs`, whether its target begins with the same parameters as with the first method."""
+    first = data[METHOD].iloc[0]
+    rows = zip(data["target"], data["source"], data[METHOD].itertuples(index=False), strict=True)
+    return [_start(target, source, *method) == _start(target, source, *first) for target, source, method in rows]
 
 
 @cache
-def _written(target: str, source: str, mode: str) -> tuple[tuple[str, str, int], ...]:
-    """Which parameters of the target are filled, from which tensor of the source, and how much of each."""
+def _start(target: str, source: str, mode: str, operator: str, matching: str, head: str) -> str:
+    """A digest of the parameters that a target begins with."""
     import torch  # not for the other tables
 
-    from dpiat import plan
+    from dpiat import transfer
+    from experiments.initialization import Method
+
+    network = deepcopy(_network(target))
+    transfer(_network(source), network, **Method(mode, matching, operator, head).arguments(seed=0))
+    tensors = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    return sha256(tensors.numpy()).hexdigest()
+
+
+@cache
+def _network(name: str) -> Any:
+    """With weights of its own, and all its numbers different."""
+    import torch
+
     from experiments import models
 
-    with torch.device("meta"):
-        networks = models.build(source, 10), models.build(target, 10)
-    parameters = dict(networks[1].named_parameters())
-    entries = plan(*networks, mode=mode).report.entries
-    return tuple((entry.target, entry.source, entry.filled) for entry in entries if entry.target in parameters)
+    torch.manual_seed(sum(name.encode()))
+    network = models.build(name, 10)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+    return network
 
 
 def _mean(values: pd.Series, sign: str = "") -> str:

@@ -81,7 +81,10 @@ def table03(records: Records) -> Table:
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         data = _beside(printed, frame.assign(value=frame["best"]), ["target", "init", "source", "weights"])
         data.loc[data["init"] == "GHN2", "text"] = NEEDS_GHN2
-        return data, _listed(data)
+        random = data[data["init"] == "random"].set_index("target")[["ours", "paper"]]
+        others = data[data["init"] != "random"].set_index("target")
+        ratios = others[["ours", "paper"]] / random.loc[others.index]
+        return data, f"Of the ratios to random init: {summary(ratios)}\n\n{_listed(data)}"
 
     return _at_each_scale("table03", records, compare)
 
@@ -99,7 +102,7 @@ def table12(records: Records) -> Table:
         data = data.rename(columns={"sd": "standard error"})
         errors = zip(data["ours"], data["standard error"], data["n"], strict=True)
         data["text"] = [_mean(*cell) for cell in errors]
-        return data, _listed(data)
+        return data, f"{summary(data)}\n\n{_listed(data)}"
 
     return _at_each_scale("table12", records, compare)
 

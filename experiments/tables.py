@@ -191,29 +191,32 @@ def provenance_table(records: cells.Records) -> pd.DataFrame:
     """results/README.md: what was run, at which scale, on what, from which commit."""
     rows = []
     for name in (*sorted(paper.DATASETS), *own_experiments()):
-        base = {
-            "table": name if name.startswith("figure") else f"[{name}](tables/{name}.md)",
-            "config": f"[{name}.yaml](../configs/experiment/{name}.yaml)",
-            "command": "<br>".join(f"`{line}`" for line in cells.command_lines(name)),
-        }
-        frames = cells.frames(name, records).values() if name in paper.DATASETS else [own_trials(name, records)]
-        found = [_provenance(frame, records) for frame in frames]
-        rows += [base | each for each in found or [UNTOUCHED]]
+        if name in paper.DATASETS:
+            scales = {(f"scale={scale}",): frame for scale, frame in cells.frames(name, records).items()}
+        else:
+            scales = {(): own_trials(name, records)}
+        for words, frame in (scales or {(): cells.trials([], records)}).items():
+            rows.append(
+                {
+                    "table": name if name.startswith("figure") else f"[{name}](tables/{name}.md)",
+                    "config": f"[{name}.yaml](../configs/experiment/{name}.yaml)",
+                    "command": "<br>".join(f"`{line}`" for line in cells.command_lines(name, *words)),
+                    **_provenance(frame, records),
+                }
+            )
     return pd.DataFrame(rows)
 
 
-UNTOUCHED = {"scale": "", "commit": "", "hardware": "", "status": NOT_RUN}
-
-
 def _provenance(frame: pd.DataFrame, records: cells.Records) -> dict[str, str]:
-    found = [records[trial] for trial in frame["id"] if trial in records]
-    if not found:
-        return UNTOUCHED
+    """Of an experiment's trials, those of its sources among them."""
+    trials = {*frame["id"], *frame["source id"]} - {""}
+    found = [records[trial] for trial in trials if trial in records]
+    seconds = sum(epoch["seconds"] for record in found for epoch in record["epochs"])
     return {
         "scale": ", ".join(sorted({record["scale"] for record in found})),
         "commit": ", ".join(sorted({record["commit"][:10] for record in found})),
         "hardware": ", ".join(sorted({cells.hardware(record) for record in found})),
-        "status": f"{len(found)} of {len(frame)} trials, {sum(r['seconds'] for r in found) / 3600:.1f} h",
+        "status": f"{len(found)} of {len(trials)} trials, {seconds / 3600:.1f} h" if found else NOT_RUN,
     }
 
 

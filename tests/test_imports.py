@@ -69,7 +69,7 @@ ALLOWED = {
     "experiments.evidence": {"cells", "grids", "paper", "records"},
     "experiments.reproduction": {"cells", "grids", "paper"},
     "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
-    "experiments.methods": {"cells", "models", "paper"},
+    "experiments.methods": {"cells", "initialization", "models", "paper"},
     "experiments.tables": {"cells", "grids", "methods", "missing", "paper", "records", "reproduction", "settings"},
     "experiments.figures": {"cells", "methods", "paper", "records", "tables"},
     "experiments.report": {"figures", "records", "tables"},

@@ -73,6 +73,7 @@ def test_table_03(table03):
     assert cells.loc[("eff_b0", "pretrained", "", ""), "ours"] == pytest.approx(0.7)
     assert cells.loc[("eff_b2", "dpiat", "mix_l", "imagenet"), ["n", "paper"]].tolist() == [1, 0.713]
     assert cells["n"].sum() == 16 and table.page.count("needs GHN-2") == 2
+    assert "Of the ratios to random init: 14 of 16 cells are run. Rank correlation with the paper's " in table.page
 
 
 def test_time_to_accuracy_is_relative_to_random_init(table03):
@@ -112,5 +113,5 @@ def test_seconds_are_compared_on_one_machine_and_cells_at_one_scale(table03, tab
     assert row["speed-up in epochs"] == 2 and row.isna()["speed-up in seconds"]
     first, *rest = table01
     split = table01 | {first: table01[first] | {"scale": "desk"}}  # two scales that plan the same trials
-    by_scale = cells.frames("table01", split)
-    assert {scale: frame["accuracy"].count() for scale, frame in by_scale.items()} == {"desk": 1, "gpu": len(rest)}
+    ((scale, frame),) = cells.frames("table01", split).items()
+    assert scale == "gpu" and frame["accuracy"].count() == len(rest) + 1
