@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpiat.assignment import MATCHINGS, Matcher
-from dpiat.operators import OPERATORS, Index, Indices, Operator, clip
+from dpiat.matching import Matching
+from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip
 from dpiat.parametrized import assign, originals, solved
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report, times
 from dpiat.roles import (
@@ -29,7 +30,7 @@ from dpiat.roles import (
     other_inputs,
     seen,
 )
-from dpiat.sources import Source, Stored, load
+from dpiat.sources import Source, Stored, first_line, load
 from dpiat.standardization import MODES, LayerWeights, Network, read
 from dpiat.writing import Write, check, check_optimizers, move_state, put
 
@@ -37,6 +38,19 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMAT = "dpiat plan 3"  # of the text that keeps a plan
+DROPPED = "dropped"
+# Those of Table 12.
+PAPER_NAMES = {
+    "ClipTransfer": "clip",
+    "ClipWithNormalization": "clip_normalized",
+    "ClipWithNormalizationTransfer": "clip_normalized",
+    "FullTransfer": "full",
+    "MagnitudeTransfer": "magnitude",
+    "DPMatching": "dp",
+    "RandomMatching": "random",
+    "BipartiteMatching": "bipartite",
+    "NBipartiteMatching": "nbipartite",
+}
 
 
 def transfer(
@@ -69,7 +83,8 @@ def transfer(
 
     `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
     that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
-    `dpiat.operators`). `optimizer`, the source's and the target's, also moves the state of Adam or SGD.
+    `dpiat.operators`); the names of the paper's Table 12 will do too. `optimizer`, the source's and the target's, also
+    moves the state of Adam or SGD.
 
     A weight that is computed from others (torch.nn.utils.parametrize, weight_norm) comes as near to what it receives as
     they can bring it.
@@ -112,7 +127,10 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Wr
     source = load(source)
     giver, taker = _read(source, target, mode)
     architectures = giver.architecture, taker.architecture
-    partner = {pair.target.name: pair.source.name for pair in matcher(*architectures).layers}
+    matched = matcher(*architectures)
+    if not isinstance(matched, Matching):
+        raise TypeError(f"a matching must give a dpiat.matching.Matching, got {type(matched).__name__}")
+    partner = {pair.target.name: pair.source.name for pair in matched.layers}
     kept: dict[str, str] = {}
     rules: dict[str, str] = {}
     if isinstance(head, Mapping):
@@ -140,9 +158,9 @@ def _class(number: Any) -> int:
 
 
 def _chosen(key: str, value: Any, known: Mapping[str, Any]) -> Any:
-    """One of ours by its name, or a function of the user's."""
-    if isinstance(value, str) and value in known:
-        return known[value]
+    """One of ours by its name or the paper's, or a function of the user's."""
+    if isinstance(value, str) and PAPER_NAMES.get(value, value) in known:
+        return known[PAPER_NAMES.get(value, value)]
     if not callable(value):
         raise ValueError(f"{key} must be one of {', '.join(known)}, or a function, got {value!r}")
     return value
@@ -172,7 +190,10 @@ class Plan:
         optimizer means nothing to the target's.
         """
         source, target = _read(self.source, self.target, self.mode)
-        return self._carry_out(list(self._writes(source, target)), source.weights, optimizer)
+        writes = list(self._writes(source, target))
+        casts = {write.to.path(write.local): _cast(write.source, write.target) for write in writes}
+        now = (entry._replace(note=casts.get(entry.target, entry.note)) for entry in self.report.entries)
+        return replace(self, report=Report(tuple(now)))._carry_out(writes, source.weights, optimizer)
 
     @torch.no_grad()
     def _carry_out(
@@ -192,13 +213,21 @@ class Plan:
             put(write.target, source, write.index)
         if hasattr(self.operator, "finish"):
             for layer in {write.to.name: write.to for write in writes}.values():
-                self.operator.finish(seen(layer, layer, self.mode)[1])
+                self.operator.finish(self._finished(layer))
             values = [solved(write.to.module, write.local, write.target, write.by.module) for write in computed]
         for write, value in zip(computed, values, strict=True):
             assign(write.to.module, write.local, value)
         if optimizer is not None:
             move_state(writes, *optimizer)
         return self.report
+
+    def _finished(self, layer: LayerWeights) -> Weights:
+        """What an operator may finish of a layer: what it wrote, and in paper mode all that was not dropped."""
+        left = {
+            e.target for e in self.report.entries if e.action == LEFT and (self.mode != "paper" or e.note == DROPPED)
+        }
+        target = seen(layer, layer, self.mode)[1]
+        return target._replace(tensors={k: t for k, t in target.tensors.items() if layer.path(k) not in left})
 
     def _writes(self, source: Network, target: Network) -> Iterator[Write]:
         """What it takes to carry out the entries, which may come from a text or have been edited."""
@@ -223,7 +252,10 @@ class Plan:
             source = source._replace(tensors={**by.tensors, "weight": weight})
         elif operator is clip and source.groups == target.groups == source.parts == target.parts == 1:
             return _Route(source.tensors, None)
-        return _Route(source.tensors, operator(source, target))
+        indices = operator(source, target)
+        if operator not in OPERATORS.values():
+            _check_indices(indices, source, to, by)
+        return _Route(source.tensors, indices)
 
     def _entries(
         self,
@@ -277,8 +309,7 @@ class Plan:
                 source_shape = tuple(s.shape)
                 filled = prod(map(min, source_shape, shape)) if indices is None else _count(t, indices[local][0])
                 action = PARTLY if filled < t.numel() else COPIED if shape == source_shape else CROPPED
-                note = f"{_dtype(s)} → {_dtype(t)}" if s.dtype != t.dtype else ""
-                entry = Entry(name, shape, action, filled, by.path(local), source_shape, note, rule)
+                entry = Entry(name, shape, action, filled, by.path(local), source_shape, _cast(s, t), rule)
                 yield entry, Write(to, by, local, *route.part(local))
                 continue
             yield Entry(name, shape, LEFT, note=reason), None
@@ -295,7 +326,7 @@ class Plan:
             raise ValueError(f"the target has no {name!r}: print the plan to see its names")
         shared = {entry.shared for entry in chosen}
         chosen += [entry for entry in self.report.entries if entry.target in shared]
-        return self._with(Entry(e.target, e.shape, LEFT, note="dropped", shared=e.shared) for e in chosen)
+        return self._with(Entry(e.target, e.shape, LEFT, note=DROPPED, shared=e.shared) for e in chosen)
 
     def pair(self, source: str, target: str) -> Plan:
         """The plan with a layer of the target filled from a layer of the source of your choice, given by their names.
@@ -403,9 +434,36 @@ def _found(places: Mapping[str, Place], name: str, shape: tuple[int, ...]) -> Pl
     return layer, local
 
 
+def _check_indices(indices: Any, source: Weights, to: LayerWeights, by: LayerWeights) -> None:
+    """Raise TypeError or ValueError for what an operator of the user's must not return."""
+    if not isinstance(indices, Mapping):
+        raise TypeError(
+            f"an operator must return {{tensor: (target index, source index)}}, got {type(indices).__name__}"
+        )
+    for local, (ours, theirs) in indices.items():
+        try:
+            shapes = _part(to.tensors[local], ours).shape, _part(source.tensors[local], theirs).shape
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"the operator's indices for {to.path(local)} do not fit ({first_line(error)})") from error
+        if shapes[0] != shapes[1]:
+            chosen = " and ".join(times(tuple(shape)) for shape in shapes)
+            raise ValueError(
+                f"the operator's indices choose {chosen} elements of {to.path(local)} and {by.path(local)}"
+            )
+
+
+def _part(tensor: Tensor, index: Index) -> Tensor:
+    """What an index chooses of a tensor, but for the values: what is out of its bounds shows."""
+    return torch.zeros((), dtype=torch.bool, device="cpu").expand(tensor.shape)[index]
+
+
 def _count(tensor: Tensor, index: Index) -> int:
     """The number of elements that an index chooses."""
     return torch.empty(tensor.shape, device="meta")[index].numel()
+
+
+def _cast(source: Tensor, target: Tensor) -> str:
+    return f"{_dtype(source)} → {_dtype(target)}" if source.dtype != target.dtype else ""
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -25,6 +25,7 @@ ALLOWED = {
     "dpiat.writing": {"operators", "standardization"},
     "dpiat.transfer": {
         "assignment",
+        "matching",
         "operators",
         "parametrized",
         "report",

@@ -173,6 +173,47 @@ def test_an_operator_of_the_users_own():
     assert torch.equal(target.weight[:, :3], source.weight[:2]) and torch.equal(target.bias, before)
 
 
+def test_an_operator_that_finishes_leaves_what_the_plan_leaves():
+    """The paper's mode rescales a bias that has no counterpart, too, as the authors' code does."""
+    source = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3))
+    for mode, bias_stays in (("default", True), ("paper", False)):
+        target = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+        before = {name: tensor.clone() for name, tensor in target.named_parameters()}
+        plan(source, target, mode, operator="clip_normalized").drop("1.weight").apply()
+        assert torch.equal(target[1].weight, before["1.weight"]) and not torch.equal(target[1].bias, before["1.bias"])
+        assert torch.equal(target[0].bias, before["0.bias"]) == bias_stays
+
+
+def test_what_an_operator_must_not_return_is_named_before_anything_is_written():
+    source, target = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    before = target[0].weight.clone()
+
+    def too_far(source: Weights, target: Weights):
+        return {"weight": ((slice(0, 4), slice(0, 4)), (torch.arange(1, 5), slice(0, 4)))}
+
+    def unequal(source: Weights, target: Weights):
+        return {"weight": ((slice(0, 4), slice(0, 4)), (slice(0, 3), slice(0, 4)))}
+
+    for operator, error, message in (
+        (lambda source, target: None, TypeError, "an operator must return {tensor: .*}, got NoneType"),
+        (too_far, ValueError, r"the operator's indices for 0\.weight do not fit \(index 4 is out of bounds"),
+        (unequal, ValueError, r"the operator's indices choose 4×4 and 3×4 elements of 0\.weight and 0\.weight"),
+    ):
+        with pytest.raises(error, match=message):
+            transfer(source, target, operator=operator, head="copy")
+    assert torch.equal(target[0].weight, before)
+    with pytest.raises(TypeError, match=r"a matching must give a dpiat\.matching\.Matching, got NoneType"):
+        transfer(source, target, matching=lambda source, target: None)
+
+
+def test_the_papers_names_will_do():
+    source, target = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    for matching, operator in (("dp", "clip"), ("bipartite", "magnitude")):
+        name = {"dp": "DPMatching", "clip": "ClipTransfer", "bipartite": "BipartiteMatching"}
+        by_paper = plan(source, target, matching=name[matching], operator=name.get(operator, "MagnitudeTransfer"))
+        assert by_paper.report == plan(source, target, matching=matching, operator=operator).report
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_the_default_device_does_not_matter(operator):
     source = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.MultiheadAttention(8, 2), nn.Linear(8, 4))

@@ -393,3 +393,15 @@ def test_what_both_networks_share_and_is_written_to_itself_is_no_harm():
     source, target = make(), make()
     assert transfer(source, target).share == transfer(source.state_dict(), source).share == 1
     assert torch.equal(target[0].weight, source[0].weight)
+
+
+def test_casts_are_those_of_the_networks_when_the_plan_is_applied():
+    source, target = (
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+    )
+    planned = plan(source, target, head="copy")
+    target.double()
+    notes = {entry.target: entry.note for entry in planned.apply().entries}
+    assert notes.pop("1.num_batches_tracked") == "" and set(notes.values()) == {"float32 → float64"}
+    assert {entry.note for entry in planned.report.entries} == {""}
