@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,58 +52,83 @@ def _parts(layer: LayerWeights) -> int:
 # --- the classifier ---------------------------------------------------------------------------------------------------
 
 
-def kept_head(source: Architecture, target: Architecture, partner: Mapping[str, str], head: str) -> dict[str, str]:
-    """The classifier of the target, or the several that it has, if they are not to be filled, with the reason."""
-    theirs, ours = _classifier(source), _classifier(target)
-    if ours is None or head == "copy":
-        return {}
-    if head == "skip":
-        return {ours.name: "the classifier, which head='skip' leaves"}
-    if theirs is None or partner.get(ours.name) != theirs.name:
-        return {ours.name: UNMATCHED}
-    if theirs.shape[0] == ours.shape[0]:
-        return {}
-    # Others of as many classes are classifiers too: of auxiliary outputs, or of a distillation token.
-    outputs = {layer.name: layer.shape[0] for layer in _outputs(source)}
-    alike = [layer.name for layer in _outputs(target) if layer.shape[0] == ours.shape[0]]
-    kept = [name for name in alike if outputs.get(partner.get(name)) == theirs.shape[0]]
-    return dict.fromkeys(kept, f"a classifier of {ours.shape[0]} classes, of {theirs.shape[0]} in the source")
+def treat_heads(
+    source: Architecture,
+    target: Architecture,
+    partner: MutableMapping[str, str],
+    head: str | Mapping[int, int] = "auto",
+    mode: str = "default",
+) -> tuple[dict[str, str], list[str]]:
+    """The target's heads that are not to be filled, with the reason, and those that are filled by a mapping of classes.
 
-
-def map_head(
-    source: Architecture, target: Architecture, partner: MutableMapping[str, str], classes: Mapping[int, int]
-) -> str:
-    """Make the classifiers partners, and return the name of the target's.
-
-    Raises ValueError if a network has no classifier or not the classes that are named.
+    Classifiers that fit become partners. Raises ValueError if classes are mapped and a network has no classifier or not
+    the classes that are named.
     """
-    names = []
-    for role, network, chosen in (("target", target, classes.keys()), ("source", source, classes.values())):
-        layer = _classifier(network)
-        if layer is None:
+    if mode == "paper" and head in ("auto", "copy"):
+        return {}, []
+    theirs, ours = _heads(source), _heads(target)
+    mapped = isinstance(head, Mapping)
+    if mapped:
+        _check_classes(head, source=theirs, target=ours)
+    if mapped or head == "skip":
+        theirs, ours = theirs[-1:], ours[-1:]
+    if theirs and ours and (mapped or (head != "skip" and _alike(theirs[-1], ours[-1]))):
+        _pair(theirs, ours[-1], partner)
+    if mapped or head == "copy":
+        return {}, [layer.name for layer in ours if mapped]
+    rows = {layer.name: layer.shape[0] for layer in source.layers if layer.shape}
+    heads = {layer.name for layer in theirs}
+    kept = {}
+    for layer in ours:
+        given, classes = partner.get(layer.name), layer.shape[0]
+        if given not in heads and layer is not ours[-1] and rows.get(given) == classes:
+            continue  # an inner layer of as many rows
+        if head == "skip":
+            kept[layer.name] = "the classifier, which head='skip' leaves"
+        elif given not in heads:
+            kept[layer.name] = UNMATCHED
+        elif rows[given] != classes:
+            kept[layer.name] = f"a classifier of {classes} classes, of {rows[given]} in the source"
+    return kept, []
+
+
+def _check_classes(classes: Mapping[int, int], **heads: Sequence[Layer]) -> None:
+    for role, chosen in (("target", classes.keys()), ("source", classes.values())):
+        if not heads[role]:
             raise ValueError(f"head maps classes, and the {role} does not end in a classifier")
+        rows = heads[role][-1].shape[0]
         for index in chosen:
-            if index not in range(layer.shape[0]):
-                raise ValueError(f"head maps class {index!r} of the {role}, whose classifier has {layer.shape[0]}")
-        names.append(layer.name)
-    ours, partner[names[0]] = names
-    return ours
+            if index not in range(rows):
+                raise ValueError(f"head maps class {index!r} of the {role}, whose classifier has {rows}")
 
 
-def _classifier(architecture: Architecture) -> Layer | None:
-    """The last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a norm has none."""
-    last = next((layer for layer in reversed(architecture.layers) if layer.shape), None)
-    return last if last and _classifies(last) else None
+def _alike(source: Layer, target: Layer) -> bool:
+    """Are two layers of one kind, with as many rows?"""
+    return (source.kind, source.shape[0]) == (target.kind, target.shape[0])
 
 
-def _outputs(architecture: Architecture) -> list[Layer]:
-    """The layers like a classifier of which the next layer does not take what they give."""
+def _pair(theirs: Sequence[Layer], ours: Layer, partner: MutableMapping[str, str]) -> None:
+    """Give our classifier theirs, unless it has another of their heads that fits to the last input."""
+    shape = (theirs[-1].shape[0], *ours.shape[1:])
+    if partner.get(ours.name) not in {layer.name for layer in theirs if layer.shape == shape}:
+        partner[ours.name] = theirs[-1].name
+
+
+def _heads(architecture: Architecture) -> list[Layer]:
+    """The classifier, at the end, and others of as many classes: of auxiliary outputs, or of a distillation token.
+
+    The classifier is the last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a
+    norm has none.
+    """
     layers = [layer for layer in architecture.layers if layer.shape]
-    return [
-        layer
-        for layer, after in zip(layers, [*layers[1:], None], strict=True)
-        if _classifies(layer) and (after is None or layer.shape[0] != _inputs(after))
-    ]
+    if not layers or not _classifies(layers[-1]):
+        return []
+    heads, taken = [], set()
+    for layer in reversed(layers):
+        if _classifies(layer) and layer.shape[0] == layers[-1].shape[0] and layer.shape[0] not in taken:
+            heads.append(layer)
+        taken.add(_inputs(layer))
+    return heads[::-1]
 
 
 def _inputs(layer: Layer) -> int:

@@ -40,7 +40,11 @@ def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture,
 
 
 class Candidate(NamedTuple):
-    """What a source has to offer to a target; the numbers are in [0, 1]."""
+    """What a source has to offer to a target; the numbers are in [0, 1].
+
+    `filled` counts the weight tensors of all matched layers. `plan(...).report.share` also knows biases, statistics and
+    what is done with a classifier (`transfer`'s `head`), which timm's index, without names of layers, cannot tell.
+    """
 
     source: str
     similarity: float  # Eq. 5

@@ -25,10 +25,9 @@ from dpiat.roles import (
     UNMATCHED,
     ChosenClasses,
     adapt_inputs,
-    kept_head,
-    map_head,
     other_inputs,
     seen,
+    treat_heads,
 )
 from dpiat.sources import Source, Stored, first_line, load
 from dpiat.standardization import MODES, LayerWeights, Network, read
@@ -78,8 +77,8 @@ def transfer(
     convolutions, linear layers and batch norms by their shapes alone, a classifier like any other layer.
 
     head="auto" fills the classifier (a linear layer or a 1 × 1 convolution with no weights after it) only from a
-    classifier of as many classes; "skip" never, "copy" like any other layer, cropped rows of other classes included,
-    as "auto" does in paper mode; a mapping {target class: source class} fills the classes that it names.
+    classifier of as many classes, matched or not; "skip" never; "copy" also like any other layer, cropped rows of other
+    classes included, as both do in paper mode; a mapping {target class: source class} fills the classes that it names.
 
     `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
     that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
@@ -131,12 +130,8 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Wr
     if not isinstance(matched, Matching):
         raise TypeError(f"a matching must give a dpiat.matching.Matching, got {type(matched).__name__}")
     partner = {pair.target.name: pair.source.name for pair in matched.layers}
-    kept: dict[str, str] = {}
-    rules: dict[str, str] = {}
-    if isinstance(head, Mapping):
-        rules[map_head(*architectures, partner, head)] = CLASSES
-    elif mode == "default" or head == "skip":
-        kept = kept_head(*architectures, partner, head)
+    kept, mapped = treat_heads(*architectures, partner, head, mode)
+    rules = dict.fromkeys(mapped, CLASSES)
     if mode == "default":
         rules |= dict.fromkeys(other_inputs(giver, taker, partner), INPUTS)
     planned = Plan(source, target, Report(()), mode, operator, head if isinstance(head, Mapping) else {})

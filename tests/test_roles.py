@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from dpiat import plan, transfer
@@ -191,6 +192,32 @@ def test_every_classifier_of_other_classes_is_kept():
     for name in ("head.weight", "head_dist.weight"):
         assert entries[name].note == "a classifier of 10 classes, of 1000 in the source"
     assert same.share == 1
+
+
+def on_meta(name: str, **options) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name, **options)
+
+
+def sources_of(report, *names: str) -> list[str]:
+    return [entry.source for entry in report.entries if entry.target in names]
+
+
+@pytest.mark.parametrize("head", ["auto", "copy"])
+def test_a_classifier_of_as_many_classes_is_the_partner_whatever_was_matched(head):
+    swin, mnasnet = on_meta("swin_tiny_patch4_window7_224"), on_meta("mnasnet_100")
+    assert sources_of(plan(swin, mnasnet, head=head).report, "classifier.weight") == ["head.fc.weight"]
+    assert sources_of(plan(swin, mnasnet, mode="paper").report, "classifier.weight") != ["head.fc.weight"]
+    with torch.device("meta"):
+        googlenet = torchvision.models.googlenet(init_weights=False)
+    assert sources_of(plan(googlenet, on_meta("resnet18"), head=head).report, "fc.weight") == ["fc.weight"]
+
+
+def test_a_classifier_that_was_matched_to_one_of_its_shape_stays_with_it():
+    distilled, plain = on_meta("deit_tiny_distilled_patch16_224"), on_meta("deit_tiny_patch16_224")
+    assert sources_of(plan(distilled, plain).report, "head.weight") == ["head.weight"]
+    back = plan(plain, distilled).report
+    assert sources_of(back, "head.weight", "head_dist.weight") == ["head.weight"] * 2
 
 
 def test_query_key_and_value_of_a_convolution_are_cropped_one_by_one():
