@@ -61,8 +61,8 @@ def treat_heads(
 ) -> tuple[dict[str, str], list[str]]:
     """The target's heads that are not to be filled, with the reason, and those that are filled by a mapping of classes.
 
-    Classifiers that fit become partners. Raises ValueError if classes are mapped and a network has no classifier or not
-    the classes that are named.
+    Classifiers that fit become partners. In paper mode there are no other heads. Raises ValueError if classes are
+    mapped and a network has no classifier or not the classes that are named.
     """
     if mode == "paper" and head in ("auto", "copy"):
         return {}, []
@@ -70,26 +70,28 @@ def treat_heads(
     mapped = isinstance(head, Mapping)
     if mapped:
         _check_classes(head, source=theirs, target=ours)
-    if mapped or head == "skip":
+    if mode == "paper":
         theirs, ours = theirs[-1:], ours[-1:]
     if theirs and ours and (mapped or (head != "skip" and _alike(theirs[-1], ours[-1]))):
         _pair(theirs, ours[-1], partner)
-    if mapped or head == "copy":
-        return {}, [layer.name for layer in ours if mapped]
+    if head == "copy":
+        return {}, []
     rows = {layer.name: layer.shape[0] for layer in source.layers if layer.shape}
     heads = {layer.name for layer in theirs}
-    kept = {}
+    kept, chosen = {}, []
     for layer in ours:
         given, classes = partner.get(layer.name), layer.shape[0]
         if given not in heads and layer is not ours[-1] and rows.get(given) == classes:
-            continue  # an inner layer of as many rows
-        if head == "skip":
+            continue  # both are inner layers, which have as many rows by chance
+        if mapped and given in heads:
+            chosen.append(layer.name)
+        elif head == "skip":
             kept[layer.name] = "the classifier, which head='skip' leaves"
         elif given not in heads:
             kept[layer.name] = UNMATCHED
         elif rows[given] != classes:
             kept[layer.name] = f"a classifier of {classes} classes, of {rows[given]} in the source"
-    return kept, []
+    return kept, chosen
 
 
 def _check_classes(classes: Mapping[int, int], **heads: Sequence[Layer]) -> None:

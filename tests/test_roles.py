@@ -220,6 +220,57 @@ def test_a_classifier_that_was_matched_to_one_of_its_shape_stays_with_it():
     assert sources_of(back, "head.weight", "head_dist.weight") == ["head.weight"] * 2
 
 
+class Auxiliary(nn.Module):
+    """A classifier on the way, as GoogLeNet and torchvision's networks for segmentation have."""
+
+    def __init__(self, classes: int, width: int = 8, auxiliary: bool = True):
+        super().__init__()
+        self.body = nn.Conv2d(3, width, 3)
+        if auxiliary:
+            self.aux = nn.Sequential(nn.Linear(width, 2 * width), nn.Linear(2 * width, classes))
+        self.last = nn.Conv2d(width, width, 3)
+        self.fc = nn.Linear(width, classes)
+
+
+def entries(report) -> dict:
+    return {entry.target: entry for entry in report.entries}
+
+
+@pytest.mark.parametrize("classes", [5, 21])
+def test_every_classifier_is_skipped(classes):
+    found = entries(plan(Auxiliary(21), Auxiliary(classes), head="skip").report)
+    left = {name for name, entry in found.items() if entry.note == "the classifier, which head='skip' leaves"}
+    assert left == {"aux.1.weight", "aux.1.bias", "fc.weight", "fc.bias"}
+    assert all(entry.action == "copied" for name, entry in found.items() if name not in left)
+    paper = entries(plan(Auxiliary(21), Auxiliary(5), head="skip", mode="paper").report)
+    assert (paper["aux.1.weight"].action, paper["fc.weight"].action) == ("cropped", "left")
+
+
+def test_classes_are_chosen_for_every_classifier_that_has_a_partner():
+    source, target = Auxiliary(21), Auxiliary(5)
+    before = target.aux[1].weight.detach().clone()
+    report = transfer(source, target, head={4: 20})
+    assert {name for name, entry in entries(report).items() if entry.rule} == {
+        *("aux.1.weight", "aux.1.bias", "fc.weight", "fc.bias")
+    }
+    assert torch.equal(target.aux[1].weight[4], source.aux[1].weight[20])
+    assert torch.equal(target.fc.weight[4], source.fc.weight[20])
+    assert torch.equal(target.aux[1].weight[:4], before[:4])
+    found = entries(plan(Auxiliary(21, auxiliary=False), Auxiliary(5), head={4: 20}).report)
+    assert found["fc.weight"].source == "fc.weight" and found["fc.weight"].rule == "classes"
+    assert found["aux.1.weight"].rule or found["aux.1.weight"].action == "left"
+
+
+def test_inner_layers_of_as_many_outputs_are_no_classifiers():
+    def gated(classes: int, width: int) -> nn.Module:
+        parts = nn.Linear(3, width), nn.Linear(width, 1), nn.LayerNorm(width), nn.Linear(width, classes)
+        return nn.Sequential(*parts)
+
+    for head in ("auto", "skip"):
+        found = entries(plan(gated(1000, 16), gated(1, 8), head=head).report)
+        assert found["1.weight"].source == "1.weight" and found["3.weight"].action == "left"
+
+
 def test_query_key_and_value_of_a_convolution_are_cropped_one_by_one():
     def attention(width: int) -> nn.Module:
         return nn.ModuleDict({"stem": nn.Conv2d(3, width, 1), "qkv": nn.Conv2d(width, 3 * width, 1)})
