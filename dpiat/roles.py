@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ def treat_heads(
         given, classes = partner.get(layer.name), layer.shape[0]
         if given not in heads and layer is not ours[-1] and rows.get(given) == classes:
             continue  # both are inner layers, which have as many rows by chance
-        if mapped and given in heads:
+        if mapped and given in heads and (rows[given], classes) == (theirs[-1].shape[0], ours[-1].shape[0]):
             chosen.append(layer.name)
         elif head == "skip":
             kept[layer.name] = "the classifier, which head='skip' leaves"
@@ -117,20 +118,25 @@ def _pair(theirs: Sequence[Layer], ours: Layer, partner: MutableMapping[str, str
 
 
 def _heads(architecture: Architecture) -> list[Layer]:
-    """The classifier, at the end, and others of as many classes: of auxiliary outputs, or of a distillation token.
+    """The classifier, at the end, and the others like it that give outputs of the network.
 
     The classifier is the last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a
-    norm has none.
+    norm has none. Side by side with it are heads of the same inputs, such as that of a distillation token or the boxes
+    of a detector; others elsewhere have as many rows as one of these, such as auxiliary classifiers and what is beside
+    those. No later layer takes what a head gives.
     """
     layers = [layer for layer in architecture.layers if layer.shape]
-    if not layers or not _classifies(layers[-1]):
-        return []
-    heads, taken = [], set()
-    for layer in reversed(layers):
-        if _classifies(layer) and layer.shape[0] == layers[-1].shape[0] and layer.shape[0] not in taken:
-            heads.append(layer)
+    outputs, taken = set(), set()
+    for place, layer in reversed(list(enumerate(layers))):
+        if _classifies(layer) and layer.shape[0] not in taken:
+            outputs.add(place)
         taken.add(_inputs(layer))
-    return heads[::-1]
+    if len(layers) - 1 not in outputs:
+        return []
+    runs = groupby(range(len(layers)), lambda place: place in outputs and _inputs(layers[place]))
+    beside = [[layers[place] for place in run] for inputs, run in runs if inputs]
+    rows = {layer.shape[0] for layer in beside[-1]}
+    return [layer for run in beside if not rows.isdisjoint(each.shape[0] for each in run) for layer in run]
 
 
 def _inputs(layer: Layer) -> int:
@@ -139,7 +145,7 @@ def _inputs(layer: Layer) -> int:
 
 
 def _classifies(layer: Layer) -> bool:
-    return bool(layer.shape) and layer.kind in COUNTED and set(layer.shape[2:]) <= {1}
+    return layer.kind in COUNTED and set(layer.shape[2:]) <= {1} and not layer.name.endswith(PROJECTIONS)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def transfer(
     head="auto" fills the classifier (a linear layer or a 1 × 1 convolution with no weights after it) only from a
     classifier of as many classes, matched or not; "skip" never; "copy" also like any other layer, cropped rows of other
     classes included, as both do in paper mode; a mapping {target class: source class} fills the classes that it names.
-    Other classifiers of as many classes, of auxiliary outputs for example, are treated alike, except in paper mode.
+    The heads beside it that see the same inputs (boxes, a distillation token) and auxiliary classifiers of as many
+    classes follow the same rule, except in paper mode. Heads of other kernels or elsewhere are like any other layer.
 
     `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
     that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see

@@ -261,6 +261,46 @@ def test_classes_are_chosen_for_every_classifier_that_has_a_partner():
     assert found["aux.1.weight"].rule or found["aux.1.weight"].action == "left"
 
 
+class Boxes(nn.Module):
+    """Two heads that see the same."""
+
+    def __init__(self, classes: int, boxes: int = 4, width: int = 8):
+        super().__init__()
+        self.body, self.cls, self.box = nn.Linear(3, width), nn.Linear(width, classes), nn.Linear(width, boxes)
+
+
+def test_a_classifier_beside_other_heads_is_kept():
+    found = entries(plan(Boxes(1000), Boxes(10)).report)
+    assert found["cls.weight"].note == "a classifier of 10 classes, of 1000 in the source"
+    assert found["box.weight"].action == found["body.weight"].action == "copied"
+    found = entries(plan(Boxes(7, 28), Boxes(7, 24)).report)
+    assert (found["cls.weight"].action, found["box.weight"].action) == ("copied", "left")
+    found = entries(plan(Boxes(1000), Boxes(10), head={0: 3}).report)  # the last one is the classifier
+    assert (found["cls.weight"].action, found["box.weight"].rule) == ("left", "classes")
+    assert plan(Boxes(7), Boxes(7)).report.share == 1
+
+
+def test_what_stands_beside_an_auxiliary_classifier_is_a_head():
+    def detector(classes: int) -> nn.Module:
+        parts = {"stem": nn.Conv2d(3, 8, 3), "cls": nn.Linear(8, classes), "box": nn.Linear(8, 4 * classes)}
+        return nn.ModuleDict(parts | {"mask": nn.Conv2d(8, 8, 3), "logits": nn.Conv2d(8, classes, 1)})
+
+    found = entries(plan(detector(91), detector(5)).report)
+    assert {name for name, entry in found.items() if entry.action == "left"} == {
+        f"{layer}.{local}" for layer in ("cls", "box", "logits") for local in ("weight", "bias")
+    }
+    assert plan(detector(5), detector(5)).report.share == 1
+
+
+def test_projections_at_the_end_are_no_heads():
+    def attention(width: int) -> nn.Module:
+        return nn.ModuleDict(
+            {"stem": nn.Linear(3, width), "qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, 5)}
+        )
+
+    assert entries(plan(attention(8), attention(12)).report)["qkv.weight"].source == "qkv.weight"
+
+
 def test_inner_layers_of_as_many_outputs_are_no_classifiers():
     def gated(classes: int, width: int) -> nn.Module:
         parts = nn.Linear(3, width), nn.Linear(width, 1), nn.LayerNorm(width), nn.Linear(width, classes)
