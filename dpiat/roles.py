@@ -18,6 +18,7 @@ INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's 
 UNMATCHED = "a classifier, and no classifier matched"
 DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
 PROJECTIONS = ("in_proj_weight", "in_proj_bias", "qkv")  # query, key and value in one, by the ends of their names
+ATTENTION = ("in_proj_weight", "q_proj_weight")  # beside the out_proj of nn.MultiheadAttention, which is linear
 
 
 def seen(source: LayerWeights, target: LayerWeights, mode: str) -> tuple[Weights, Weights]:
@@ -123,12 +124,15 @@ def _heads(architecture: Architecture) -> list[Layer]:
     The classifier is the last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a
     norm has none. Side by side with it are heads of the same inputs, such as that of a distillation token or the boxes
     of a detector; others elsewhere have as many rows as one of these, such as auxiliary classifiers and what is beside
-    those. No later layer takes what a head gives.
+    those. No later layer takes what a head gives. An attention's last projection is none.
     """
     layers = [layer for layer in architecture.layers if layer.shape]
+    inner = {
+        layer.name.removesuffix(own) + "out_proj" for layer in layers for own in ATTENTION if layer.name.endswith(own)
+    }
     outputs, taken = set(), set()
     for place, layer in reversed(list(enumerate(layers))):
-        if _classifies(layer) and layer.shape[0] not in taken:
+        if _classifies(layer) and layer.name not in inner and layer.shape[0] not in taken:
             outputs.add(place)
         taken.add(_inputs(layer))
     if len(layers) - 1 not in outputs:

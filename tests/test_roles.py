@@ -301,6 +301,18 @@ def test_projections_at_the_end_are_no_heads():
     assert entries(plan(attention(8), attention(12)).report)["qkv.weight"].source == "qkv.weight"
 
 
+@pytest.mark.parametrize("options", [{}, {"kdim": 5}])
+def test_the_last_projection_of_an_attention_is_no_classifier(options):
+    source, target = (nn.MultiheadAttention(width, 2, **options) for width in (8, 12))
+    transfer(source, target)
+    assert torch.equal(target.out_proj.weight[2:10, 2:10], source.out_proj.weight)
+
+
+def test_a_classifier_may_be_called_out_proj():
+    source, target = (nn.ModuleDict({"dense": nn.Linear(8, 8), "out_proj": nn.Linear(8, k)}) for k in (1000, 10))
+    assert entries(plan(source, target).report)["out_proj.weight"].action == "left"
+
+
 def test_inner_layers_of_as_many_outputs_are_no_classifiers():
     def gated(classes: int, width: int) -> nn.Module:
         parts = nn.Linear(3, width), nn.Linear(width, 1), nn.LayerNorm(width), nn.Linear(width, classes)
