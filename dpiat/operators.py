@@ -54,11 +54,11 @@ def clip(source: Weights, target: Weights) -> Indices:
 
     Along each dimension the larger of the two is cropped to the smaller one, from the 0-based start
     floor((x - y) / 2). A convolution with groups is cropped as the dense one that it stands for, stacked projections
-    one by one.
+    one by one; the projection of an LSTM (weight_hr) has no gates.
     """
     indices = {}
     for name, s, t in shared(source, target):
-        if s.shape != t.shape and source.parts == target.parts > 1:
+        if s.shape != t.shape and source.parts == target.parts > 1 and not name.startswith("weight_hr"):
             indices[name] = _stacked(s.shape, t.shape, source.parts)
         elif s.shape != t.shape and t.dim() > 1 and max(source.groups, target.groups) > 1:
             indices[name] = _grouped(s.shape, t.shape, source.groups, target.groups)

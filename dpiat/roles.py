@@ -44,8 +44,8 @@ def _one_by_one(module: nn.Module) -> bool:
 def _parts(layer: LayerWeights) -> int:
     """How many equal projections are stacked in each tensor of a layer: 3 for query, key and value, gates, or 1."""
     recurrent = layer.tensors.get("weight_hh_l0", layer.tensors.get("weight_hh"))
-    if recurrent is not None and recurrent.dim() == 2:  # (gates · hidden, hidden); an LSTM's projection has no gates
-        return 1 if "weight_hr_l0" in layer.tensors else len(recurrent) // recurrent.shape[1]
+    if recurrent is not None and recurrent.dim() == 2:  # (gates · hidden, hidden), or (gates · hidden, projected)
+        return len(recurrent) // layer.tensors.get("weight_hr_l0", recurrent).shape[1]
     if not layer.name.endswith(PROJECTIONS):
         return 1
     return 3 if all(tensor.dim() and len(tensor) % 3 == 0 for tensor in layer.tensors.values()) else 1
