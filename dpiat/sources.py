@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pickle
+import re
 import sys
 from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
@@ -193,9 +194,17 @@ def _from_tensors(tensors: Mapping[str, Tensor], name: str, architecture: str | 
 
 
 def _alphabetical(tensors: Mapping[str, Tensor]) -> bool:
-    """Did a format sort these tensors? In a network's own order, weights stand before their biases."""
+    """Did a format sort these tensors? A network has its weights before their biases, and its layer 2 before 10."""
     keys = [key for key, tensor in tensors.items() if tensor.is_floating_point()]
-    return keys == sorted(keys) and any(key.replace("weight", "bias") in tensors for key in keys if "weight" in key)
+    if keys != sorted(keys):
+        return False
+    biased = any(key.replace("weight", "bias") in tensors for key in keys if "weight" in key)
+    return biased or keys != sorted(keys, key=_numbered)
+
+
+def _numbered(key: str) -> str:
+    """The name with its numbers in as many digits, so that 2 is sorted before 10."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), key)
 
 
 def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.Module:

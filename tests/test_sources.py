@@ -192,6 +192,15 @@ def test_no_safetensors_file_is_taken_for_a_network_in_order(tmp_path):
         transfer(tmp_path / "deep.safetensors", network)
 
 
+def test_a_sorted_state_dict_without_biases_is_refused():
+    deep = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(12))).state_dict()
+    with pytest.raises(ValueError, match="the state dict has its tensors in an order that is not the network's"):
+        load(dict(sorted(deep.items())))
+    assert list(load(deep).state_dict()) == list(deep)
+    names = ("fc.weight", "fc1.weight", "fc1_1.weight", "fc2.weight")  # sorted, and a network's own order as well
+    assert list(load({name: torch.zeros(4, 4) for name in names}).state_dict()) == list(names)
+
+
 def test_a_standardized_state_dict_has_blocks():
     network = timm.create_model("tf_efficientnet_lite0")
     found = standardize(load(network.state_dict()))
