@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
             function.__name__.strip("_").replace("_", "-"), help=text, description=text, epilog=f"example: {example}"
         )
         added.set_defaults(command=function)
-        added.add_argument("--architecture", help="the network that files of weights are of; .safetensors need it")
+        added.add_argument("--architecture", help="the network that files of weights are of; .safetensors may need it")
         if not function.__name__.startswith("_plot"):
             added.add_argument("--json", action="store_true", help="print JSON for machines")
         return added
@@ -153,9 +153,9 @@ def _transfer(arguments: argparse.Namespace) -> None:
     """Write the weights that a network starts from, given a trained one of another architecture."""
     if arguments.out.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"--out {arguments.out} must end in .pt or .safetensors")
-    source = sources.load(arguments.source, architecture=arguments.architecture)
     torch.manual_seed(arguments.seed)
     target = sources.build(arguments.target, classes=arguments.classes)
+    source = sources.load(arguments.source, architecture=arguments.architecture, like=target)
     wanted = (arguments.classes,)
     if arguments.classes and all(layer.shape[:1] != wanted for layer in standardize(target).layers):
         raise ValueError(f"{arguments.target} has no layer of {wanted[0]} outputs and takes no num_classes")
@@ -184,7 +184,7 @@ def _save(state: dict[str, torch.Tensor], file: Path) -> None:
                 from safetensors.torch import save_file
 
                 apart = {name: tensor.clone().contiguous() for name, tensor in state.items()}  # tied ones too
-                save_file(apart, written, {"format": "pt"})
+                save_file(apart, written, {"format": "pt", sources.ORDER: json.dumps(list(state))})
             else:
                 torch.save(state, written)
         except (OSError, ImportError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import pickle
 import re
 import sys
@@ -21,6 +22,7 @@ Source = nn.Module | Mapping[str, Any] | str | PathLike
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
 NESTED = ("state_dict", "model_state_dict", "model", "state", "state_dict_ema", "model_ema")  # where trainers put it
+ORDER = "dpiat order"  # of the metadata in a .safetensors file: the names of the tensors, as JSON
 WEIGHT_NORM = "parametrizations.weight.original"
 UNORDERED = (
     "has its tensors in an order that is not the network's: name the network, as in "
@@ -33,7 +35,9 @@ class Stored(nn.Module):
     """A network of which only the tensors are known: one node of the tree that their names make."""
 
 
-def load(source: Source, pretrained: bool = True, architecture: str | None = None) -> nn.Module:
+def load(
+    source: Source, pretrained: bool = True, architecture: str | None = None, like: nn.Module | None = None
+) -> nn.Module:
     """The network that `source` stands for: a module as it is, anything else read.
 
     A state dict, or a path that ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, gives a module that holds the
@@ -41,8 +45,9 @@ def load(source: Source, pretrained: bool = True, architecture: str | None = Non
     DistributedDataParallel, torch.compile and Lightning removed. Any other string is a timm name, or
     package.module:callable; with `pretrained`, timm's come with their weights.
 
-    `architecture`, a name, says which network a state dict is of. A .safetensors file needs it: it keeps tensors in an
-    order of its own, and layers are matched in the network's.
+    `architecture`, a name, says which network a state dict is of. A .safetensors file needs it, unless `dpiat transfer`
+    wrote it: it keeps tensors in an order of its own, and layers are matched in the network's. With `like`, a module,
+    tensors of the same names as its own are taken in its order.
 
     Raises TypeError for another type, ValueError for a file or a name that gives no network.
 
@@ -50,18 +55,20 @@ def load(source: Source, pretrained: bool = True, architecture: str | None = Non
     """
     if isinstance(source, nn.Module):
         return source
-    if isinstance(source, Mapping):
-        return _from_tensors(_tensors(source, "the state dict"), "the state dict", architecture)
-    if not isinstance(source, (str, PathLike)):
+    if not isinstance(source, (Mapping, str, PathLike)):
         raise TypeError(
             f"source must be a torch.nn.Module, a state dict, a path or a timm name, got {type(source).__name__}"
         )
-    if is_file(source):
-        tensors = read_state_dict(Path(source))
-        if Path(source).suffix == ".safetensors" and not architecture:
-            raise ValueError(f"{source} {UNORDERED}")
-        return _from_tensors(tensors, str(source), architecture)
-    return build(str(source), pretrained)
+    if isinstance(source, Mapping):
+        name, state, ordered = "the state dict", source, False
+    elif is_file(source):
+        name, (state, ordered) = str(source), _read(Path(source))
+    else:
+        return build(str(source), pretrained)
+    tensors = _tensors(state, name)
+    if architecture:
+        return _filled(architecture, tensors, name)
+    return _stored(_in_order(tensors, name, ordered, like))
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
@@ -69,7 +76,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 
     Raises ValueError if the file is not there, not whole, or holds none.
     """
-    return _tensors(_read(file), str(file))
+    return _tensors(_read(file)[0], str(file))
 
 
 def is_file(source: str | PathLike) -> bool:
@@ -148,15 +155,19 @@ def resolve(name: str) -> Callable[..., Any]:
         raise ValueError(f"cannot import {name!r}: {first_line(error)}") from error
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> tuple[Any, bool]:
+    """What a file holds, and whether it says that its tensors are in their network's order."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
     try:
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+            with safe_open(file, "pt") as stored:
+                names, order = stored.keys(), json.loads((stored.metadata() or {}).get(ORDER, "[]"))
+                ordered = sorted(names) == sorted(order)
+                return {key: stored.get_tensor(key) for key in (order if ordered else names)}, ordered
+        return torch.load(file, map_location="cpu", weights_only=True), False
     except ModuleNotFoundError as error:
         raise ValueError(f"{file} needs safetensors: pip install safetensors") from error
     except Exception as error:  # safetensors and torch raise what they like for a broken file
@@ -172,17 +183,29 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors or not all(isinstance(key, str) for key in tensors):
         raise ValueError(f"{name} holds no tensors by their names: give a state dict")
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), ""):
+    return _without_prefixes(tensors)
+
+
+def _without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors by the names that they have without wrappers."""
+    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), ""):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors
 
 
-def _from_tensors(tensors: Mapping[str, Tensor], name: str, architecture: str | None) -> nn.Module:
-    """The tensors of a state dict in a tree of modules; they are shared, not copied."""
-    if architecture:
-        return _filled(architecture, tensors, name)
-    if _alphabetical(tensors):
+def _in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.Module | None) -> Mapping[str, Tensor]:
+    """The tensors in their network's order. Raises ValueError if they seem not to be, and `like` has other names."""
+    if like is not None:
+        names = _without_prefixes({key: t for key, t in like.state_dict().items() if isinstance(t, Tensor)})
+        if names.keys() == tensors.keys():
+            return {key: tensors[key] for key in names}
+    if not ordered and (name.endswith(".safetensors") or _alphabetical(tensors)):
         raise ValueError(f"{name} {UNORDERED}")
+    return tensors
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> Stored:
+    """The tensors of a state dict in a tree of modules; they are shared, not copied."""
     root = Stored()
     for key, tensor in _computed(tensors).items():
         *path, last = key.split(".")

@@ -69,7 +69,8 @@ def transfer(
 
     `source` is a module, a state dict, the path of one (.pt, .pth, .bin), or a timm name, which brings its pretrained
     weights. Of a state dict the kinds of layers are what the shapes tell; the groups of its convolutions are not known.
-    `dpiat.load` makes a module of a state dict, or of a .safetensors file, if you name its network.
+    A .safetensors file is taken if its tensors have the names of `target`'s, or if `dpiat transfer` wrote it; of others
+    `dpiat.load` makes a module, if you name their network.
 
     mode="default" also carries the running statistics of batch norms and the weights of layers that the paper does
     not treat, so that a network transferred to itself stays the same function; it knows groups, strides, stacked
@@ -125,7 +126,7 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Wr
     if isinstance(head, Mapping):
         head = {_class(target): _class(source) for target, source in head.items()}
     matcher, operator = _chosen("matching", matching, MATCHINGS), _chosen("operator", operator, OPERATORS)
-    source = load(source)
+    source = load(source, like=target)
     giver, taker = _read(source, target, mode)
     architectures = giver.architecture, taker.architecture
     matched = matcher(*architectures)
@@ -377,7 +378,7 @@ class Plan:
             raise ValueError(f"not a plan that to_json wrote ({error})") from error
         if operator is None:
             raise ValueError("the plan was made with an operator of your own: pass it as operator=")
-        return cls(load(source), target, Report(tuple(entries)), mode, operator, classes)
+        return cls(load(source, like=target), target, Report(tuple(entries)), mode, operator, classes)
 
     def to_dataframe(self) -> DataFrame:
         """A row for each target tensor. Needs pandas."""

@@ -11,9 +11,9 @@ import pytest
 import timm
 import torch
 from networks import on_meta, small, trained
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from dpiat import Plan, rank, similarity, standardize, transfer
+from dpiat import Plan, load, rank, similarity, standardize, transfer
 from dpiat.__main__ import main
 
 
@@ -109,6 +109,15 @@ def test_transfer_writes_the_weights_to_start_from(capsys, tmp_path, suffix):
     found = load_file(out) if suffix == ".safetensors" else torch.load(out)
     assert found.keys() == expected.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    assert list(load(out).state_dict()) == list(expected.state_dict())
+    if suffix == ".safetensors":
+        again = out.with_name("again.safetensors")
+        save_file(found, again)
+        with pytest.raises(ValueError, match="in an order that is not the network's"):
+            load(again)
+        printed(capsys, "transfer", "--source", str(again), *words[:4], "--out", str(again))
+        assert all(torch.equal(found[name], tensor) for name, tensor in load_file(again).items())
+        again.unlink()
     ranked = printed(
         capsys, "rank", "resnet34", str(tmp_path / "resnet18.pt"), "resnet34", "--csv", str(out.with_name("a.csv"))
     )

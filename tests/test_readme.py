@@ -27,6 +27,7 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     state = timm.create_model("resnet18").state_dict()
     torch.save(state, "resnet18.pth")
     save_file(state, "resnet18.safetensors")
+    save_file(names["target"].state_dict(), "mnasnet_100.safetensors")
     adams = {f"{role}_adam": torch.optim.Adam(names[role].parameters()) for role in ("source", "target")}
     exec(more, names | adams | {"my_matching": dpiat.match, "my_operator": uniform})
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from dpiat import load, plan, similarity, standardize, transfer
+from dpiat import Plan, load, plan, similarity, standardize, transfer
+from dpiat.sources import ORDER
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
@@ -185,18 +186,44 @@ def test_a_state_dict_tells_a_grey_image_and_gates():
     assert all(torch.equal(a, b) for a, b in zip(wide.parameters(), alike.parameters(), strict=True))
 
 
+def deep(layers: int, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(layers)))
+
+
 def test_no_safetensors_file_is_taken_for_a_network_in_order(tmp_path):
-    network = nn.Sequential(*(nn.Conv2d(8, 8, 3, bias=False) for _ in range(12)))
-    save_file(network.state_dict(), tmp_path / "deep.safetensors")
+    save_file(deep(12).state_dict(), tmp_path / "deep.safetensors")
     with pytest.raises(ValueError, match=r"deep.safetensors has its tensors in an order that is not the network's"):
-        transfer(tmp_path / "deep.safetensors", network)
+        transfer(tmp_path / "deep.safetensors", deep(13))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_of_the_targets_names_are_taken_in_its_order(tmp_path, prefix):
+    source, file = deep(12), tmp_path / "deep.safetensors"
+    save_file({prefix + key: tensor for key, tensor in source.state_dict().items()}, file)
+    for given in (file, dict(sorted(source.state_dict().items()))):
+        for wrap in (nn.Identity, nn.DataParallel):
+            target = deep(12, seed=1)
+            transfer(given, target if wrap is nn.Identity else wrap(target))
+            assert equal(source, target)
+    target = deep(12, seed=1)
+    kept = plan(file, target).to_json()
+    Plan.from_json(kept, file, target).apply()
+    assert equal(source, target)
+
+
+def test_an_order_that_is_not_of_the_files_tensors_is_no_order(tmp_path):
+    file = tmp_path / "deep.safetensors"
+    save_file(deep(12).state_dict(), file, {ORDER: '["0.weight"]'})
+    with pytest.raises(ValueError, match=r"deep.safetensors has its tensors in an order that is not the network's"):
+        load(file)
 
 
 def test_a_sorted_state_dict_without_biases_is_refused():
-    deep = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(12))).state_dict()
+    state = deep(12).state_dict()
     with pytest.raises(ValueError, match="the state dict has its tensors in an order that is not the network's"):
-        load(dict(sorted(deep.items())))
-    assert list(load(deep).state_dict()) == list(deep)
+        load(dict(sorted(state.items())))
+    assert list(load(state).state_dict()) == list(state)
     names = ("fc.weight", "fc1.weight", "fc1_1.weight", "fc2.weight")  # sorted, and a network's own order as well
     assert list(load({name: torch.zeros(4, 4) for name in names}).state_dict()) == list(names)
 
