@@ -41,9 +41,9 @@ def load(
     """The network that `source` stands for: a module as it is, anything else read.
 
     A state dict, or a path that ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, gives a module that holds the
-    tensors and cannot compute; "state_dict", "model" and the like are looked into, the prefixes of DataParallel,
-    DistributedDataParallel, torch.compile and Lightning removed. Any other string is a timm name, or
-    package.module:callable; with `pretrained`, timm's come with their weights.
+    tensors and cannot compute; "state_dict", "model" and the like are looked into, and so is the only mapping of
+    tensors; the prefixes of DataParallel, DistributedDataParallel, torch.compile and Lightning are removed. Any other
+    string is a timm name, or package.module:callable; with `pretrained`, timm's come with their weights.
 
     `architecture`, a name, says which network a state dict is of. A .safetensors file needs it, unless `dpiat transfer`
     wrote it: it keeps tensors in an order of its own, and layers are matched in the network's. With `like`, a module,
@@ -178,12 +178,23 @@ def _read(file: Path) -> tuple[Any, bool]:
 
 def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     """The tensors of a state dict, or of the one in it, without the prefixes of wrappers."""
-    while isinstance(state, Mapping) and (key := next((k for k in NESTED if isinstance(state.get(k), Mapping)), None)):
-        state = state[key]
+    while isinstance(state, Mapping) and (inner := _inner(state)) is not None:
+        state = inner
     tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors or not all(isinstance(key, str) for key in tensors):
         raise ValueError(f"{name} holds no tensors by their names: give a state dict")
     return _without_prefixes(tensors)
+
+
+def _inner(state: Mapping) -> Mapping | None:
+    """The mapping that a trainer put the tensors in: under one of the usual names, or the only one that holds any."""
+    if key := next((key for key in NESTED if isinstance(state.get(key), Mapping)), None):
+        return state[key]
+    inner = [value for value in state.values() if isinstance(value, Mapping)]
+    found = [mapping for mapping in inner if any(isinstance(value, Tensor) for value in mapping.values())]
+    if len(found) != 1 or any(isinstance(value, Tensor) and value.dim() for value in state.values()):
+        return None  # a tensor beside it that is one number is no weight, but a loss
+    return found[0]
 
 
 def _without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -236,6 +236,25 @@ def test_a_standardized_state_dict_has_blocks():
     assert {layer.kind for layer in found.layers} == {"Conv2d", "DepthwiseConv2d", "BatchNorm", "Linear"}
 
 
+def test_a_sole_mapping_of_tensors_is_taken_under_any_name():
+    state, other = deep(2).state_dict(), deep(3).state_dict()
+    adam = {"state": {0: {"step": torch.zeros(1)}}, "param_groups": []}
+    for given in (
+        {"net": state, "epoch": 3, "optimizer": adam},
+        {"best": torch.tensor(0.3), "net": state},
+        {"teacher": other, "model": state},
+        state | {"extra": {"a": torch.zeros(1)}},
+    ):
+        assert list(load(given).state_dict()) == list(state)
+    with pytest.raises(ValueError, match="holds no tensors by their names"):
+        load({"generator": state, "discriminator": other})
+
+
+def test_a_state_dict_of_lazy_modules_is_refused_by_name():
+    with pytest.raises(ValueError, match="0 has lazy parameters without a shape: run one forward pass first"):
+        transfer(nn.Sequential(nn.LazyLinear(3)).state_dict(), nn.Linear(3, 3))
+
+
 def test_names_of_tensors_are_words():
     with pytest.raises(ValueError, match="holds no tensors by their names"):
         load({0: torch.zeros(3)})
