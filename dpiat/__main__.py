@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fnmatch
-import importlib
 import json
 import os
 import sys
@@ -15,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dpiat import index, plotting, sources
-from dpiat.architecture import Architecture
+from dpiat import plotting, sources
 from dpiat.assignment import MATCHINGS
 from dpiat.files import draft
 from dpiat.operators import OPERATORS
@@ -96,7 +93,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def _similarity(arguments: argparse.Namespace) -> None:
     """How similar two architectures are (Eq. 5), in [0, 1]."""
-    source, target = (_network(name, arguments.architecture) for name in (arguments.source, arguments.target))
+    source, target = _pair(arguments)
     values = {
         "similarity": similarity(source, target),
         "to_target": coverage(source, target),
@@ -109,21 +106,7 @@ def _rank(arguments: argparse.Namespace) -> None:
     """Order sources for a target: the most similar first. Sources are all of timm unless you name some."""
     if arguments.top is not None and arguments.top < 1:
         raise ValueError(f"--top must be at least 1, got {arguments.top}")
-    target = _network(arguments.target, arguments.architecture)
-    if arguments.sources:
-        given = _networks(arguments.sources, arguments.architecture, target)
-        known = index.pretrained() if any(_is_timm_name(name) for name in given) else ()
-        candidates = [
-            candidate._replace(pretrained=candidate.source.partition(".")[0] in known)
-            if _is_timm_name(candidate.source)
-            else candidate
-            for candidate in rank(target, given)
-        ]
-    elif isinstance(target, sources.Stored):
-        raise ValueError(f"{arguments.target} is a file: name its network with --architecture, or name the sources")
-    else:
-        candidates = rank(target)
-    candidates = candidates[: arguments.top]
+    candidates = rank(arguments.target, arguments.sources or None, arguments.architecture)[: arguments.top]
     if arguments.csv:
         with draft(arguments.csv) as written, open(written, "w", newline="") as file:
             csv.writer(file).writerows([Candidate._fields, *candidates])
@@ -144,7 +127,7 @@ def _print_table(candidates: Sequence[Candidate]) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     """What a transfer would give to every tensor of the target."""
-    source, target = (_network(name, arguments.architecture) for name in (arguments.source, arguments.target))
+    source, target = _pair(arguments)
     planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
     print(planned.to_json() if arguments.json else planned)
 
@@ -167,14 +150,12 @@ def _transfer(arguments: argparse.Namespace) -> None:
 
 def _plot_matching(arguments: argparse.Namespace) -> None:
     """Draw which blocks and layers of one network go to which of another (figure 2)."""
-    names = arguments.source, arguments.target
-    source, target = (_network(name, arguments.architecture) for name in names)
-    plotting.plot_matching(source, target, arguments.out, names=names)
+    plotting.plot_matching(*_pair(arguments), arguments.out, names=(arguments.source, arguments.target))
 
 
 def _plot_similarity(arguments: argparse.Namespace) -> None:
     """Draw the similarities of all pairs of networks (figure 5)."""
-    plotting.plot_similarity(_networks(arguments.networks, arguments.architecture), arguments.out)
+    plotting.plot_similarity(dict(sources.sketches(arguments.networks, arguments.architecture)), arguments.out)
 
 
 def _save(state: dict[str, torch.Tensor], file: Path) -> None:
@@ -193,26 +174,10 @@ def _save(state: dict[str, torch.Tensor], file: Path) -> None:
             raise ValueError(f"{file} cannot be written: {sources.first_line(error)}") from error
 
 
-def _network(name: str, architecture: str | None = None) -> nn.Module:
-    """The network of a name, without memory for its weights; or what a file holds."""
-    return sources.load(name, architecture=architecture) if sources.is_file(name) else sources.outline(name)
-
-
-def _networks(
-    names: Sequence[str], architecture: str | None, target: nn.Module | None = None
-) -> dict[str, Architecture | nn.Module]:
-    """What names, patterns and folders stand for; of a pattern or a folder, one that fails must not hide the others."""
-    found, expanded = {}, _expanded(names)
-    by_shapes = isinstance(target, sources.Stored) or (not architecture and any(map(sources.is_file, expanded)))
-    for name in expanded:
-        try:
-            network = _network(name, architecture)
-            found[name] = network if by_shapes else standardize(network)
-        except Exception as error:
-            if name in names:
-                raise ValueError(sources.first_line(error)) from error
-            print(f"dpiat: {name} left out: {sources.first_line(error)}", file=sys.stderr)
-    return found
+def _pair(arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
+    """The source and the target, without memory for the weights of names."""
+    target = sources.sketch(arguments.target, arguments.architecture)
+    return sources.sketch(arguments.source, arguments.architecture, like=target), target
 
 
 def _check_architecture(arguments: argparse.Namespace) -> None:
@@ -221,32 +186,6 @@ def _check_architecture(arguments: argparse.Namespace) -> None:
     names = [*filter(None, map(words.get, ("source", "target"))), *words.get("sources", ()), *words.get("networks", ())]
     if arguments.architecture and not any(sources.is_file(name) or Path(name).is_dir() for name in names):
         raise ValueError("--architecture says what a file of weights is of, and none is given")
-
-
-def _is_timm_name(name: str) -> bool:
-    return ":" not in name and not sources.is_file(name)
-
-
-def _expanded(names: Sequence[str]) -> list[str]:
-    """The names, with those of timm that hold * or ?, and folders of files, replaced by what they stand for."""
-    expanded: list[str] = []
-    for name in names:
-        if name.endswith("/") and not Path(name).is_dir():
-            raise ValueError(f"no folder {name}")
-        if Path(name).is_dir():
-            files = sorted(file for file in Path(name).iterdir() if file.suffix in sources.SUFFIXES)
-            if not files:
-                raise ValueError(f"no files of weights in {name}: they end in {', '.join(sources.SUFFIXES)}")
-            expanded += map(str, files)
-            continue
-        if not set(name) & set("*?"):
-            expanded.append(name)
-            continue
-        found = fnmatch.filter(importlib.import_module("timm").list_models(), name)
-        if not found:
-            raise ValueError(f"no timm name is like {name!r}")
-        expanded += found
-    return list(dict.fromkeys(expanded))
 
 
 if __name__ == "__main__":

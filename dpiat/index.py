@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ def timm_architectures(names: Sequence[str] | None = None) -> dict[str, Architec
     return built
 
 
+@cache
 def pretrained() -> frozenset[str]:
     """The names of the architectures that timm has trained weights for, by its own list: nothing is looked up."""
     return frozenset(name.partition(".")[0] for name in import_timm().list_pretrained())

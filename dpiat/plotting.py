@@ -62,7 +62,7 @@ def plot_matching(
     need; in axes of less than about 8 × 5 inches everything is smaller. With `file`, the figure is saved there: .png,
     .svg or .pdf.
 
-    Raises TypeError if a network is neither an nn.Module nor an Architecture, ValueError for another suffix,
+    Raises TypeError if a network is nothing that `similarity` takes, ValueError for another suffix,
     ModuleNotFoundError without matplotlib.
 
         >>> plot_matching(timm.create_model("rexnet_100"), timm.create_model("tf_efficientnet_b2"), "matching.svg")
@@ -105,7 +105,7 @@ def plot_similarity(
     `networks` are networks by name, or a square array of similarities that were computed before, with one of the
     `labels` for each row; NaN is an empty cell. With `file`, the figure is saved there: .png, .svg or .pdf.
 
-    Raises TypeError if a network is neither an nn.Module nor an Architecture, ValueError for an array that is not
+    Raises TypeError if a network is nothing that `similarity` takes, ValueError for an array that is not
     square or has another number of labels, for nothing to draw and for another suffix, ModuleNotFoundError without
     matplotlib.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod, sqrt
+from os import PathLike
 from typing import NamedTuple
 
 from torch import nn
@@ -11,11 +12,11 @@ from torch import nn
 from dpiat.architecture import Architecture
 from dpiat.index import pretrained, timm_architectures
 from dpiat.matching import match_both, match_score, match_scores
-from dpiat.sources import Stored
+from dpiat.sources import Source, Stored, is_timm_name, sketch, sketches
 from dpiat.standardization import read, standardize
 
 
-def similarity(source: nn.Module | Architecture, target: nn.Module | Architecture, mode: str = "default") -> float:
+def similarity(source: Source | Architecture, target: Source | Architecture, mode: str = "default") -> float:
     """Eq. 5: sqrt(f(source, target) · f(target, source)), in [0, 1]; 1 for equal architectures.
 
     Symmetric, needs no training and no data, and changes neither network. `mode` says how modules are standardized.
@@ -23,14 +24,16 @@ def similarity(source: nn.Module | Architecture, target: nn.Module | Architectur
         >>> similarity(timm.create_model("tf_efficientnet_b2"), timm.create_model("tf_efficientnet_b0"))
         0.804...
 
-    Raises TypeError if an argument is neither an nn.Module nor an Architecture.
+    Both are networks, their architectures, or what `dpiat.load` takes; of a name, no weights are loaded.
+
+    Raises TypeError if an argument is none of these, ValueError for a file or a name that gives no network.
     """
     source, target = as_architectures({"source": source, "target": target}, mode)
     there, back = match_scores(source, target)
     return sqrt(_part(there, target) * _part(back, source))
 
 
-def coverage(source: nn.Module | Architecture, target: nn.Module | Architecture, mode: str = "default") -> float:
+def coverage(source: Source | Architecture, target: Source | Architecture, mode: str = "default") -> float:
     """Eq. 4: the score of the transfer divided by the target's score with itself, in [0, 1]. Not symmetric.
 
     0 for a target without any layer that has weights.
@@ -55,37 +58,70 @@ class Candidate(NamedTuple):
 
 
 def rank(
-    target: nn.Module | Architecture, sources: Mapping[str, nn.Module | Architecture] | str | None = None
+    target: Source | Architecture,
+    sources: Mapping[str, Source | Architecture] | Sequence[str | PathLike] | str | PathLike | None = None,
+    architecture: str | None = None,
 ) -> list[Candidate]:
     """The sources, by name, in the order of their similarity to the target: the best first. Changes no network.
 
     `sources` None or "timm" are all architectures of timm, from an index in the user's cache folder, which is built at
-    the first call, in minutes (`dpiat.index`).
+    the first call, in minutes (`dpiat.index`). Others are networks by name, or a list of what `dpiat.load` takes as
+    strings, of folders of files of weights, and of patterns of timm's names (* and ?); or one of these. Of a name, no
+    weights are loaded. `architecture`, a name, says which network state dicts and files are of, as in `dpiat.load`.
 
     The paper's advice for a choice among trained networks (section 1.2): similarity predicts how much the target gains
-    (appendix B.7). Raises TypeError if one is neither an nn.Module nor an Architecture, ModuleNotFoundError if timm is
-    needed and missing.
+    (appendix B.7). Raises TypeError for anything else, ValueError for a file or a name that gives no network,
+    ModuleNotFoundError if timm is needed and missing.
 
         >>> rank(new_network, {"resnet18": resnet18, "efficientnet_b0": efficientnet_b0})[0].source
+        >>> rank(new_network, ["resnet18", "efficientnet_*", "checkpoints"])[0].source
         >>> rank(new_network)[:10]
     """
-    trained = None
-    if sources is None or sources == "timm":
-        sources, trained = timm_architectures(), pretrained()
-    if not isinstance(sources, Mapping):
-        raise TypeError(f'sources must be a mapping from names to networks, "timm" or None, got {sources!r}')
+    target = _network("the target", target, architecture)
+    plain = target if isinstance(target, (Architecture, Stored)) else standardize(target)
     values: dict[tuple, tuple[float, ...]] = {}
     candidates = []
-    if isinstance(target, nn.Module) and not any(isinstance(n, Stored) for n in (target, *sources.values())):
-        target = standardize(target)
-    for name, network in sources.items():
-        source, wanted = as_architectures({name: network, "the target": target})
+    for name, network in _named(sources, target, architecture):
+        beside = target if isinstance(network, Stored) else plain
+        source, wanted = as_architectures({name: network, "the target": beside})
         key = source.signature, wanted.signature
         if key not in values:
             values[key] = _values(source, wanted)
-        known = None if trained is None else name in trained
-        candidates.append(Candidate(name, *values[key], known))
+        by_name = not isinstance(sources, Mapping) and is_timm_name(name)
+        trained = name.partition(".")[0] in pretrained() if by_name else None
+        candidates.append(Candidate(name, *values[key], trained))
     return sorted(candidates, key=lambda candidate: -candidate.similarity)
+
+
+def _named(sources, target: nn.Module | Architecture, architecture: str | None) -> Iterable[tuple]:
+    """The sources of `rank` with their names, one by one."""
+    if sources is None or sources == "timm":
+        if isinstance(target, Stored):
+            raise ValueError("the target is a state dict: name its architecture, or name the sources")
+        return timm_architectures().items()
+    like = target if isinstance(target, nn.Module) else None
+    if isinstance(sources, Mapping):
+        return ((name, _network(name, source, architecture, like)) for name, source in sources.items())
+    names = [sources] if isinstance(sources, (str, PathLike)) else sources
+    if not isinstance(names, Sequence) or not all(isinstance(name, (str, PathLike)) for name in names):
+        raise TypeError(
+            'sources must be a mapping from names to networks, a list of names, files and folders, "timm" or None, '
+            f"got {sources!r}"
+        )
+    return sketches(names, architecture, like)
+
+
+def _network(
+    name: str, source: Source | Architecture, architecture: str | None = None, like: nn.Module | None = None
+) -> nn.Module | Architecture:
+    if isinstance(source, Architecture):
+        return source
+    if not isinstance(source, (nn.Module, Mapping, str, PathLike)):
+        raise TypeError(
+            f"{name} must be a name, a path, a state dict, a torch.nn.Module or an Architecture, "
+            f"got {type(source).__name__}"
+        )
+    return sketch(source, architecture, like)
 
 
 def _values(source: Architecture, target: Architecture) -> tuple[float, float, float, float]:
@@ -101,15 +137,15 @@ def _part(score: float, target: Architecture) -> float:
     return score / target.max_score if target.max_score else 0.0
 
 
-def as_architectures(networks: Mapping[str, nn.Module | Architecture], mode: str = "default") -> list[Architecture]:
-    """Networks as plain data; by their shapes alone if of one there is only a state dict (`dpiat.load`)."""
-    stored = next((name for name, network in networks.items() if isinstance(network, Stored)), None)
-    for name, network in networks.items():
-        if not isinstance(network, (nn.Module, Architecture)):
-            raise TypeError(f"{name} must be a torch.nn.Module or an Architecture, got {type(network).__name__}")
+def as_architectures(networks: Mapping[str, Source | Architecture], mode: str = "default") -> list[Architecture]:
+    """Networks as plain data; by their shapes alone if of one there is only a state dict."""
+    like = next((network for network in networks.values() if isinstance(network, nn.Module)), None)
+    found = {name: _network(name, network, like=like) for name, network in networks.items()}
+    stored = next((name for name, network in found.items() if isinstance(network, Stored)), None)
+    for name, network in found.items():
         if stored and isinstance(network, Architecture):
             raise TypeError(f"{name} must be a torch.nn.Module, since {stored} is a state dict")
     return [
         network if isinstance(network, Architecture) else read(network, mode, stored is not None).architecture
-        for network in networks.values()
+        for network in found.values()
     ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import importlib
 import json
 import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter, signature
 from itertools import permutations
 from os import PathLike
@@ -71,6 +72,54 @@ def load(
     return _stored(_in_order(tensors, name, ordered, like))
 
 
+def sketch(source: Source, architecture: str | None = None, like: nn.Module | None = None) -> nn.Module:
+    """What `load` gives, but of a name without its weights, and without memory for them where that is possible."""
+    if isinstance(source, str) and not is_file(source):
+        return outline(source)
+    return load(source, architecture=architecture, like=like)
+
+
+def sketches(
+    names: Iterable[str | PathLike], architecture: str | None = None, like: nn.Module | None = None
+) -> Iterator[tuple[str, nn.Module]]:
+    """What names, files, folders of files and patterns of timm's names (* and ?) stand for, by name, one by one.
+
+    Of a folder or a pattern, one that fails is named on stderr and left out. Raises ValueError for one that was named.
+    """
+    names = [str(name) for name in names]
+    for name in _expanded(names):
+        try:
+            network = sketch(name, architecture, like)
+        except Exception as error:
+            if name in names:
+                raise ValueError(first_line(error)) from error
+            print(f"dpiat: {name} left out: {first_line(error)}", file=sys.stderr)
+            continue
+        yield name, network
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    """The names, with patterns and folders replaced by what they stand for."""
+    expanded: list[str] = []
+    for name in names:
+        if name.endswith("/") and not Path(name).is_dir():
+            raise ValueError(f"no folder {name}")
+        if Path(name).is_dir():
+            files = sorted(file for file in Path(name).iterdir() if file.suffix in SUFFIXES)
+            if not files:
+                raise ValueError(f"no files of weights in {name}: they end in {', '.join(SUFFIXES)}")
+            expanded += map(str, files)
+            continue
+        if not set(name) & set("*?"):
+            expanded.append(name)
+            continue
+        found = fnmatch.filter(importlib.import_module("timm").list_models(), name)
+        if not found:
+            raise ValueError(f"no timm name is like {name!r}")
+        expanded += found
+    return list(dict.fromkeys(expanded))
+
+
 def read_state_dict(file: Path) -> dict[str, Tensor]:
     """The tensors in a file of weights by their names, wherever a trainer put them, without its prefixes.
 
@@ -82,6 +131,11 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 def is_file(source: str | PathLike) -> bool:
     """Does this stand for a file of weights, and not for a name?"""
     return not isinstance(source, str) or source.endswith(SUFFIXES) or Path(source).is_file()
+
+
+def is_timm_name(name: str) -> bool:
+    """Does this stand for one of timm's networks?"""
+    return ":" not in name and not is_file(name)
 
 
 def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn.Module:

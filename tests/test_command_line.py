@@ -188,7 +188,7 @@ def test_files_can_be_targets_and_one_that_fails_hides_no_other(capsys, tmp_path
     assert named == "1.000\n"
     assert json.loads(printed(capsys, "rank", "resnet10t", "resnet18.a1_in1k", "--json"))[0]["pretrained"] is True
     for words, message in (
-        (("rank", str(file)), f"dpiat: {file} is a file: name its network with --architecture, or name the sources"),
+        (("rank", str(file)), "dpiat: the target is a state dict: name its architecture, or name the sources"),
         (("rank", "resnet10t", "resnet18.typo"), "dpiat: cannot build 'resnet18.typo': "),
         (("rank", "resnet10t", "nowhere/"), "dpiat: no folder nowhere/"),
         (("plan", "resnet18", "resnet10t", "--architecture", "resnet18"), "dpiat: --architecture says what a file of"),

@@ -76,6 +76,7 @@ def test_ranking_all_of_timm_equals_the_direct_computation(monkeypatch):
         assert (candidate.to_target, candidate.to_source) == (coverage(source, target), coverage(target, source))
 
 
-def test_what_is_no_collection_of_sources_is_refused():
+@pytest.mark.parametrize("sources", [3, [on_meta("mnasnet_100")]])
+def test_what_is_no_collection_of_sources_is_refused(sources):
     with pytest.raises(TypeError, match="sources must be a mapping"):
-        rank(on_meta("mnasnet_100"), "torchvision")
+        rank(on_meta("mnasnet_100"), sources)

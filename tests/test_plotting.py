@@ -141,7 +141,7 @@ def test_other_suffixes_are_refused(name, networks, tmp_path):
 
 def test_wrong_arguments_are_named():
     with pytest.raises(TypeError, match="target must be"):
-        plot_matching(nn.Linear(2, 2), "resnet18")
+        plot_matching(nn.Linear(2, 2), 3)
     with pytest.raises(TypeError, match="first must be"):
         plot_similarity({"first": 3})
     with pytest.raises(ValueError, match="as many labels, got 1"):
