@@ -17,9 +17,10 @@ from dpiat.standardization import read, standardize
 
 
 def similarity(source: Source | Architecture, target: Source | Architecture, mode: str = "default") -> float:
-    """Eq. 5: sqrt(f(source, target) · f(target, source)), in [0, 1]; 1 for equal architectures.
+    """Eq. 5: sqrt(f(source, target) · f(target, source)), in [0, 1].
 
-    Symmetric, needs no training and no data, and changes neither network. `mode` says how modules are standardized.
+    1 for equal architectures, 0 if one has no layer with weights. Symmetric, needs no training and no data, and
+    changes neither network. `mode` says how modules are standardized.
 
         >>> similarity(timm.create_model("tf_efficientnet_b2"), timm.create_model("tf_efficientnet_b0"))
         0.804...

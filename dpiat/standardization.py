@@ -224,5 +224,6 @@ def _shape(tensors: Iterable[Tensor], name: str) -> tuple[int, ...]:
     try:
         tensor = max(tensors, key=Tensor.numel)
     except ValueError as error:
-        raise ValueError(f"{name} has lazy parameters without a shape: run one forward pass first") from error
+        named = name or "the network"
+        raise ValueError(f"{named} has lazy parameters without a shape: run one forward pass first") from error
     return (tuple(tensor.shape) or (1,)) if tensor.numel() else ()
