@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Source = nn.Module | Mapping[str, Any] | str | PathLike
 
@@ -278,7 +279,28 @@ def _stored(tensors: Mapping[str, Tensor]) -> Stored:
         for part in path:
             node = node._modules.setdefault(part, Stored())
         node.register_buffer(last, tensor)
+    _join_aliases(root)
     return root
+
+
+def _join_aliases(node: nn.Module) -> None:
+    """Make one node of children with the same tensors: they are one module under two names.
+
+    Not of a single tensor: two modules may be tied in it.
+    """
+    seen: dict[tuple, nn.Module] = {}
+    for name, child in node._modules.items():
+        _join_aliases(child)
+        held = tuple((key, *_place(tensor)) for key, tensor in child.state_dict(keep_vars=True).items())
+        if len(held) > 1 and all(address for _, address, _ in held):
+            node._modules[name] = seen.setdefault(held, child)
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where in memory a tensor is, 0 if nowhere, as on the meta device, and its shape."""
+    if is_lazy(tensor) or tensor.layout != torch.strided:
+        return 0, ()
+    return tensor.data_ptr(), tuple(tensor.shape)
 
 
 def _alphabetical(tensors: Mapping[str, Tensor]) -> bool:

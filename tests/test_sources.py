@@ -255,6 +255,36 @@ def test_a_state_dict_of_lazy_modules_is_refused_by_name():
         transfer(nn.Sequential(nn.LazyLinear(3)).state_dict(), nn.Linear(3, 3))
 
 
+class Twice(nn.Module):
+    """A module under two names, beside another one and two that are tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))
+        self.other = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))
+        self.embedding, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_a_module_under_two_names_is_one_in_its_state_dict_too(tmp_path):
+    source, target = Twice(), Twice()
+    torch.save(source.state_dict(), tmp_path / "twice.pt")
+    for given in (source.state_dict(), tmp_path / "twice.pt"):
+        network = load(given)
+        assert network.first is network.second is not network.other
+        assert network.embedding is not network.head
+        assert len(standardize(network).layers) == len(standardize(source).layers) == 6
+    assert transfer(tmp_path / "twice.pt", target).share == 1 and equal(source, target)
+    with torch.device("meta"):
+        network = load(Twice().state_dict())
+    assert network.first is not network.other
+
+
+def test_a_state_dict_of_shared_modules_is_the_network():
+    source, target = timm.create_model("coat_tiny"), timm.create_model("coat_tiny")
+    assert transfer(source.state_dict(), target).share == 1 and equal(source, target)
+
+
 def test_names_of_tensors_are_words():
     with pytest.raises(ValueError, match="holds no tensors by their names"):
         load({0: torch.zeros(3)})
