@@ -27,8 +27,8 @@ from experiments.settings import UserError, first_line
 ROOT = Path(__file__).parent.parent
 PAPER_LR = 4e-3  # for random init
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the README's main table
-MODES = "imagenette_statistics"  # and those of its comparisons of modes
-METHODS = "imagenette_methods"  # and of methods
+# Those of its comparisons of methods, by the names of its blocks.
+COMPARISONS = {"modes": "imagenette_statistics", "methods": "imagenette_methods", "classifier": "cifar100_classifier"}
 
 
 def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -261,12 +261,11 @@ def committed(records: cells.Records) -> dict[Path, str]:
     files = texts(tables, paper.RESULTS / "tables")
     blocks = {name: table.page for name, table in tables.items()}
     blocks |= {"provenance": markdown(provenance_table(records)), "headline": headline(HEADLINE, records)}
-    modes = own_trials(MODES, records)
-    blocks |= {"modes": methods.means(cells.scale_line(modes, records), methods.pairs(modes))}
-    trials = own_trials(METHODS, records)
-    compared = methods.together(methods.pairs(trials))
-    if len(compared):
-        blocks |= {"methods": methods.means(cells.scale_line(trials, records), compared)}
+    for block, experiment in COMPARISONS.items():
+        trials = own_trials(experiment, records)
+        compared = methods.together(methods.pairs(trials))
+        if len(compared):
+            blocks[block] = methods.means(cells.scale_line(trials, records), compared)
     blocks |= {"timm": markdown(timm_table())}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)
