@@ -210,8 +210,8 @@ class Plan:
         for write, source in zip(direct, sources, strict=True):
             put(write.target, source, write.index)
         if hasattr(self.operator, "finish"):
-            for layer in {write.to.name: write.to for write in writes}.values():
-                self.operator.finish(self._finished(layer))
+            for written in self._written(writes):
+                self.operator.finish(written)
             values = [solved(write.to.module, write.local, write.target, write.by.module) for write in computed]
         for write, value in zip(computed, values, strict=True):
             assign(write.to.module, write.local, value)
@@ -219,13 +219,14 @@ class Plan:
             move_state(writes, *optimizer)
         return self.report
 
-    def _finished(self, layer: LayerWeights) -> Weights:
-        """What an operator may finish of a layer: what it wrote, and in paper mode all that was not dropped."""
+    def _written(self, writes: Iterable[Write]) -> Iterator[Weights]:
+        """The layers that an operator may finish: what it wrote of each, and in paper mode all that was not dropped."""
         left = {
             e.target for e in self.report.entries if e.action == LEFT and (self.mode != "paper" or e.note == DROPPED)
         }
-        target = seen(layer, layer, self.mode)[1]
-        return target._replace(tensors={k: t for k, t in target.tensors.items() if layer.path(k) not in left})
+        for layer in {write.to.name: write.to for write in writes}.values():
+            target = seen(layer, layer, self.mode)[1]
+            yield target._replace(tensors={k: t for k, t in target.tensors.items() if layer.path(k) not in left})
 
     def _writes(self, source: Network, target: Network) -> Iterator[Write]:
         """What it takes to carry out the entries, which may come from a text or have been edited."""
@@ -438,10 +439,11 @@ def _check_indices(indices: Any, source: Weights, to: LayerWeights, by: LayerWei
         raise TypeError(
             f"an operator must return {{tensor: (target index, source index)}}, got {type(indices).__name__}"
         )
-    for local, (ours, theirs) in indices.items():
+    for local, pair in indices.items():
         try:
+            ours, theirs = pair
             shapes = _part(to.tensors[local], ours).shape, _part(source.tensors[local], theirs).shape
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"the operator's indices for {to.path(local)} do not fit ({first_line(error)})") from error
         if shapes[0] != shapes[1]:
             chosen = " and ".join(times(tuple(shape)) for shape in shapes)

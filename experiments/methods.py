@@ -49,20 +49,18 @@ def table(title: str, line: str, data: pd.DataFrame) -> Table:
 def means(line: str, data: pd.DataFrame) -> str:
     """The means over pairs of each method, as Markdown, below the line that says what was run."""
     data = data.assign(same=same_start(data))
-    found = summary(data)
-    first = data["method"].iloc[0]
+    found, more = summary(data), noise(data)
+    if of_table12(data):
+        found.insert(3, "paper's effectiveness", _of_paper(data))
+        more = [agreement(data), *more]
     parts = [
         line,
         "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
         f"error over them. `same start` counts the pairs whose target begins with the same parameters as with "
-        f"`{first}`; the difference in accuracy to that is over the other pairs that both have.",
+        f"`{data['method'].iloc[0]}`; the difference in accuracy to that is over the other pairs that both have.",
+        markdown(found).rstrip("\n"),
     ]
-    if of_table12(data):
-        found.insert(3, "paper's effectiveness", _of_paper(data))
-        parts += [markdown(found).rstrip("\n"), agreement(data)]
-    else:
-        parts += [markdown(found).rstrip("\n")]
-    return "\n\n".join([*parts, *noise(data)]) + "\n"
+    return "\n\n".join([*parts, *more]) + "\n"
 
 
 def of_table12(data: pd.DataFrame) -> bool:
@@ -148,20 +146,20 @@ def _start(target: str, source: str, mode: str, operator: str, matching: str, he
     from dpiat import transfer
     from experiments.initialization import Method
 
-    network = deepcopy(_network(target))
-    transfer(_network(source), network, **Method(mode, matching, operator, head).arguments(seed=0))
+    network = deepcopy(_network(target, seed=0))
+    transfer(_network(source, seed=1), network, **Method(mode, matching, operator, head).arguments(seed=0))
     tensors = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     return sha256(tensors.numpy()).hexdigest()
 
 
 @cache
-def _network(name: str) -> Any:
-    """With weights of its own, and all its numbers different."""
+def _network(name: str, seed: int) -> Any:
+    """A network with all its parameters drawn at random, those too that begin at 0 or 1."""
     import torch
 
     from experiments import models
 
-    torch.manual_seed(sum(name.encode()))
+    torch.manual_seed(seed)
     network = models.build(name, 10)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -44,19 +44,6 @@ TABLE_11 = {
     "table10": ("FOOD101", "ImageNet"),
 }
 STARTS = {"random": "random init", "ImageNet": "ImageNet weights"}  # of the training of its sources
-# Table 12's names of operators and matchings, by the settings of this repository.
-OPERATORS = {
-    "ClipTransfer": "clip",
-    "ClipWithNormalizationTransfer": "clip_normalized",
-    "FullTransfer": "full",
-    "MagnitudeTransfer": "magnitude",
-}
-MATCHINGS = {
-    "DPMatching": "dp",
-    "RandomMatching": "random",
-    "BipartiteMatching": "bipartite",
-    "NBipartiteMatching": "nbipartite",
-}
 # The data set of each experiment with trials of its own.
 DATASETS = {
     **dict.fromkeys(("table01", "table02", "table03", "table09", "table12", "figure15"), "cifar100"),
@@ -79,9 +66,11 @@ def matrix(table: str) -> pd.DataFrame:
 
 def methods() -> pd.DataFrame:
     """Table 12: columns operator, matching, paper (mean effectiveness over its pairs), paper's ± (standard error)."""
+    from dpiat.transfer import PAPER_NAMES
+
     table = printed("table12_ablation_cifar100")
     table.columns = ["operator", "matching", "paper", "paper's ±"]
-    return table.replace({"operator": OPERATORS, "matching": MATCHINGS})
+    return table.replace(dict.fromkeys(("operator", "matching"), PAPER_NAMES))
 
 
 def architectures(names: Iterable[str] = tuple(LABELS.values())) -> dict[str, Architecture]:

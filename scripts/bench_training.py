@@ -12,9 +12,9 @@ ours      experiments.training: augmentation on the device too, and on a GPU all
 together  so many processes of ours side by side on the device, as `launch=joblib` runs the trials of a grid; a CPU's
           threads are shared among them; the images per second of all
 
-The images are noise of the network's input size. The first steps of each go unmeasured. The last column is what ours
-reaches of the device's matrix throughput, measured at the start: the operations of the network's layers, without those
-of batch norms, activations and augmentation, in a second of training.
+The images are noise of the network's input size. The first steps of each go unmeasured. "of matrix products" is what
+ours reaches of the device's matrix throughput, measured at the start: the operations of the network's layers, without
+those of batch norms, activations and augmentation, in a second of training.
 """
 
 import argparse
@@ -226,8 +226,9 @@ def main() -> None:
     print(f"matrix products: {throughput / 1e9:,.0f} GFLOP/s")
     others = [name for name in loops if name != "ours"] if "ours" in loops else []
     titles = [f"{name:>18}" for name in loops] + [f"{f'ours / {name}':>16}" for name in others]
+    titles += ["  of matrix products"] if "ours" in loops else []
     titles += [f"{f'{words.together} together':>12}"] if words.together else []
-    print(f"{'network':10} {'px':>4}", *titles, "  of matrix products" if "ours" in loops else "")
+    print(f"{'network':10} {'px':>4}", *titles)
     for name in words.models:
         for size in words.sizes:
             clocks = {each: measured(loop, name, size, words) for each, loop in loops.items()}
@@ -235,10 +236,9 @@ def main() -> None:
             if "ours" in loops:
                 rate = clocks["ours"].rate
                 cells += [f"{rate / clocks[other].rate:15.2f}x" for other in others]
+                cells += [f"{rate * operations(models.build(name, CLASSES), size) / throughput:20.1%}"]
             if words.together:
                 cells += [f"{together(name, size, words):12.0f}"]
-            if "ours" in loops:
-                cells += [f"{rate * operations(models.build(name, CLASSES), size) / throughput:20.1%}"]
             print(f"{name:10} {size:4}", *cells, flush=True)
 
 
