@@ -45,7 +45,7 @@ def standardize(module: nn.Module, mode: str = "default") -> Architecture:
     torch.compile are looked through. Of a state dict (`dpiat.load`), the kinds of layers are what the shapes tell.
 
     Raises TypeError if `module` is not an nn.Module, or one that torch.jit.script made, ValueError if it has lazy
-    parameters that no forward pass has given a shape yet.
+    parameters that no forward pass has given a shape yet, or the packed weights of a quantized network.
 
         >>> print(standardize(torchvision.models.resnet18()))
     """
@@ -154,9 +154,12 @@ class _Reader:
             tensors = computed(module, tensors)
         kind = self.kind(module)
         if not tensors:
+            if _packs(type(module)) and _has_tensors(module):
+                raise ValueError(f"{name} has packed weights, as quantized layers do: use the network from before that")
             return Layer(name, kind or type(module).__name__)
         self.weights.append(LayerWeights(name, module, tensors))
-        shape = _shape(tensors.values(), name)
+        weight = tensors.get("weight") if kind else None
+        shape = _shape(tensors.values() if weight is None else [weight], name)
         if self.shapes_alone:
             kind = "BatchNorm" if "running_mean" in tensors else DIMENSIONS.get(len(shape), "Parameter")
             if any(key.startswith("weight_hh") for key in tensors):
@@ -168,8 +171,7 @@ class _Reader:
             self.convolutions += convolution  # the first one may see grey images
             return Layer(name, depthwise + kind, shape)
         if self.paper:
-            weight = tensors.get("weight") if kind else None
-            return Layer(name, kind or _class(module), () if weight is None else _shape([weight], name))
+            return Layer(name, kind or _class(module), () if weight is None else shape)
         if not shape or not isinstance(module, CONVOLUTIONS):
             return Layer(name, kind or _class(module), shape)
         depthwise = DEPTHWISE if 1 < module.groups == module.in_channels else ""
@@ -184,6 +186,12 @@ def paper_kind(cls: type[nn.Module]) -> str:
 
 def _has_tensors(module: nn.Module | None) -> bool:
     return module is not None and len(module.state_dict(keep_vars=True)) > 0
+
+
+@cache
+def _packs(cls: type[nn.Module]) -> bool:
+    """Could it save what is neither parameter nor buffer, as quantized layers do?"""
+    return cls._save_to_state_dict is not nn.Module._save_to_state_dict
 
 
 @cache
@@ -203,7 +211,7 @@ def _counted(layers: list[Layer]) -> int:
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The parameters and saved buffers of a layer and its children: its weight is the first of the largest ones."""
+    """The parameters and saved buffers of a layer and its children."""
     found = _own_tensors(module) if module._parameters or module._buffers else []
     for key, child in module._modules.items():
         if child is not None:

@@ -100,6 +100,20 @@ def test_what_is_not_a_network_is_refused():
         standardize(nn.LazyLinear(3))
 
 
+def test_packed_weights_are_refused_by_name():
+    quantized = nn.Sequential(nn.Conv2d(3, 8, 3), torch.ao.nn.quantized.dynamic.Linear(8, 4))
+    with pytest.raises(ValueError, match=r"1\._packed_params has packed weights, as quantized layers do"):
+        standardize(quantized)
+
+
+@pytest.mark.parametrize("mode", ["default", "paper"])
+def test_the_shape_of_a_layer_is_that_of_its_weight_whatever_else_it_keeps(mode):
+    layer = nn.Conv2d(3, 8, 3)
+    layer.observer = nn.Module()
+    layer.observer.register_buffer("histogram", torch.zeros(2048))
+    assert standardize(nn.Sequential(layer, nn.Flatten()), mode).layers[0].shape == (8, 3, 3, 3)
+
+
 def test_roles_that_shapes_alone_miss():
     network = nn.Sequential(
         nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2, stride=2), nn.ConvTranspose1d(4, 8, 3, groups=4)
