@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -105,6 +105,8 @@ def check_optimizers(
             raise ValueError(f"the {role}'s optimizer has none of its parameters: optimizer=(source's, target's)")
     for write in writes:
         for key, kept in source.state.get(write.source, {}).items():
+            if isinstance(kept, (Sequence, Mapping)):
+                raise ValueError(f"{names[0]} keeps {key} of several steps, which cannot be cropped")
             single = not isinstance(kept, Tensor) or kept.numel() == 1
             if not single and kept.shape != write.source.shape != write.target.shape:
                 raise ValueError(f"{names[0]} keeps {key} of another shape than its parameter's: it cannot be cropped")

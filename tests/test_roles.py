@@ -99,10 +99,14 @@ def test_classes_can_be_chosen():
 
 
 def trained(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for _ in range(3):
+    def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        net(torch.randn(4, 3, 3, 3)).square().sum().backward()
-        optimizer.step()
+        error = net(torch.randn(4, 3, 3, 3)).square().sum()
+        error.backward()
+        return error
+
+    for _ in range(3):
+        optimizer.step(loss)
 
 
 @pytest.mark.parametrize(
@@ -356,6 +360,10 @@ def test_groups_are_no_other_input_channels():
                 torch.optim.Adafactor(b.parameters()),
             ],
             "Adafactor keeps row_var of another shape than its parameter's: it cannot be cropped",
+        ),
+        (
+            lambda a, b: [stepped(torch.optim.LBFGS(a.parameters()), a), torch.optim.LBFGS(b.parameters())],
+            "LBFGS keeps al of several steps, which cannot be cropped",
         ),
     ],
 )
