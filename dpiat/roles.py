@@ -17,7 +17,9 @@ HEADS = ("auto", "copy", "skip")
 INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's place
 UNMATCHED = "a classifier, and no classifier matched"
 DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
-PROJECTIONS = ("in_proj_weight", "in_proj_bias", "qkv")  # query, key and value in one, by the ends of their names
+# How many equal projections are stacked in one layer, by the end of its name: query, key and value, or two of these.
+STACKED = {"in_proj_weight": 3, "in_proj_bias": 3, "qkv": 3, "c_attn": 3, "kv": 2, "qk": 2}
+PROJECTIONS = tuple(STACKED)
 ATTENTION = ("in_proj_weight", "q_proj_weight")  # beside the out_proj of nn.MultiheadAttention, which is linear
 
 
@@ -48,7 +50,9 @@ def _parts(layer: LayerWeights) -> int:
         return len(recurrent) // layer.tensors.get("weight_hr_l0", recurrent).shape[1]
     if not layer.name.endswith(PROJECTIONS):
         return 1
-    return 3 if all(tensor.dim() and len(tensor) % 3 == 0 for tensor in layer.tensors.values()) else 1
+    parts = next(parts for end, parts in STACKED.items() if layer.name.endswith(end))
+    rows = {tensor.shape[0] if tensor.dim() else 1 for tensor in layer.tensors.values()}
+    return parts if len(rows) == 1 and rows.pop() % parts == 0 else 1  # GPT-2's Conv1D stacks columns
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------

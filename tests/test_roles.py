@@ -330,15 +330,27 @@ def test_inner_layers_of_as_many_outputs_are_no_classifiers():
         assert found["1.weight"].source == "1.weight" and found["3.weight"].action == "left"
 
 
-def test_query_key_and_value_of_a_convolution_are_cropped_one_by_one():
+@pytest.mark.parametrize(("name", "parts"), [("qkv", 3), ("c_attn", 3), ("kv", 2), ("qk", 2)])
+def test_projections_stacked_in_a_convolution_are_cropped_one_by_one(name, parts):
     def attention(width: int) -> nn.Module:
-        return nn.ModuleDict({"stem": nn.Conv2d(3, width, 1), "qkv": nn.Conv2d(width, 3 * width, 1)})
+        return nn.ModuleDict({"stem": nn.Conv2d(3, width, 3), name: nn.Conv2d(width, parts * width, 1)})
 
     source, target = attention(8), attention(4)
     with torch.no_grad():
-        source["qkv"].weight.copy_(torch.arange(1.0, 4).repeat_interleave(8)[:, None, None, None])
+        source[name].weight.copy_(torch.arange(parts).repeat_interleave(8)[:, None, None, None])
     transfer(source, target, head="copy")
-    assert target["qkv"].weight[:, 0, 0, 0].tolist() == [1] * 4 + [2] * 4 + [3] * 4
+    assert target[name].weight[:, 0, 0, 0].tolist() == [part for part in range(parts) for _ in range(4)]
+
+
+def test_what_is_stacked_along_columns_is_cropped_as_one():
+    class Conv1D(nn.Module):  # as in GPT-2: (inputs, outputs)
+        def __init__(self, width: int):
+            super().__init__()
+            self.weight, self.bias = (nn.Parameter(torch.randn(shape)) for shape in ((width, 3 * width), (3 * width,)))
+
+    source, target = (nn.ModuleDict({"c_attn": Conv1D(width), "c_proj": Conv1D(width)}) for width in (12, 6))
+    transfer(source, target)
+    assert torch.equal(target["c_attn"].weight, source["c_attn"].weight[3:9, 9:27])
 
 
 def test_groups_are_no_other_input_channels():
