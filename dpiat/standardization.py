@@ -95,7 +95,7 @@ def read(module: nn.Module, mode: str = "default", shapes_alone: bool = False) -
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The network itself inside of DataParallel, DistributedDataParallel or torch.compile."""
-    while len(module._modules) == 1 and not module._parameters:
+    while len(module._modules) == 1 and not _own_tensors(module):
         key, child = next(iter(module._modules.items()))
         if key not in WRAPPERS or child is None:
             break

@@ -61,6 +61,19 @@ def test_wrapped_modules(source):
         assert equal(source, other)
 
 
+def test_a_wrapper_with_a_buffer_is_a_part_of_the_network():
+    class Normalized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.rand(4))
+            self.module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    source, target = Normalized(), Normalized()
+    report = transfer(source, target)
+    assert equal(source, target) and torch.equal(source.mean, target.mean)
+    assert [entry.target for entry in report.entries] == list(target.state_dict())
+
+
 def test_names():
     assert standardize(load("resnet18", pretrained=False)) == standardize(timm.create_model("resnet18"))
     assert isinstance(load("torch.nn:Identity"), nn.Identity)
