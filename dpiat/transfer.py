@@ -300,9 +300,9 @@ class Plan:
                 reason = "sparse tensors are not treated"
             elif s.is_quantized or t.is_quantized:
                 reason = "quantized tensors are not treated"
-            elif s.shape != t.shape and not (t.is_floating_point() or t.is_complex()):
+            elif s.shape != t.shape and not _fractional(t):
                 reason = f"{_dtype(t)} values are no weights that could be cropped"
-            elif s.dtype != t.dtype and not torch.can_cast(s.dtype, t.dtype):
+            elif s.dtype != t.dtype and not (_fractional(s) == _fractional(t) and torch.can_cast(s.dtype, t.dtype)):
                 reason = f"{_dtype(s)} values do not fit {_dtype(t)}"
             else:
                 source_shape = tuple(s.shape)
@@ -460,6 +460,11 @@ def _part(tensor: Tensor, index: Index) -> Tensor:
 def _count(tensor: Tensor, index: Index) -> int:
     """The number of elements that an index chooses."""
     return torch.empty(tensor.shape, device="meta")[index].numel()
+
+
+def _fractional(tensor: Tensor) -> bool:
+    """Can these values be weights? Integers count, point, or stand for a weight by a scale of their own."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _cast(source: Tensor, target: Tensor) -> str:

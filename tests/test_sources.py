@@ -171,6 +171,7 @@ def test_dtypes_and_devices_are_kept_and_casts_reported():
     counter = copy.deepcopy(source)
     counter.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int64), requires_grad=False)
     assert plan(source, counter).report.entries[0].note == "float32 values do not fit int64"
+    assert plan(counter, source).report.entries[0].note == "int64 values do not fit float32"
 
 
 @pytest.mark.parametrize("wrap", [weight_norm, parametrizations.weight_norm])
