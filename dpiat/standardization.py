@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -150,12 +150,13 @@ class _Reader:
 
     def layer(self, module: nn.Module, name: str) -> Layer:
         tensors = dict(_tensors(module) if module._modules else _own_tensors(module))
+        if _packs(type(module)) and _packed(module, tensors):
+            named = name or "the network"
+            raise ValueError(f"{named} has packed weights, as quantized layers do: use the network from before that")
         if module._forward_pre_hooks or CHAINS in module._modules:
             tensors = computed(module, tensors)
         kind = self.kind(module)
         if not tensors:
-            if _packs(type(module)) and _has_tensors(module):
-                raise ValueError(f"{name} has packed weights, as quantized layers do: use the network from before that")
             return Layer(name, kind or type(module).__name__)
         self.weights.append(LayerWeights(name, module, tensors))
         weight = tensors.get("weight") if kind else None
@@ -192,6 +193,13 @@ def _has_tensors(module: nn.Module | None) -> bool:
 def _packs(cls: type[nn.Module]) -> bool:
     """Could it save what is neither parameter nor buffer, as quantized layers do?"""
     return cls._save_to_state_dict is not nn.Module._save_to_state_dict
+
+
+def _packed(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Does it save more than these tensors, and has no parameters, or integers that mean nothing without the rest?"""
+    if not module.state_dict(keep_vars=True).keys() - tensors.keys():
+        return False
+    return not tensors or not all(t.is_floating_point() or t.is_complex() for t in module.parameters(recurse=False))
 
 
 @cache

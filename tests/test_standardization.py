@@ -106,6 +106,24 @@ def test_packed_weights_are_refused_by_name():
         standardize(quantized)
 
 
+def test_integers_whose_scale_is_saved_apart_are_packed_weights():
+    class Scaled(nn.Linear):
+        scale = None
+
+        def _save_to_state_dict(self, destination, prefix, keep_vars):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            if self.scale is not None:
+                destination[prefix + "scale"] = self.scale
+
+    network = nn.Sequential(nn.Linear(4, 4), Scaled(4, 3))
+    assert standardize(network).max_score == 2
+    network[1].scale = torch.ones(3)
+    assert standardize(network).max_score == 2
+    network[1].weight = nn.Parameter(network[1].weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="1 has packed weights, as quantized layers do"):
+        standardize(network)
+
+
 @pytest.mark.parametrize("mode", ["default", "paper"])
 def test_the_shape_of_a_layer_is_that_of_its_weight_whatever_else_it_keeps(mode):
     layer = nn.Conv2d(3, 8, 3)
