@@ -450,6 +450,10 @@ def _check_indices(indices: Any, source: Weights, to: LayerWeights, by: LayerWei
             raise ValueError(
                 f"the operator's indices choose {chosen} elements of {to.path(local)} and {by.path(local)}"
             )
+        written = torch.zeros(to.tensors[local].shape, dtype=torch.bool, device="cpu")
+        written[ours] = True
+        if int(written.sum()) < prod(shapes[0]):
+            raise ValueError(f"the operator's indices choose an element of {to.path(local)} more than once")
 
 
 def _part(tensor: Tensor, index: Index) -> Tensor:

@@ -33,10 +33,10 @@ def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None) -> No
         _put_centre(target, source)
         return
     to, by = index
-    if Tensor in map(type, to):
-        target[to] = source[by].to(target)
-    else:
+    if isinstance(to, tuple) and all(isinstance(places, slice) for places in to):
         target[to].copy_(source[by])
+    else:  # what is chosen may be a copy
+        target[to] = source[by].to(target)
 
 
 def _put_centre(target: Tensor, source: Tensor) -> None:

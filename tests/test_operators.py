@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from networks import trained
@@ -173,6 +174,20 @@ def test_an_operator_of_the_users_own():
     assert torch.equal(target.weight[:, :3], source.weight[:2]) and torch.equal(target.bias, before)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [([0, 2],), [0, 2], (np.array([0, 2]),), (range(0, 3, 2),), slice(0, 2), 1, (torch.tensor([True, False, True]),)],
+)
+@torch.no_grad()
+def test_whatever_indexes_a_tensor_is_an_index(index):
+    source, target = nn.Linear(3, 3), nn.Linear(3, 3)
+    expected = target.weight.clone()
+    expected[index] = source.weight[index]
+    report = transfer(source, target, operator=lambda source, target: {"weight": (index, index)}, head="copy")
+    assert torch.equal(target.weight, expected)
+    assert report.entries[0].filled == source.weight[index].numel()
+
+
 def test_an_operator_that_finishes_leaves_what_the_plan_leaves():
     """The paper's mode rescales a bias that has no counterpart, too, as the authors' code does."""
     source = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3))
@@ -194,10 +209,14 @@ def test_what_an_operator_must_not_return_is_named_before_anything_is_written():
     def unequal(source: Weights, target: Weights):
         return {"weight": ((slice(0, 4), slice(0, 4)), (slice(0, 3), slice(0, 4)))}
 
+    def twice(source: Weights, target: Weights):
+        return {"weight": ((torch.zeros(4, dtype=torch.long),), (slice(0, 4),))}
+
     for operator, error, message in (
         (lambda source, target: None, TypeError, "an operator must return {tensor: .*}, got NoneType"),
         (too_far, ValueError, r"the operator's indices for 0\.weight do not fit \(index 4 is out of bounds"),
         (unequal, ValueError, r"the operator's indices choose 4×4 and 3×4 elements of 0\.weight and 0\.weight"),
+        (twice, ValueError, r"the operator's indices choose an element of 0\.weight more than once"),
     ):
         with pytest.raises(error, match=message):
             transfer(source, target, operator=operator, head="copy")
