@@ -139,10 +139,13 @@ class ClipWithNormalization:
 
 
 def _rescale(tensor: Tensor, spread: float) -> None:
-    """Give a tensor this standard deviation, unless its values are all alike."""
-    found = float(tensor.std()) if tensor.numel() > 1 else 0.0
+    """Give a tensor this standard deviation, unless its values are all alike, or integers."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 is only kept, not computed with
+    found = float(values.std()) if tensor.numel() > 1 else 0.0
     if found > 0:
-        tensor.mul_(spread / found)
+        tensor.copy_(values.mul_(spread / found))
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,26 @@ def test_clip_with_normalization_gives_the_spread_of_a_fresh_network():
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+def test_float8_is_filled_by_each_operator(name):
+    source, target = nn.Linear(5, 4), nn.Linear(3, 4)
+    for parameter in target.parameters():
+        parameter.data = parameter.to(torch.float8_e4m3fn)
+    before = target.weight.float()
+    report = transfer(source, target, operator=name, head="copy")
+    assert report.share == 1 and report.entries[0].note == "float32 → float8_e4m3fn"
+    assert target.weight.dtype == torch.float8_e4m3fn and not torch.equal(target.weight.float(), before)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_integers_are_copied_by_each_operator(name):
+    source, target = nn.Linear(5, 4), nn.Linear(5, 4)
+    for value, layer in enumerate((source, target)):
+        layer.weight = nn.Parameter(torch.arange(20).view(4, 5) * (1 - value), requires_grad=False)
+    transfer(source, target, operator=name)
+    assert torch.equal(target.weight, source.weight)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 def test_a_network_transferred_to_itself_is_copied_by_each_operator(name):
     source, target = trained("mixnet_s", 0), trained("mixnet_s", 1)
     report = transfer(source, target, operator=name)
