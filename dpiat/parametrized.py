@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
 
 CHAINS = "parametrizations"  # the child that torch.nn.utils.parametrize gives a module
+
+
+def chains(module: nn.Module) -> Mapping[str, ParametrizationList]:
+    """The parametrizations of a module's tensors by their names; none if it has a child of its own of that name."""
+    if CHAINS not in module._modules:  # which has no get() in a scripted module
+        return {}
+    child = module._modules[CHAINS]
+    found = child._modules if isinstance(child, nn.ModuleDict) else {}
+    return found if all(isinstance(chain, ParametrizationList) for chain in found.values()) else {}
 
 
 def originals(module: nn.Module) -> dict[str, list[str]]:
     """The computed tensors of a module, each with the paths of those that it is computed from."""
     found = {}
     if CHAINS in module._modules:
-        for name, chain in module._modules[CHAINS].items():
+        for name, chain in chains(module).items():
             keys = [key for key in (*chain._parameters, *chain._buffers) if key.startswith("original")]
             found[name] = [f"{CHAINS}.{name}.{key}" for key in keys]
     for hook in module._forward_pre_hooks.values():
@@ -29,6 +39,8 @@ def originals(module: nn.Module) -> dict[str, list[str]]:
 def computed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a module with the computed ones in the place of what they are computed from."""
     found = originals(module)
+    if not found:
+        return tensors
     paths = {path for each in found.values() for path in each}
     kept = {path: t for path, t in tensors.items() if path not in paths and not path.startswith(f"{CHAINS}.")}
     return {name: _value(module, name) for name in found} | kept
@@ -59,7 +71,7 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
 def assign(module: nn.Module, name: str, values: Sequence[Tensor]) -> None:
     """Write, in place, what a tensor is computed from."""
     _write(_state(module, name).values(), values)
-    if CHAINS not in module._modules:
+    if not chains(module):
         setattr(module, name, _value(module, name))
 
 
@@ -71,17 +83,17 @@ def _write(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 def _state(module: nn.Module, name: str) -> dict[str, Tensor]:
     """All that a tensor is computed from, by paths in the module: the originals, and buffers beside them."""
     found = originals(module).get(name, [])
-    if CHAINS not in module._modules:
+    if not chains(module):
         return {path: getattr(module, path) for path in found}
     prefix = f"{CHAINS}.{name}."
-    return module._modules[CHAINS][name].state_dict(prefix=prefix, keep_vars=True) if found else {}
+    return chains(module)[name].state_dict(prefix=prefix, keep_vars=True) if found else {}
 
 
 def _value(module: nn.Module, name: str) -> Tensor:
     """A computed tensor, as it is in eval mode: in training, spectral norm would change its buffers."""
-    if CHAINS not in module._modules:
+    if not chains(module):
         return _weight_norm(module, name).compute_weight(module)
-    steps = [step for step in module._modules[CHAINS][name].modules() if step.training]
+    steps = [step for step in chains(module)[name].modules() if step.training]
     for step in steps:
         step.training = False
     try:
@@ -93,10 +105,10 @@ def _value(module: nn.Module, name: str) -> Tensor:
 
 def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
     """The originals that give a tensor."""
-    if CHAINS not in module._modules:
+    if not chains(module):
         g, v = torch.norm_except_dim(wanted, 2, _weight_norm(module, name).dim), wanted
         return [g, _directed(g, v, getattr(module, f"{name}_v"))]
-    chain = module._modules[CHAINS][name]
+    chain = chains(module)[name]
     for step in reversed(chain):
         message = f"{type(step).__name__} of {name} has no right_inverse: its weights cannot be set"
         if not hasattr(step, "right_inverse"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpiat.architecture import Architecture, Block, Layer
-from dpiat.parametrized import CHAINS, computed
+from dpiat.parametrized import CHAINS, chains, computed
 from dpiat.sources import Stored
 
 MODES = ("default", "paper")
@@ -123,7 +123,8 @@ class _Reader:
         children = module._modules
         if self.shapes_alone:  # modules without tensors leave no trace in a state dict
             children = {key: child for key, child in children.items() if _has_tensors(child)}
-        if not children or self.kind(module) or children.keys() == {CHAINS}:
+        alone = children.keys() == {CHAINS} and (self.shapes_alone or chains(module))
+        if not children or self.kind(module) or alone:
             return [self.layer(module, name)]
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
@@ -211,7 +212,7 @@ def known_kind(cls: type[nn.Module]) -> tuple[str, str]:
 
 def _class(module: nn.Module) -> str:
     """The name of a module's class, or of the one that it had before it was parametrized."""
-    return (type(module).__base__ if CHAINS in module._modules else type(module)).__name__
+    return (type(module).__base__ if chains(module) else type(module)).__name__
 
 
 def _counted(layers: list[Layer]) -> int:

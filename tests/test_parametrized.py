@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from dpiat import plan, standardize, transfer
+from dpiat import plan, similarity, standardize, transfer
 
 
 def network(wrap, width: int = 6, seed: int = 0) -> nn.Module:
@@ -35,6 +35,38 @@ def test_buffers_beside_the_originals_move_too(wrap):
     transfer(source, target)
     inputs = torch.randn(4, 6)
     assert torch.equal(source(inputs), target(inputs))
+
+
+class Named(nn.Module):
+    """Has a child that is called as torch calls its own."""
+
+    def __init__(self, child: nn.Module):
+        super().__init__()
+        self.parametrizations = child
+
+
+def test_a_scripted_part_has_no_parametrizations():
+    source, target = (nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 3)) for _ in range(2))
+    assert transfer(source, target).share == 1 and torch.equal(source[0].weight, target[0].weight)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, lambda child: nn.ModuleDict({"one": child})])
+def test_a_child_of_the_users_may_be_called_parametrizations(wrap):
+    source, *targets = (nn.Sequential(Named(wrap(nn.Linear(4, 4))), nn.Linear(4, 3)) for _ in range(3))
+    assert len(standardize(source).layers) == 2
+    for given, target in zip((source, source.state_dict()), targets, strict=True):
+        assert transfer(given, target).share == 1
+        assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, parametrizations.orthogonal])
+def test_a_weight_that_a_state_dict_cannot_compute_is_left(wrap):
+    source, target = network(wrap), network(wrap, seed=1)
+    before = target[0].weight.clone()
+    notes = {entry.target: entry.note for entry in transfer(source.state_dict(), target).entries}
+    assert notes == {"0.weight": "0 has no weight", "0.bias": "", "2.weight": "", "2.bias": ""}
+    assert torch.equal(target[0].weight, before) and torch.equal(target[2].weight, source[2].weight)
+    assert 0 < similarity(source.state_dict(), target) <= 1
 
 
 def test_looking_changes_no_buffer():
