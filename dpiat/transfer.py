@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import prod
 from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -300,6 +301,8 @@ class Plan:
                 reason = "sparse tensors are not treated"
             elif s.is_quantized or t.is_quantized:
                 reason = "quantized tensors are not treated"
+            elif (odd := _odd(type(s)) or _odd(type(t))) and (type(s) is not type(t) or s.shape != t.shape):
+                reason = f"tensors of class {odd} are filled by their like of equal shape alone"
             elif s.shape != t.shape and not _fractional(t):
                 reason = f"{_dtype(t)} values are no weights that could be cropped"
             elif s.dtype != t.dtype and not (_fractional(s) == _fractional(t) and torch.can_cast(s.dtype, t.dtype)):
@@ -464,6 +467,12 @@ def _part(tensor: Tensor, index: Index) -> Tensor:
 def _count(tensor: Tensor, index: Index) -> int:
     """The number of elements that an index chooses."""
     return torch.empty(tensor.shape, device="meta")[index].numel()
+
+
+@cache
+def _odd(cls: type[Tensor]) -> str:
+    """The name of a class of tensors that does by itself what is done with tensors, such as a DTensor, or ""."""
+    return "" if cls.__torch_dispatch__ is Tensor.__torch_dispatch__ else cls.__name__
 
 
 def _fractional(tensor: Tensor) -> bool:

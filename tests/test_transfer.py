@@ -294,6 +294,46 @@ class Positions(nn.Module):
         return self.table(self.places[:, : inputs.shape[1]])
 
 
+class Odd(torch.Tensor):
+    """Stands for its values, and refuses what is done with them."""
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype)
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].values)
+        if function is torch.ops.aten.copy_.default and type(args[0]) is type(args[1]) is cls:
+            args[0].values.copy_(args[1].values)
+            return args[0]
+        raise NotImplementedError(function)
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_a_tensor_of_an_odd_class_is_filled_by_its_like_alone(width):
+    """Such as the DTensor of a network that is spread over processes, or a quantized weight of torchao's."""
+
+    def make(width: int, odd: bool) -> nn.Module:
+        network = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 4))
+        if odd:
+            network[2].weight = nn.Parameter(Odd(torch.rand(4, width)), requires_grad=False)
+        return network
+
+    for given, wanted in ((True, False), (False, True), (True, True)):
+        source, target = make(3, given), make(width, wanted)
+        notes = {entry.target: entry.note for entry in transfer(source, target).entries}
+        assert torch.equal(target[0].bias[(width - 3) // 2 :][:3], source[0].bias) and notes["2.bias"] == ""
+        if given and wanted and width == 3:
+            assert notes["2.weight"] == "" and torch.equal(target[2].weight.values, source[2].weight.values)
+        else:
+            assert notes["2.weight"] == "tensors of class Odd are filled by their like of equal shape alone"
+
+
 def test_indices_are_not_cropped():
     source, target = Positions(9), Positions(5)
     report = transfer(source, target)
