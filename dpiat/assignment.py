@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import fsum
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,24 @@ def _matching(blocks: Sequence[tuple[BlockPair, list[tuple[int, int, float]]]]) 
     layers = [LayerPair(pair.source.layers[j], pair.target.layers[i]) for pair, inner in blocks for i, j, _ in inner]
     total = fsum(weight for _, inner in blocks for _, _, weight in inner)
     return Matching(total, tuple(pair for pair, _ in blocks), tuple(layers))
+
+
+def check_matching(matched: Any, source: Architecture, target: Architecture) -> None:
+    """Raise TypeError or ValueError for what a matching of the user's must not return."""
+    if not isinstance(matched, Matching):
+        raise TypeError(f"a matching must give a dpiat.matching.Matching, got {type(matched).__name__}")
+    roles = ("source", source), ("target", target)
+    known = [(role, {layer.name for layer in network.layers}) for role, network in roles]
+    filled = set()
+    for pair in matched.layers:
+        if not (isinstance(pair, LayerPair) and isinstance(pair.source, Layer) and isinstance(pair.target, Layer)):
+            raise TypeError(f"the layers of a matching must be dpiat.LayerPair of two dpiat.Layer, got {pair!r}")
+        for (role, names), layer in zip(known, pair, strict=True):
+            if layer.name not in names:
+                raise ValueError(f"the matching pairs {layer.name!r}, and the {role} has no such layer")
+        if pair.target.name in filled:
+            raise ValueError(f"the matching fills {pair.target.name!r} of the target more than once")
+        filled.add(pair.target.name)
 
 
 MATCHINGS: dict[str, Matcher] = {

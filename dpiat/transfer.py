@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dpiat.assignment import MATCHINGS, Matcher
-from dpiat.matching import Matching
+from dpiat.assignment import MATCHINGS, Matcher, check_matching
 from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip
 from dpiat.parametrized import assign, originals, solved
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report, times
@@ -131,8 +130,8 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Wr
     giver, taker = _read(source, target, mode)
     architectures = giver.architecture, taker.architecture
     matched = matcher(*architectures)
-    if not isinstance(matched, Matching):
-        raise TypeError(f"a matching must give a dpiat.matching.Matching, got {type(matched).__name__}")
+    if matcher not in MATCHINGS.values():
+        check_matching(matched, *architectures)
     partner = {pair.target.name: pair.source.name for pair in matched.layers}
     kept, mapped = treat_heads(*architectures, partner, head, mode)
     rules = dict.fromkeys(mapped, CLASSES)

@@ -78,3 +78,21 @@ def test_a_matching_of_the_users_own():
     transfer(source, target, matching=last)
     assert torch.equal(target[0].weight, source[1].weight)
     assert match(standardize(source), standardize(target)).layers
+
+
+def test_what_a_matching_must_not_return_is_named():
+    source, target = (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)) for _ in range(2))
+    (first, act, last), before = standardize(target).layers, target[0].weight.clone()
+    unknown = Layer("fc", "Linear", (4, 4))
+    for pairs, error, message in (
+        ([(first, last)], TypeError, r"the layers of a matching must be dpiat\.LayerPair of two dpiat\.Layer, got \("),
+        ([LayerPair("0", "2")], TypeError, "the layers of a matching must be .*, got LayerPair"),
+        ([LayerPair(unknown, last)], ValueError, "the matching pairs 'fc', and the source has no such layer"),
+        ([LayerPair(last, unknown)], ValueError, "the matching pairs 'fc', and the target has no such layer"),
+        ([LayerPair(first, last)] * 2, ValueError, "the matching fills '2' of the target more than once"),
+    ):
+        with pytest.raises(error, match=message):
+            transfer(source, target, matching=lambda *networks, pairs=pairs: Matching(1.0, (), tuple(pairs)))
+    assert torch.equal(target[0].weight, before)
+    for pairs in ([LayerPair(act, act)], [LayerPair(first, last), LayerPair(first, first)]):  # no weights are no harm
+        transfer(source, target, matching=lambda *networks, pairs=pairs: Matching(1.0, (), tuple(pairs)))
