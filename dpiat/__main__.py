@@ -164,6 +164,8 @@ def _save(state: dict[str, torch.Tensor], file: Path) -> None:
             if file.suffix == ".safetensors":
                 from safetensors.torch import save_file
 
+                if other := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+                    raise ValueError(f"{other[0]} is no tensor, and .safetensors holds nothing else: give a .pt")
                 apart = {name: tensor.clone().contiguous() for name, tensor in state.items()}  # tied ones too
                 save_file(apart, written, {"format": "pt", sources.ORDER: json.dumps(list(state))})
             else:

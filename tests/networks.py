@@ -87,6 +87,13 @@ def tied() -> nn.Module:
     return network
 
 
+def stateful() -> nn.Module:
+    """Saves more than tensors."""
+    network = small(10)
+    network[0].__class__ = type("Stateful", (nn.Conv2d,), {"get_extra_state": lambda self: {"steps": 3}})
+    return network
+
+
 class Auxiliary(nn.Sequential):
     """Has a second output while it is trained."""
 

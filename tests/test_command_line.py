@@ -205,6 +205,20 @@ def test_classes_reach_a_network_that_passes_them_on(capsys, tmp_path):
     assert "networks:fixed has no layer of 7 outputs and takes no num_classes" in capsys.readouterr().err
 
 
+def test_what_a_safetensors_file_cannot_hold_is_named(capsys, tmp_path):
+    words = (
+        "--source",
+        "torch.nn:Identity",
+        "--target",
+        "networks:stateful",
+        "--out",
+        str(tmp_path / "net.safetensors"),
+    )
+    assert main(("transfer", *words)) == 2
+    assert "_extra_state is no tensor, and .safetensors holds nothing else: give a .pt" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_tied_weights_can_be_written_as_safetensors(capsys, tmp_path):
     words = ("--source", "torch.nn:Identity", "--target", "networks:tied", "--out", str(tmp_path / "net.safetensors"))
     printed(capsys, "transfer", *words)
