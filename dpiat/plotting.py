@@ -117,7 +117,8 @@ def plot_similarity(
     if values.ndim != 2 or values.shape[0] != values.shape[1] or not values.size:
         raise ValueError(f"similarities must be a square array with at least one row, got shape {values.shape}")
     if labels is None:
-        labels = list(networks) if isinstance(networks, Mapping) else [str(i) for i in range(len(values))]
+        labels = networks if isinstance(networks, Mapping) else range(len(values))
+    labels = list(map(str, labels))
     if len(labels) != len(values):
         raise ValueError(f"{len(values)} networks need as many labels, got {len(labels)}")
     axes = axes or _heat_map_axes(labels)

@@ -117,6 +117,11 @@ def test_similarities_are_written_in_the_cells(networks):
     assert [label.get_text() for label in axes.get_yticklabels()] == list(networks)
 
 
+def test_labels_may_be_numbers():
+    for axes in (plot_similarity(np.eye(2), labels=[18, 34]), plot_similarity({18: nn.Linear(2, 2), 34: nn.ReLU()})):
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["18", "34"]
+
+
 def test_a_ready_array_with_labels():
     axes = plot_similarity(np.array([[1.0, np.nan], [0.3, 1.0]]), labels=["a", "b"])
     assert texts(axes) == ["1.00", "0.30", "1.00"]
