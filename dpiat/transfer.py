@@ -237,7 +237,7 @@ class Plan:
                 continue
             to, local = _found(wanted, entry.target, entry.shape)
             by, theirs = _found(given, entry.source, entry.source_shape)
-            if theirs != local:
+            if theirs != local or len(entry.shape) != len(entry.source_shape):
                 raise ValueError(f"{entry.source} is no counterpart of {entry.target}: make a new plan")
             key = to.name, by.name
             route = routes.get(key) or routes.setdefault(key, self._route(by, to, entry.rule))
@@ -375,6 +375,8 @@ class Plan:
             entries = [Entry(**{k: tuple(v) if k in shapes else v for k, v in row.items()}) for row in kept["entries"]]
             if wrong := {entry.action for entry in entries} - {COPIED, CROPPED, PARTLY, LEFT}:
                 raise ValueError(f"there is no action {wrong.pop()!r}")
+            if wrong := {entry.rule for entry in entries} - {"", INPUTS, CLASSES}:
+                raise ValueError(f"there is no rule {wrong.pop()!r}")
             operator = operator or OPERATORS.get(kept["operator"])
             mode, classes = kept["mode"], dict(kept["classes"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """What a transfer writes, what it leaves, and what it says about both."""
 
 import copy
+import json
 
 import pytest
 import timm
@@ -403,6 +404,12 @@ def test_a_text_that_is_no_plan_of_these_networks_is_refused():
         Plan.from_json(crossed, source, target).apply()
     with pytest.raises(ValueError, match=r"not a plan that to_json wrote .there is no action 'moved'"):
         Plan.from_json(text.replace('"copied"', '"moved"', 1), source, target)
+    with pytest.raises(ValueError, match=r"not a plan that to_json wrote .there is no rule 'cropping'"):
+        Plan.from_json(text.replace('"rule": ""', '"rule": "cropping"', 1), source, target)
+    other = json.loads(text)
+    other["entries"][2] |= {"source": "0.weight", "source_shape": [8, 3, 3, 3]}
+    with pytest.raises(ValueError, match=r"0\.weight is no counterpart of 1\.weight: make a new plan"):
+        Plan.from_json(json.dumps(other), source, target).apply()
     with pytest.raises(ValueError, match="not a plan that to_json wrote"):
         Plan.from_json('{"format": "dpiat plan 2", "entries": [1]}', source, target)
     mapped = plan(source, target, head={0: 1}).to_json().replace("[\n   0,", "[\n   99,")
