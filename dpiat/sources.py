@@ -213,7 +213,7 @@ def resolve(name: str) -> Callable[..., Any]:
 def _read(file: Path) -> tuple[Any, bool]:
     """What a file holds, and whether it says that its tensors are in their network's order."""
     if not file.is_file():
-        raise ValueError(f"{file} does not exist")
+        raise ValueError(f"{file} is a folder: name a file in it" if file.is_dir() else f"{file} does not exist")
     try:
         if file.suffix == ".safetensors":
             from safetensors import safe_open
@@ -262,12 +262,20 @@ def _without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
 def _in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.Module | None) -> Mapping[str, Tensor]:
     """The tensors in their network's order. Raises ValueError if they seem not to be, and `like` has other names."""
     if like is not None:
-        names = _without_prefixes({key: t for key, t in like.state_dict().items() if isinstance(t, Tensor)})
-        if names.keys() == tensors.keys():
-            return {key: tensors[key] for key in names}
+        state = like.state_dict(keep_vars=True)
+        names = _without_prefixes({key: t for key, t in state.items() if isinstance(t, Tensor)})
+        whole = _with_tied(tensors, names)
+        if names.keys() == whole.keys():
+            return {key: whole[key] for key in names}
     if not ordered and (name.endswith(".safetensors") or _alphabetical(tensors)):
         raise ValueError(f"{name} {UNORDERED}")
     return tensors
+
+
+def _with_tied(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, and under each of its names one that the network has under several and a format keeps under one."""
+    held = {id(tensor): tensors[key] for key, tensor in network.items() if key in tensors}
+    return {**tensors, **{key: held[id(t)] for key, t in network.items() if key not in tensors and id(t) in held}}
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> Stored:
@@ -320,6 +328,7 @@ def _numbered(key: str) -> str:
 def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
     """A network of this name that holds these tensors, whatever its number of classes."""
     network = outline(architecture)
+    tensors = _with_tied(tensors, network.state_dict(keep_vars=True))
     missing, unknown = (sorted(a - b) for a, b in permutations((network.state_dict().keys(), tensors.keys())))
     if missing or unknown:
         word, key = ("no", missing[0]) if missing else ("an unknown", unknown[0])

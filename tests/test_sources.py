@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from networks import trained
+from networks import tied, trained
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
@@ -224,6 +224,19 @@ def test_tensors_of_the_targets_names_are_taken_in_its_order(tmp_path, prefix):
     kept = plan(file, target).to_json()
     Plan.from_json(kept, file, target).apply()
     assert equal(source, target)
+
+
+def test_a_tied_tensor_may_be_in_the_file_once(tmp_path):
+    file, source = tmp_path / "tied.safetensors", tied()
+    save_file({key: tensor for key, tensor in source.state_dict().items() if key != "1.weight"}, file)
+    for given in (file, load(file, architecture="networks:tied")):
+        target = tied()
+        assert transfer(given, target).share == 1
+        assert equal(source, target) and target[0].weight is target[1].weight
+    with pytest.raises(ValueError, match="has its tensors in an order that is not the network's"):
+        transfer(file, nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)))
+    with pytest.raises(ValueError, match=f"{tmp_path.name} is a folder: name a file in it"):
+        load(tmp_path)
 
 
 def test_an_order_that_is_not_of_the_files_tensors_is_no_order(tmp_path):
