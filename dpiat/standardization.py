@@ -132,14 +132,14 @@ class _Reader:
             self.weights.append(LayerWeights(prefix + key, module, {"": tensor}))
             if not self.paper:
                 content.append(Layer(prefix + key, "Parameter", _shape([tensor], prefix + key)))
-        seen: set[nn.Module] = set()
+        seen: set[int] = set()  # by id: modules may have an equality of their own
         for child_name, child in children.items():
             if child is None:
                 continue
             inner = self.blocks(child, prefix + child_name)
-            if child in seen:  # under two names here, and still one layer
+            if id(child) in seen:  # under two names here, and still one layer
                 continue
-            seen.add(child)
+            seen.add(id(child))
             if len(inner) == 1 or any(isinstance(e, Block) for e in inner) or _counted(inner) <= 1:
                 content += inner
             else:

@@ -124,6 +124,17 @@ def test_integers_whose_scale_is_saved_apart_are_packed_weights():
         standardize(network)
 
 
+def test_equal_modules_are_not_one():
+    class Part(nn.Linear):
+        def __eq__(self, other):
+            return isinstance(other, Part)
+
+        def __hash__(self):
+            return 0
+
+    assert standardize(nn.Sequential(Part(4, 4), Part(4, 3))).max_score == 2
+
+
 @pytest.mark.parametrize("mode", ["default", "paper"])
 def test_the_shape_of_a_layer_is_that_of_its_weight_whatever_else_it_keeps(mode):
     layer = nn.Conv2d(3, 8, 3)
