@@ -47,9 +47,15 @@ SOURCES = {
 
 @cache
 def all_evidence() -> Records:
-    """Every committed record by its id."""
-    folders = sorted(file.parent for file in (paper.RESULTS / "trials").glob("*/records.jsonl"))
-    return {record["id"]: record for folder in folders for record in evidence(folder)}
+    """Every committed record by its id. Raises ValueError for one that does not count, or that is there twice."""
+    found, places = {}, {}
+    for folder in sorted(file.parent for file in (paper.RESULTS / "trials").glob("*/records.jsonl")):
+        for record in evidence(folder):
+            name, before = record["id"], places.setdefault(record["id"], folder.name)
+            if name in found:
+                raise ValueError(f"{name} is twice in {folder.parent}, in {before} and in {folder.name}: keep one line")
+            found[name] = record
+    return found
 
 
 def commands(experiment: str, *scale: str) -> list[tuple[str, ...]]:

@@ -152,7 +152,7 @@ def _cpu() -> str:
 def evidence(folder: Path) -> list[dict[str, Any]]:
     """The records that are committed in a folder: the lines of its `records.jsonl`, a trial each.
 
-    Raises ValueError for a line that is not what was written, or whose id is not that of its trial.
+    Raises ValueError for a line that is not what was written, whose id is not that of its trial, or that is no result.
     """
     file = folder / "records.jsonl"
     found = []
@@ -161,10 +161,21 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
             record = _whole(line)
             if record["id"].rpartition("-")[2] != trial_digest(record["trial"]):
                 raise ValueError("its id is not that of its trial")
+            _check_counts(record)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file}, line {number}: {error}: take it from the commit that added it") from error
         found.append(record)
     return found
+
+
+def _check_counts(record: dict[str, Any]) -> None:
+    """Raise ValueError unless a record counts: of a trial that has ended, from a clean commit, with its accuracies."""
+    if record["status"] not in ENDED:
+        raise ValueError("its trial has not ended")
+    if record["dirty"] or not record["commit"]:
+        raise ValueError("it was not run from a clean commit")
+    if not record["epochs"] or not all(0 <= row["test_accuracy"] <= 1 for row in record["epochs"]):
+        raise ValueError("its test accuracies are not all there")
 
 
 def evidence_line(record: dict[str, Any]) -> str:

@@ -232,12 +232,24 @@ def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
     assert {found["id"]: found for found in records.evidence(results / "trials" / DESK)} == planned
 
 
+def signed(line: str, **changes) -> str:
+    """A line of evidence with other values and the digest that belongs to them."""
+    record = json.loads(line) | changes
+    del record["sha256"]
+    return records.evidence_line(record).strip()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda line: line.replace('"test_accuracy": 0.6', '"test_accuracy": 0.9'), "it is not what was written"),
         (lambda line: json.dumps(json.loads(line) | {"sha256": None, "trial": {}}), "its id is not that of its trial"),
         (lambda line: line[:100], "Unterminated string|Expecting"),
+        (lambda line: signed(line, status="unfinished"), "its trial has not ended"),
+        (lambda line: signed(line, dirty=True), "it was not run from a clean commit"),
+        (lambda line: signed(line, commit=None), "it was not run from a clean commit"),
+        (lambda line: signed(line, epochs=[]), "its test accuracies are not all there"),
+        (lambda line: signed(line, epochs=[{"test_accuracy": math.nan}]), "its test accuracies are not all there"),
     ],
 )
 def test_evidence_that_was_changed_is_refused(desk, tmp_path, results, change, message):
@@ -260,6 +272,19 @@ def test_experiments_share_evidence(desk, tmp_path, results):
     assert "1 records written" in evidence.restore(METHODS, tmp_path / "again")
     with pytest.raises(ValueError, match=r"no trial of table01 is in .*trials: there is nothing to bring back"):
         evidence.restore("table01", tmp_path / "again")
+
+
+@pytest.mark.parametrize("other", [DESK, METHODS])
+def test_a_trial_that_is_there_twice_is_refused(desk, results, other, monkeypatch):
+    one = next(iter(desk.values()))
+    for folder, seconds in ((DESK, 1.0), (other, 2.0)):
+        file = results / "trials" / folder / "records.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a") as f:
+            f.write(records.evidence_line(one | {"seconds": seconds}))
+    monkeypatch.setattr("sys.argv", ["tables", "--check"])
+    with pytest.raises(SystemExit, match=rf"error: {one['id']} is twice in .*trials, in {DESK} and in {other}: keep"):
+        tables.main()
 
 
 @pytest.mark.parametrize("changes", [{"dirty": True}, {"commit": None}])
