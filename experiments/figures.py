@@ -26,7 +26,7 @@ from matplotlib.patheffects import withStroke
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
 from experiments import cells, methods, paper, tables
-from experiments.records import atomic_write
+from experiments.records import CannotWrite, atomic_write, same
 
 # One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -306,13 +306,13 @@ def outdated(figures: Mapping[str, Figure], folder: Path) -> dict[Path, str]:
     Each figure is drawn once here: drawn again, a constrained layout may move a little.
     """
     texts = {folder / f"{name}.svg": svg(figure) for name, figure in figures.items()}
-    return {file: text for file, text in texts.items() if not file.is_file() or file.read_text() != text}
+    return {file: text for file, text in texts.items() if not same(file, text)}
 
 
 def _others(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Pictures that are missing, and files that are none of these figures."""
     known = {folder / f"{name}{suffix}" for name in figures for suffix in (".png", ".svg")}
-    return sorted(known ^ {*folder.iterdir()})
+    return sorted(known ^ {*folder.glob("*")})
 
 
 def main() -> None:
@@ -326,7 +326,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     figures = build(records, tables.own_experiments())
     if not arguments.check:
-        write(figures, folder)
+        try:
+            write(figures, folder)
+        except CannotWrite as error:
+            sys.exit(f"error: {error}")
     elif others := _others(figures, folder):
         sys.exit(f"error: missing, or made by nothing: {', '.join(file.name for file in others)}")
     elif stale := outdated(figures, folder):

@@ -50,6 +50,11 @@ def atomic_write(file: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise CannotWrite(f"cannot write {file} ({cause.strerror or cause}): {hint}") from error
 
 
+def same(file: Path, text: str) -> bool:
+    """Whether a file is there and holds this text, byte for byte."""
+    return file.is_file() and file.read_bytes() == text.encode()
+
+
 def _flush_folder(folder: Path) -> None:
     """Make a renaming last through a power failure."""
     handle = os.open(folder, os.O_RDONLY)

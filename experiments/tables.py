@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments import cells, grids, methods, missing, paper, reproduction
 from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
-from experiments.records import atomic_write, best_accuracy, effectiveness
+from experiments.records import CannotWrite, atomic_write, best_accuracy, effectiveness, same
 from experiments.settings import UserError, first_line
 
 ROOT = Path(__file__).parent.parent
@@ -273,13 +273,18 @@ def committed(records: cells.Records) -> dict[Path, str]:
 
 
 def with_blocks(file: Path, blocks: Mapping[str, str]) -> str:
-    """The text of a file with the blocks between `<!-- name -->` and `<!-- /name -->` replaced where it has them."""
+    """The text of a file with the blocks between `<!-- name -->` and `<!-- /name -->` replaced where it has them.
+
+    Raises UserError for a block that does not begin and end once.
+    """
     text = file.read_text()
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        if start in text:
-            before, rest = text.split(start, 1)
-            text = before + start + block + end + rest.split(end, 1)[1]
+        if start in text or end in text:
+            if (text.count(start), text.count(end)) != (1, 1) or text.index(end) < text.index(start):
+                raise UserError(f"{file}: <!-- {name} --> must stand once, on a line before its <!-- /{name} -->")
+            before, rest = text.split(start)
+            text = before + start + block + end + rest.split(end)[1]
     return text
 
 
@@ -290,6 +295,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file is out of date")
     parser.add_argument("--missing", action="store_true", help="list the trials that tables still need, and their cost")
     arguments = parser.parse_args()
+    if arguments.words and not arguments.missing:
+        parser.error(f"{' '.join(arguments.words)}: further words go with --missing")
     try:
         records = cells.all_evidence()
     except ValueError as error:
@@ -312,16 +319,22 @@ def main() -> None:
             sys.exit(f"error: no table {arguments.name!r}: there are {', '.join(known)}")
         print(known[arguments.name]().page, end="")
         return
-    files = committed(records)
+    try:
+        files = committed(records)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     if arguments.check:
-        others = {file for file in (paper.RESULTS / "tables").iterdir() if file not in files}
+        others = {file for file in (paper.RESULTS / "tables").glob("*") if file not in files}
         if others:
             sys.exit(f"error: made by nothing: {', '.join(sorted(str(f.relative_to(ROOT)) for f in others))}")
-        stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not f.is_file() or f.read_text() != text]
+        stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not same(f, text)]
         if stale:
             sys.exit(f"error: not what the records give: {', '.join(stale)}; run `make tables` and commit")
         return
-    _write(files)
+    try:
+        _write(files)
+    except CannotWrite as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

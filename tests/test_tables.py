@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from experiments import cells, evidence, figures, grids, methods, missing, paper, records, tables
 from experiments.callback import Report
+from experiments.settings import UserError
 from experiments.trial import Trial
 
 DESK, METHODS = "imagenet_to_imagenette", "imagenette_methods"
@@ -331,6 +332,47 @@ def test_generated_parts_of_a_readme_are_replaced(tmp_path):
     file = tmp_path / "README.md"
     file.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n")
     assert tables.with_blocks(file, {"one": "new\n", "two": "x"}) == "a\n<!-- one -->\nnew\n<!-- /one -->\nb\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- one -->\n", "<!-- /one -->\n<!-- one -->\n", 2 * "<!-- one -->\n<!-- /one -->\n"]
+)
+def test_a_generated_part_begins_and_ends_once(text, tmp_path):
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(UserError, match=r"README\.md: <!-- one --> must stand once"):
+        tables.with_blocks(tmp_path / "README.md", {"one": "new\n"})
+
+
+@pytest.mark.parametrize("changed", [b"a\r\n", b"\xff\n", b"b\n", None])
+def test_a_generated_file_is_compared_byte_for_byte(changed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paper, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    file = tmp_path / "tables" / "a.md"
+    monkeypatch.setattr(tables, "committed", lambda _: {file: "a\n"})
+    monkeypatch.setattr("sys.argv", ["tables"])
+    tables.main()
+    assert file.read_bytes() == b"a\n"
+    file.write_bytes(changed) if changed else file.unlink()
+    monkeypatch.setattr("sys.argv", ["tables", "--check"])
+    with pytest.raises(SystemExit, match=r"error: not what the records give: tables/a\.md; run `make tables`"):
+        tables.main()
+
+
+@pytest.mark.parametrize("module", [tables, figures])
+def test_results_that_cannot_be_written_are_one_line(module, results, monkeypatch):
+    results.write_text("a file where the folder goes")
+    monkeypatch.setattr(tables, "committed", lambda _: {results / "tables" / "a.md": "a\n"})
+    monkeypatch.setattr(figures, "build", lambda *_: {"a": figures.Figure()})
+    monkeypatch.setattr("sys.argv", ["command"])
+    with pytest.raises(SystemExit, match=r"error: cannot write .*/a\.(md|png) \("):
+        module.main()
+
+
+def test_words_go_with_missing(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tables", "table01", "scale=gpu"])
+    with pytest.raises(SystemExit):
+        tables.main()
+    assert "scale=gpu: further words go with --missing" in capsys.readouterr().err
 
 
 def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
