@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from experiments.callback import Report
 from experiments.settings import UserError
 from experiments.trial import Trial
 
+METRICS = "test_accuracy", "train_loss"
 DESK, METHODS = "imagenet_to_imagenette", "imagenette_methods"
 
 
@@ -187,6 +189,19 @@ def test_a_figure_that_was_not_wholly_written_is_written_again(desk, tmp_path, m
     monkeypatch.undo()
     figures.write(figure, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"curves.png", "curves.svg"}
+    assert not figures.outdated(figure, tmp_path)
+
+
+def test_a_picture_of_another_figure_is_made_again(desk, tmp_path):
+    one, other = ({"curves": figures.curves(tables.own_trials(DESK, desk), desk, metric)} for metric in METRICS)
+    figures.write(other, tmp_path)
+    stale = (tmp_path / "curves.png").read_bytes()
+    figures.write(one, tmp_path)
+    for change in (partial((tmp_path / "curves.png").write_bytes, stale), (tmp_path / "curves.png").unlink):
+        change()  # what a merge leaves, say
+        assert [file.name for file in figures.outdated(one, tmp_path)] == ["curves.svg"]
+        figures.write(one, tmp_path)
+        assert not figures.outdated(one, tmp_path)
 
 
 @pytest.fixture
