@@ -27,7 +27,7 @@ from matplotlib.patheffects import withStroke
 
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
-from experiments import cells, methods, paper, tables
+from experiments import cells, methods, paper, reproduction, tables
 from experiments.records import CannotWrite, atomic_write, same
 
 # One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
@@ -135,8 +135,9 @@ def _range(counts: list[int]) -> str:
 
 def scatter(experiment: str, records: cells.Records) -> Figure:
     """Our counterpart of Figure 16: effectiveness over similarity, a colour for each source, a line for each target."""
-    found = tables.own_cells(tables.own_trials(experiment, records))
-    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    trials = tables.own_trials(experiment, records)
+    found = tables.own_cells(trials)
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.add_subplot()
     for colour, (source, points) in zip(cycle(COLOURS), found.groupby("source"), strict=False):
         axes.plot(points["similarity"], points["value"], "o", ms=5, color=colour, label=f"from {source}")
@@ -151,6 +152,7 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.grid(alpha=0.3)
     axes.margins(0.12)
+    figure.suptitle(_wrapped(cells.scale_line(trials, records), 110), fontsize=8)
     _label_once(axes, found)
     figure.legend(loc="outside lower center", ncols=5, fontsize=8)
     return figure
@@ -196,24 +198,43 @@ def figure05(architectures: Mapping[str, Architecture]) -> Figure:
     return plot_similarity(architectures).figure
 
 
-def figure16(similarity: pd.DataFrame) -> Figure:
-    """The paper's Figure 16: what its tables print over similarity, a panel for each table; no training of ours."""
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+def figure16(similarity: pd.DataFrame, values: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """The paper's Figure 16: the values of Tables 1 and 6 to 10 over similarity, a panel for each table.
+
+    `values` has columns target, source and value, the paper's or ours, for those tables that are there.
+    """
+    figure = Figure(figsize=(11, 6.8), layout="constrained")
     panels = figure.subplots(2, 3).flat
     for axes, (table, (dataset, weights)) in zip(panels, paper.TABLE_11.items(), strict=True):
-        found = paper.matrix(table).merge(similarity, on=["source", "target"])
-        same = found["source"] == found["target"]
-        for chosen, colour, label in ((~same, COLOURS[0], "other networks"), (same, COLOURS[1], "the same network")):
+        found = values.get(table, paper.matrix(table)[:0]).merge(similarity, on=["source", "target"])
+        itself = found["source"] == found["target"]
+        for chosen, colour, label in (
+            (~itself, COLOURS[0], "other networks"),
+            (itself, COLOURS[1], "the same network"),
+        ):
             axes.plot(found.loc[chosen, "similarity"], found.loc[chosen, "value"], "o", ms=4, color=colour, label=label)
         start, correlation = paper.STARTS[weights], found["similarity"].corr(found["value"])
-        axes.set_title(f"Table {int(table[5:])}: {dataset}, r = {correlation:.2f}\nsources from {start}", fontsize=9)
+        said = f"r = {correlation:.2f}" if len(found) > 2 else cells.NOT_RUN
+        axes.set_title(f"Table {int(table[5:])}: {dataset}, {said}\nsources from {start}", fontsize=9)
         axes.set_xlabel("similarity (Eq. 5)", fontsize=9)
         axes.set_ylabel(f"accuracy / that from {start}", fontsize=9)
         axes.set_xlim(0.35, 1.05)
         axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    figure.suptitle(title, fontsize=9)
     return figure
+
+
+def figures16(similarity: pd.DataFrame, records: cells.Records) -> dict[str, Figure]:
+    """Figure 16 from the paper's own tables, and from ours at each scale that was run."""
+    printed = {table: paper.matrix(table) for table in paper.TABLE_11}
+    found = {"figure16": figure16(similarity, printed, "The values that the paper prints, over similarity")}
+    ours = pd.concat(reproduction.matrix(table, records).data.assign(table=table) for table in paper.TABLE_11)
+    for scale, run in ours.dropna(subset="ours").groupby("scale"):
+        values = {table: cell.assign(value=cell["ours"]) for table, cell in run.groupby("table")}
+        found[f"figure16_{scale}"] = figure16(similarity, values, f"Our values at scale {scale}, over similarity")
+    return found
 
 
 def dots(data: pd.DataFrame, title: str) -> Figure:
@@ -267,7 +288,7 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
     figures = {
         "figure02": figure02(by_label),
         "figure05": figure05(by_label),
-        "figure16": figure16(paper.similarities(networks)),
+        **figures16(paper.similarities(networks), records),
     }
     for name, (experiment, metric) in CURVES.items():
         for scale, frame in cells.frames(experiment, records).items():

@@ -50,6 +50,15 @@ def test_our_correlation_stands_in_table_11(table01):
     assert ours["cells"] == 6 and ours["regret"] == pytest.approx(0)
 
 
+def test_our_figure_16_stands_beside_the_papers(table01):
+    found = figures.build(table01, [])
+    assert {name for name in found if name.startswith("figure16")} == {"figure16", "figure16_gpu"}
+    titles = [axes.get_title() for axes in found["figure16_gpu"].axes]
+    assert [len(axes.lines[0].get_xdata()) for axes in found["figure16_gpu"].axes] == [0, 5, 0, 0, 0, 0]
+    assert titles[0].startswith("Table 6: CIFAR10, not run\n") and titles[1].startswith("Table 1: CIFAR100, r = ")
+    assert [len(axes.lines[0].get_xdata()) for axes in found["figure16"].axes] == [72, 72, 72, 42, 42, 72]
+
+
 def test_ghn2_is_not_run(table01):
     page = reproduction.table02(table01).page
     assert page.count("not run: needs GHN-2") == 6 and "| eff_b0 | random | 1.000 | 1.000 ± 0.000 (2) |" in page
