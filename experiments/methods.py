@@ -14,6 +14,7 @@ from experiments.cells import NOT_RUN, Table, markdown
 
 METHOD = ["mode", "operator", "matching", "head"]
 PAIR = ["target", "source"]
+RATES = ["lr", "random init's lr"]
 
 
 def several(frame: pd.DataFrame) -> bool:
@@ -26,13 +27,14 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
 
     `method` names what varies of it.
     """
+    frame = frame.assign(**{RATES[1]: frame["random"].map(frame.set_index("id")["lr"])})
     frame = frame[frame["init"] == "dpiat"].rename(columns={"of random": "random init"})
     varied = [key for key in METHOD if frame[key].nunique() > 1]
     frame["method"] = [", ".join(f"{row[key]} {key}" for key in varied) for _, row in frame.iterrows()]
     means = ["similarity", "random init", "accuracy", "effectiveness"]
     groups = frame.groupby([*PAIR, *METHOD, "method"], sort=False)
     counts = groups["accuracy"].agg(n="count", planned="size")
-    return groups[means].mean().astype(float).join(counts).reset_index()
+    return groups[means].mean().astype(float).join(groups[RATES].first()).join(counts).reset_index()
 
 
 def table(title: str, line: str, data: pd.DataFrame) -> Table:
@@ -53,10 +55,12 @@ def means(line: str, data: pd.DataFrame) -> str:
     if of_table12(data):
         found.insert(3, "paper's effectiveness", _of_paper(data))
         more = [agreement(data), *more]
+    ours, random = (", ".join(map("{:g}".format, data[rate].unique())) for rate in RATES)
     parts = [
         line,
         "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
-        f"error over them. `same start` counts the pairs whose target begins with the same parameters as with "
+        f"error over them; transfers are trained at a learning rate of {ours}, random init at {random}. `same start` "
+        "counts the pairs whose target begins with the same parameters as with "
         f"`{data['method'].iloc[0]}`; the difference in accuracy to that is over the other pairs that both have.",
         markdown(found).rstrip("\n"),
     ]
@@ -120,14 +124,18 @@ def differences(data: pd.DataFrame) -> pd.Series:
 
 
 def noise(data: pd.DataFrame) -> list[str]:
-    """How far accuracies are apart that began with the same parameters."""
+    """How far accuracies are apart that began with the same parameters.
+
+    Methods that begin alike mostly train alike, so that it is pairs that count, and not each of their methods.
+    """
     again = data["same"] & (data["method"] != data["method"].iloc[0])
     found = differences(data)[again].dropna()
     if found.empty:
         return []
+    by_pair = found.groupby([data[key] for key in PAIR]).mean()
     return [
-        f"Where the start is the same, the difference is {_mean(found, '+')} over {len(found)} trials, at most "
-        f"{found.abs().max():.3f}: no effect, but what the buffers and the rounding of another commit do to a training."
+        f"Where the start is the same, the difference is {_mean(by_pair, '+')} over {len(by_pair)} pairs, at most "
+        f"{found.abs().max():.3f}. That is no effect of a method: buffers, and the rounding of another commit, do it."
     ]
 
 
