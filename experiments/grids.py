@@ -49,13 +49,13 @@ def grid(experiment: str, *words: str) -> list[Planned]:
     for settings in sweep(experiment, *words):
         target = trial.plan(settings)
         if target.id not in planned:
-            random = replace(settings.init, name="random")
-            pretrained = replace(settings.init, name="pretrained")
+            random = replace(settings, init=replace(settings.init, name="random"), lr=settings.baseline_lr)
+            pretrained = replace(settings, init=replace(settings.init, name="pretrained"))
             planned[target.id] = Planned(
                 settings,
                 target,
-                trial.plan(replace(settings, init=random, lr=settings.baseline_lr)),
-                trial.plan(replace(settings, init=pretrained)),
+                target if target.init == "random" else trial.plan(random),  # as it is run
+                trial.plan(pretrained),
             )
     return list(planned.values())
 

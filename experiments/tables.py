@@ -59,7 +59,7 @@ def own_table(experiment: str, records: cells.Records) -> Table:
         }
         for key, cell in frame.groupby(keys, sort=False)
     )
-    parts = [cells.scale_line(frame, records)]
+    parts = [grids.title(experiment), cells.scale_line(frame, records)]
     same_rate = (frame["lr"] == PAPER_LR).all()
     for name, caption in list(RATIOS.items())[: 2 if same_rate else 3]:
         shown = frame if name == "accuracy" else frame[frame["init"] != "random"]
@@ -75,7 +75,7 @@ RATIOS = {
 
 
 def headline(experiment: str, records: cells.Records) -> str:
-    """The README's table: accuracy and effectiveness, means over seeds, of the targets that are run."""
+    """The README's table: accuracy and effectiveness, means over so many seeds, of targets that are run."""
     trials = own_trials(experiment, records)
     frame = same_seeds(trials)
     targets = frame.loc[(frame["init"] != "random") & frame["accuracy"].notna(), "target"].unique()
@@ -84,6 +84,8 @@ def headline(experiment: str, records: cells.Records) -> str:
     ratio = means["effectiveness"].map(" {:.2f}×".format).where(compared, "")
     means["cell"] = (means["accuracy"].map("{:.3f}".format) + ratio).where(means["accuracy"].notna(), NOT_RUN)
     shown = _in_order(means.pivot(index="target", columns="column", values="cell").loc[targets])
+    run = frame.dropna(subset="accuracy").groupby("target")["seed"].nunique()
+    shown.insert(1, "seeds", shown["target"].map(run))
     return f"{cells.scale_line(trials, records)}\n\n{markdown(shown)}"
 
 
@@ -136,12 +138,14 @@ def _in_order(shown: pd.DataFrame) -> pd.DataFrame:
 def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) -> Table:
     """Correlation, regret: from the paper's own numbers, and from our grids; no training."""
     printed = paper.printed("table11_correlation").set_index(["dataset", "source_weights"])["correlation"]
-    rows = []
+    rows, not_run = [], []
     for table, (dataset, weights) in paper.TABLE_11.items():
         found = paper.choice(paper.matrix(table).merge(similarity, on=["source", "target"]))
         name = f"Table {int(table[5:])}: {dataset}, sources from {paper.STARTS[weights]}"
         rows.append({"results": name, "printed": printed[dataset, weights], **found})
-        for scale, ours in reproduction.matrix(table, records).data.dropna(subset="ours").groupby("scale"):
+        run = reproduction.matrix(table, records).data.dropna(subset="ours")
+        not_run += [] if len(run) else [str(int(table[5:]))]
+        for scale, ours in run.groupby("scale"):
             values = ours.drop(columns="paper").rename(columns={"ours": "value"})
             found = paper.choice(values.merge(similarity, on=["source", "target"]))
             rows.append({"results": f"ours, scale {scale}: {name}", "printed": None, **found})
@@ -157,6 +161,8 @@ def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) ->
         "correlation after the means of its row are taken off; `regret`, the share of a row's best value that is lost "
         "by taking the most similar source; `regret of chance`, by taking any."
     )
+    if not_run:
+        text += f" Of our own tables, not run: {', '.join(not_run)}."
     return Table(data, f"{text}\n\n{markdown(data)}")
 
 

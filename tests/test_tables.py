@@ -76,10 +76,18 @@ def test_effectiveness_is_by_seed_and_nothing_else_slips_in(desk):
     assert "9,469 training images at 64 px" in table.page and "4 of 189 trials are run" in table.page
 
 
+def test_random_init_is_compared_with_itself(desk):
+    (other,) = grids.grid(DESK, "target=mnas", "init=random", "lr=4e-3", "source=eff_lite0", "seed=0")
+    table = tables.own_table(DESK, desk | {other.trial.id: record(other.trial, [0.6])})
+    found = table.data[table.data["target"] == "mnas"]
+    random = found[found["column"].str.startswith("random")].set_index("lr")["effectiveness ours"]
+    assert random.to_dict() == {1e-3: 1, 4e-3: 1}  # not to that of another learning rate
+
+
 def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
     (cell,) = grids.grid(DESK, "target=mnas", "source=eff_lite2", "seed=1")
     found = desk | {cell.trial.id: record(cell.trial, [0.5])}
-    row = "| mnas | 0.200 | not run | – | 0.400 2.00× | not run | 0.500 2.50× |"  # seed 1 alone
+    row = "| mnas | 1 | 0.200 | not run | – | 0.400 2.00× | not run | 0.500 2.50× |"  # seed 1 alone
     assert row in tables.headline(DESK, found)
     values = tables.own_cells(tables.own_trials(DESK, found)).set_index("source")["value"]
     assert values.to_dict() == pytest.approx({"eff_lite0": 2, "eff_lite2": 2.5})
