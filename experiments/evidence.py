@@ -50,13 +50,13 @@ def collect(experiment: str, folder: Path) -> str:
 def restore(experiment: str, folder: Path) -> str:
     """Write the evidence of an experiment's trials, whichever it is kept with, to a folder of records.
 
-    No record is overwritten. Returns what was done. Raises ValueError if there is no evidence.
+    No whole record is overwritten. Returns what was done. Raises ValueError if there is no evidence.
     """
     wanted = planned(experiment)
     found = [record for name, record in cells.all_evidence().items() if name in wanted]
     if not found:
         raise ValueError(f"no trial of {experiment} is in {paper.RESULTS / 'trials'}: there is nothing to bring back")
-    missing = [record for record in found if not (folder / f"{record['id']}.json").exists()]
+    missing = [record for record in found if not records.read(folder / f"{record['id']}.json")]
     for record in missing:
         records.save(record, folder / f"{record['id']}.json")
     return f"{experiment}: {len(missing)} records written to {folder}, {len(found) - len(missing)} there before"

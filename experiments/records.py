@@ -73,7 +73,8 @@ def save(record: dict[str, Any], file: Path) -> None:
 def read(file: Path) -> dict[str, Any] | None:
     """The record in `file` if its trial has ended; None if not, if there is none, or if it is damaged.
 
-    A damaged one is named, and its trial runs again. Records without a digest are of before there was one.
+    A damaged one is named, and replaced when its trial is run or brought back. Records without a digest are of before
+    there was one.
     """
     try:
         record = _whole(file.read_text())
@@ -81,7 +82,7 @@ def read(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        print(f"{file} is damaged and cannot be read: running its trial again", flush=True)
+        print(f"{file} is damaged and cannot be read: it does not count", flush=True)
         return None
 
 

@@ -9,6 +9,7 @@ python -m experiments.tables --missing  lists what they still need, the commands
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -344,4 +345,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may have seen enough
     main()

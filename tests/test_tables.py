@@ -264,6 +264,8 @@ def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
     records.save(first, tmp_path / "runs" / f"{first['id']}.json")
     assert evidence.collect(DESK, tmp_path / "runs") == f"{DESK}: 1 records added, 0 there before"
     assert evidence.restore(DESK, tmp_path / "again").startswith(f"{DESK}: 1 records written to ")
+    (tmp_path / "again" / f"{first['id']}.json").write_text("{")
+    assert evidence.restore(DESK, tmp_path / "again").startswith(f"{DESK}: 1 records written to ")
     for folder in ("runs", "again"):
         assert records.read(tmp_path / folder / f"{first['id']}.json") == first
     changed = first | {"seconds": 1.0, "dirty": True}  # what is evidence stays as it is
