@@ -201,11 +201,12 @@ class Plan:
         check(writes, () if itself else given)
         if optimizer is not None:
             check_optimizers(writes, optimizer, (self.source, self.target))
-        computed = [write for write in writes if write.local in originals(write.to.module)]
+        computed, direct = [], []
+        for write in writes:
+            (computed if write.local in originals(write.to.module) else direct).append(write)
         for write in computed:  # into tensors of their own
             put(write.target, write.source, write.index)
         values = [solved(write.to.module, write.local, write.target, write.by.module) for write in computed]
-        direct = [write for write in writes if write.local not in originals(write.to.module)]
         sources = [write.source.clone() if itself else write.source for write in direct]
         for write, source in zip(direct, sources, strict=True):
             put(write.target, source, write.index)
