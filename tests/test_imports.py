@@ -72,7 +72,7 @@ ALLOWED = {
     "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
     "experiments.methods": {"cells", "initialization", "models", "paper"},
     "experiments.tables": {"cells", "grids", "methods", "missing", "paper", "records", "reproduction", "settings"},
-    "experiments.figures": {"cells", "methods", "paper", "records", "tables"},
+    "experiments.figures": {"cells", "methods", "paper", "records", "reproduction", "tables"},
     "experiments.report": {"figures", "records", "tables"},
     "experiments.callback": {"figures", "records", "tables"},
 }
