@@ -138,9 +138,14 @@ class ClipWithNormalization:
             _rescale(bias, spread)
 
 
+def fractional(tensor: Tensor) -> bool:
+    """Can these values be weights? Integers count, point, or stand for a weight by a scale of their own."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _rescale(tensor: Tensor, spread: float) -> None:
     """Give a tensor this standard deviation, unless its values are all alike, or integers."""
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if not fractional(tensor):
         return
     values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 is only kept, not computed with
     found = float(values.std()) if tensor.numel() > 1 else 0.0

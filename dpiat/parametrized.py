@@ -25,10 +25,9 @@ def chains(module: nn.Module) -> Mapping[str, ParametrizationList]:
 def originals(module: nn.Module) -> dict[str, list[str]]:
     """The computed tensors of a module, each with the paths of those that it is computed from."""
     found = {}
-    if CHAINS in module._modules:
-        for name, chain in chains(module).items():
-            keys = [key for key in (*chain._parameters, *chain._buffers) if key.startswith("original")]
-            found[name] = [f"{CHAINS}.{name}.{key}" for key in keys]
+    for name, chain in chains(module).items():
+        keys = [key for key in (*chain._parameters, *chain._buffers) if key.startswith("original")]
+        found[name] = [f"{CHAINS}.{name}.{key}" for key in keys]
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             found[hook.name] = [f"{hook.name}_g", f"{hook.name}_v"]

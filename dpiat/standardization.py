@@ -153,7 +153,7 @@ class _Reader:
         tensors = dict(_tensors(module) if module._modules else _own_tensors(module))
         if _packs(type(module)) and _packed(module, tensors):
             named = name or "the network"
-            raise ValueError(f"{named} has packed weights, as quantized layers do: use the network from before that")
+            raise ValueError(f"{named} has packed weights, as quantized layers do: use the network as it was before")
         if module._forward_pre_hooks or CHAINS in module._modules:
             tensors = computed(module, tensors)
         kind = self.kind(module)

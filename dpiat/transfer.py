@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpiat.assignment import MATCHINGS, Matcher, check_matching
-from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip
+from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip, fractional
 from dpiat.parametrized import assign, originals, solved
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report, times
 from dpiat.roles import (
@@ -303,9 +303,9 @@ class Plan:
                 reason = "quantized tensors are not treated"
             elif (odd := _odd(type(s)) or _odd(type(t))) and (type(s) is not type(t) or s.shape != t.shape):
                 reason = f"tensors of class {odd} are filled by their like of equal shape alone"
-            elif s.shape != t.shape and not _fractional(t):
+            elif s.shape != t.shape and not fractional(t):
                 reason = f"{_dtype(t)} values are no weights that could be cropped"
-            elif s.dtype != t.dtype and not (_fractional(s) == _fractional(t) and torch.can_cast(s.dtype, t.dtype)):
+            elif s.dtype != t.dtype and not (fractional(s) == fractional(t) and torch.can_cast(s.dtype, t.dtype)):
                 reason = f"{_dtype(s)} values do not fit {_dtype(t)}"
             else:
                 source_shape = tuple(s.shape)
@@ -475,11 +475,6 @@ def _count(tensor: Tensor, index: Index) -> int:
 def _odd(cls: type[Tensor]) -> str:
     """The name of a class of tensors that does by itself what is done with tensors, such as a DTensor, or ""."""
     return "" if cls.__torch_dispatch__ is Tensor.__torch_dispatch__ else cls.__name__
-
-
-def _fractional(tensor: Tensor) -> bool:
-    """Can these values be weights? Integers count, point, or stand for a weight by a scale of their own."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _cast(source: Tensor, target: Tensor) -> str:

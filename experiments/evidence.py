@@ -26,7 +26,7 @@ def collect(experiment: str, folder: Path) -> str:
     """Add an experiment's trials among the records of a folder to its evidence; returns what was done.
 
     A trial that is evidence already, of this experiment or another, stays where and as it is. Raises ValueError, and
-    writes nothing, if there are no records or a new one does not come from a clean commit.
+    writes nothing, if there are no records or a new one does not count as evidence.
     """
     found = [record for file in sorted(folder.glob("*.json")) if (record := records.read(file))]
     if not found:
@@ -34,8 +34,10 @@ def collect(experiment: str, folder: Path) -> str:
     known, wanted = cells.all_evidence(), planned(experiment)
     new = {record["id"]: record for record in found if record["id"] in wanted and record["id"] not in known}
     for name, record in new.items():
-        if record["dirty"] or not record["commit"]:
-            raise ValueError(f"{name} was not run from a clean commit: commit, run it again, then collect")
+        try:
+            records.check_counts(record)
+        except ValueError as error:
+            raise ValueError(f"{name} does not count, {error}: commit, run it again, then collect") from error
     if new:
         evidence = paper.RESULTS / "trials" / experiment
         kept = new | {record["id"]: record for record in records.evidence(evidence)}

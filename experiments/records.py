@@ -167,14 +167,14 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
             record = _whole(line)
             if record["id"].rpartition("-")[2] != trial_digest(record["trial"]):
                 raise ValueError("its id is not that of its trial")
-            _check_counts(record)
+            check_counts(record)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file}, line {number}: {error}: take it from the commit that added it") from error
         found.append(record)
     return found
 
 
-def _check_counts(record: dict[str, Any]) -> None:
+def check_counts(record: dict[str, Any]) -> None:
     """Raise ValueError unless a record counts: of a trial that has ended, from a clean commit, with its accuracies."""
     if record["status"] not in ENDED:
         raise ValueError("its trial has not ended")

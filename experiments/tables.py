@@ -328,7 +328,9 @@ def main() -> None:
         return
     try:
         files = committed(records)
-    except UserError as error:
+        if not arguments.check:
+            _write(files)
+    except (UserError, CannotWrite) as error:
         sys.exit(f"error: {error}")
     if arguments.check:
         others = {file for file in (paper.RESULTS / "tables").glob("*") if file not in files}
@@ -337,11 +339,6 @@ def main() -> None:
         stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not same(f, text)]
         if stale:
             sys.exit(f"error: not what the records give: {', '.join(stale)}; run `make tables` and commit")
-        return
-    try:
-        _write(files)
-    except CannotWrite as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -331,10 +331,17 @@ def test_a_trial_that_is_there_twice_is_refused(desk, results, other, monkeypatc
         tables.main()
 
 
-@pytest.mark.parametrize("changes", [{"dirty": True}, {"commit": None}])
-def test_only_clean_commits_become_evidence(desk, tmp_path, results, changes):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dirty": True}, "was not run from a clean commit"),
+        ({"commit": None}, "was not run from a clean commit"),
+        ({"epochs": []}, "its test accuracies are not all there"),
+    ],
+)
+def test_only_what_counts_becomes_evidence(desk, tmp_path, results, changes, message):
     records.save(next(iter(desk.values())) | changes, tmp_path / "runs" / "a.json")
-    with pytest.raises(ValueError, match="was not run from a clean commit"):
+    with pytest.raises(ValueError, match=message):
         evidence.collect(DESK, tmp_path / "runs")
     assert not results.exists()
     with pytest.raises(ValueError, match="no records in"):
