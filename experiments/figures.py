@@ -27,7 +27,7 @@ from matplotlib.patheffects import withStroke
 
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
-from experiments import cells, methods, paper, reproduction, tables
+from experiments import cells, choosing, methods, paper, reproduction, tables
 from experiments.records import CannotWrite, atomic_write, same
 
 # One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
@@ -146,7 +146,7 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     for number, (_, points) in enumerate(found.sort_values("similarity").groupby("target")):
         label = "to one target" if number == 0 else None
         axes.plot(points["similarity"], points["value"], color="0.7", linewidth=0.8, zorder=0, label=label)
-    correlation = paper.choice(found)["correlation"]
+    correlation = choosing.choice(found)["correlation"]
     axes.set_title(f"{experiment}: {len(found)} cells, r = {correlation:.2f}", fontsize=10)
     axes.set(xlabel="similarity (Eq. 5)", ylabel="effectiveness within 4 epochs")
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")

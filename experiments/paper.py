@@ -1,4 +1,4 @@
-"""What the paper prints (results/paper), by this repository's names of networks, and how similarity relates to it."""
+"""What the paper prints (results/paper), by this repository's names of networks."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def methods() -> pd.DataFrame:
     return table.replace(dict.fromkeys(("operator", "matching"), PAPER_NAMES))
 
 
-def architectures(names: Iterable[str] = tuple(LABELS.values())) -> dict[str, Architecture]:
-    """Networks, standardized as in the paper. Needs no memory for weights."""
+def architectures(names: Iterable[str] = tuple(LABELS.values()), mode: str = "paper") -> dict[str, Architecture]:
+    """Networks, standardized, as in the paper unless told. Needs no memory for weights."""
     import torch
 
     from dpiat import standardize
     from experiments import models
 
     with torch.device("meta"):
-        return {name: standardize(models.build(name, 1000), "paper") for name in names}
+        return {name: standardize(models.build(name, 1000), mode) for name in names}
 
 
 def similarities(networks: Mapping[str, Architecture]) -> pd.DataFrame:
@@ -90,25 +90,3 @@ def similarities(networks: Mapping[str, Architecture]) -> pd.DataFrame:
 
     rows = [(s, t, similarity(networks[s], networks[t])) for s, t in product(networks, repeat=2)]
     return pd.DataFrame(rows, columns=["source", "target", "similarity"]).round({"similarity": 6})
-
-
-def choice(cells: pd.DataFrame) -> dict[str, float]:
-    """How well similarity predicts what a source gives, from columns target, source, similarity and value.
-
-    `correlation` is Pearson's over all cells, as in Table 11. The others leave out the network itself as a source and
-    look at one target at a time, as one who chooses a source does: `within a row` is the correlation after the mean of
-    its row is taken from each value and each similarity; `regret` is the share of the row's best value that is lost by
-    taking the most similar source, `regret of chance` by taking any, both as means over the targets with a choice.
-    """
-    others = cells[cells["source"] != cells["target"]]
-    others = others[others.groupby("target")["source"].transform("count") > 1]
-    rows = others.groupby("target")
-    centred = others[["similarity", "value"]] - rows[["similarity", "value"]].transform("mean")
-    chosen = others.loc[rows["similarity"].idxmax()].set_index("target")["value"]
-    return {
-        "cells": len(cells),
-        "correlation": cells["similarity"].corr(cells["value"]),
-        "within a row": centred["similarity"].corr(centred["value"]),
-        "regret": (1 - chosen / rows["value"].max()).mean(),
-        "regret of chance": (1 - rows["value"].mean() / rows["value"].max()).mean(),
-    }

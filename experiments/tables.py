@@ -20,8 +20,9 @@ import pandas as pd
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import cells, grids, methods, missing, paper, reproduction
+from experiments import cells, choosing, grids, methods, missing, paper, reproduction
 from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
+from experiments.choosing import Results
 from experiments.records import CannotWrite, atomic_write, best_accuracy, effectiveness, same
 from experiments.settings import UserError, first_line
 
@@ -136,35 +137,33 @@ def _in_order(shown: pd.DataFrame) -> pd.DataFrame:
 # --- Table 11: does similarity predict the effect? --------------------------------------------------------------------
 
 
-def table11(similarity: pd.DataFrame, records: cells.Records, own: list[str]) -> Table:
+def table11(records: cells.Records, own: list[str]) -> Table:
     """Correlation, regret: from the paper's own numbers, and from our grids; no training."""
+    not_run = [str(int(table[5:])) for table in paper.TABLE_11 if _run(table, records).empty]
+    return choosing.table11(outcomes(records, own), not_run)
+
+
+def outcomes(records: cells.Records, own: list[str]) -> list[Results]:
+    """What sources gave to targets: in each of the paper's tables, in ours at each scale, and in our own grids."""
     printed = paper.printed("table11_correlation").set_index(["dataset", "source_weights"])["correlation"]
-    rows, not_run = [], []
+    found = []
     for table, (dataset, weights) in paper.TABLE_11.items():
-        found = paper.choice(paper.matrix(table).merge(similarity, on=["source", "target"]))
         name = f"Table {int(table[5:])}: {dataset}, sources from {paper.STARTS[weights]}"
-        rows.append({"results": name, "printed": printed[dataset, weights], **found})
-        run = reproduction.matrix(table, records).data.dropna(subset="ours")
-        not_run += [] if len(run) else [str(int(table[5:]))]
-        for scale, ours in run.groupby("scale"):
-            values = ours.drop(columns="paper").rename(columns={"ours": "value"})
-            found = paper.choice(values.merge(similarity, on=["source", "target"]))
-            rows.append({"results": f"ours, scale {scale}: {name}", "printed": None, **found})
+        found.append(Results(name, paper.matrix(table), printed[dataset, weights]))
+        for scale, run in _run(table, records).groupby("scale"):
+            values = run.drop(columns="paper").rename(columns={"ours": "value"})
+            found.append(Results(f"ours, scale {scale}: {name}", values))
     for experiment in own:
         trials = own_trials(experiment, records)
-        found = own_cells(trials)
-        if not methods.several(trials) and len(found) > len(found["target"].unique()) > 1:
-            rows.append({"results": f"ours: {experiment}", "printed": None, **paper.choice(found)})
-    data = pd.DataFrame(rows)
-    text = (
-        "`printed` is the paper's Table 11, `correlation` is Pearson's over the same cells, computed here. The columns "
-        "after it leave out the network itself as a source and look at one target at a time: `within a row`, the "
-        "correlation after the means of its row are taken off; `regret`, the share of a row's best value that is lost "
-        "by taking the most similar source; `regret of chance`, by taking any."
-    )
-    if not_run:
-        text += f" Of our own tables, not run: {', '.join(not_run)}."
-    return Table(data, f"{text}\n\n{markdown(data)}")
+        values = own_cells(trials)
+        if not methods.several(trials) and len(values) > len(values["target"].unique()) > 1:
+            found.append(Results(f"ours: {experiment}", values.drop(columns="similarity")))
+    return found
+
+
+def _run(table: str, records: cells.Records) -> pd.DataFrame:
+    """The cells of one of the paper's tables that are run."""
+    return reproduction.matrix(table, records).data.dropna(subset="ours")
 
 
 def own_cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -188,7 +187,8 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
     similarity = paper.similarities(paper.architectures())
     found: dict[str, Callable[[], Table]] = {
         "similarity": lambda: Table(similarity, markdown(similarity)),
-        "table11": lambda: table11(similarity, records, own),
+        "table11": partial(table11, records, own),
+        "measures": lambda: choosing.measures(outcomes(records, own)),
     }
     found |= reproduction.tables(records)
     return found | {name: partial(own_table, name, records) for name in own}

@@ -67,18 +67,25 @@ ALLOWED = {
     "experiments.grids": {"settings", "trial"},
     "experiments.paper": {"models"},
     "experiments.cells": {"grids", "paper", "records"},
+    "experiments.choosing": {"cells", "paper"},
     "experiments.evidence": {"cells", "grids", "paper", "records"},
     "experiments.reproduction": {"cells", "grids", "paper"},
     "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
     "experiments.methods": {"cells", "initialization", "models", "paper"},
-    "experiments.tables": {"cells", "grids", "methods", "missing", "paper", "records", "reproduction", "settings"},
-    "experiments.figures": {"cells", "methods", "paper", "records", "reproduction", "tables"},
+    "experiments.tables": {
+        *("cells", "choosing", "grids", "methods", "missing", "paper", "records", "reproduction", "settings"),
+    },
+    "experiments.figures": {"cells", "choosing", "methods", "paper", "records", "reproduction", "tables"},
     "experiments.report": {"figures", "records", "tables"},
     "experiments.callback": {"figures", "records", "tables"},
 }
-MAY_USE_DPIAT = {f"experiments.{name}" for name in ("models", "initialization", "trial", "paper", "methods", "figures")}
+MAY_USE_DPIAT = {
+    *("experiments.models", "experiments.initialization", "experiments.trial", "experiments.paper"),
+    *("experiments.choosing", "experiments.methods", "experiments.figures"),
+}
 NO_TORCH = {
-    f"experiments.{name}" for name in ("records", "settings", "grids", "paper", "cells", "tables", "reproduction")
+    *("experiments.records", "experiments.settings", "experiments.grids", "experiments.paper", "experiments.cells"),
+    *("experiments.choosing", "experiments.tables", "experiments.reproduction"),
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 from test_tables import record
 
-from experiments import cells, figures, grids, paper, reproduction, tables
+from experiments import cells, figures, grids, reproduction, tables
 
 
 def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
@@ -44,8 +44,7 @@ def test_other_tables_take_nothing_from_it(table01):
 
 
 def test_our_correlation_stands_in_table_11(table01):
-    similarity = paper.similarities(paper.architectures())
-    page, table = (made := tables.table11(similarity, table01, [])).page, made.data.set_index("results")
+    page, table = (made := tables.table11(table01, [])).page, made.data.set_index("results")
     assert "Of our own tables, not run: 6, 7, 8, 9, 10." in page
     ours = table.loc["ours, scale gpu: Table 1: CIFAR100, sources from random init"]
     assert ours["cells"] == 6 and ours["regret"] == pytest.approx(0)

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import cells, evidence, figures, grids, methods, missing, paper, records, tables
+from dpiat import rank
+from experiments import cells, choosing, evidence, figures, grids, methods, missing, models, paper, records, tables
 from experiments.callback import Report
 from experiments.settings import UserError
 from experiments.trial import Trial
@@ -175,20 +176,40 @@ def test_choosing_by_similarity():
         ("a", "a", 1.0, 9.0),
     ]
     rows.append(("c", "x", 0.1, 5.0))  # no choice
-    found = paper.choice(pd.DataFrame(rows, columns=["target", "source", "similarity", "value"]))
+    found = choosing.choice(pd.DataFrame(rows, columns=["target", "source", "similarity", "value"]))
     assert found["cells"] == 6 and found["within a row"] == pytest.approx(0.6 / (0.16 * 2.5) ** 0.5)
     assert found["regret"] == 0 and found["regret of chance"] == pytest.approx((1 / 4 + 1 / 10) / 2)
     worst = pd.DataFrame(
         [("a", "x", 0.5, 2.0), ("a", "y", 0.9, 1.0)], columns=["target", "source", "similarity", "value"]
     )
-    assert paper.choice(worst)["regret"] == 0.5
+    assert choosing.choice(worst)["regret"] == 0.5
 
 
 def test_the_papers_table_11(desk):
-    similarity = paper.similarities(paper.architectures())
-    table = tables.table11(similarity, desk, [DESK]).data.set_index("results")
+    table = tables.table11(desk, [DESK]).data.set_index("results")
     assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]  # one cell of ours is none
     assert (table["correlation"] - table["printed"]).abs().max() < 0.006
+
+
+def test_by_which_number_to_choose(desk):
+    values = pd.DataFrame(
+        [("mnas", "semnas", 2.0), ("mnas", "mix_l", 1.0), ("mnas", "rex", 1.5)], columns=["target", "source", "value"]
+    )
+    results = [choosing.Results("a table", values), *tables.outcomes(desk, [])]
+    made = choosing.measures(results)
+    data = made.data.set_index(["results", "measure"])
+    table = tables.table11(desk, []).data.set_index("results")
+    paper_mode = data.xs("similarity, paper mode", level="measure").loc[table.index]
+    assert np.allclose(paper_mode[["correlation", "regret"]], table[["correlation", "regret"]])
+    networks = {name: models.build(name, 1000) for name in ("mnas", "semnas", "mix_l", "rex")}
+    found = rank(networks.pop("mnas"), networks)
+    for number in ("similarity", "to_target", "to_source", "filled"):
+        expected = np.corrcoef(
+            [getattr(each, number) for each in found],
+            [values.set_index("source").loc[each.source, "value"] for each in found],
+        )
+        assert data.loc[("a table", number), "within a row"] == pytest.approx(expected[0, 1])
+    assert made.page.count("| a table |") == 2 and made.page.count("| mean |") == 2
 
 
 def test_curves_show_what_is_run(desk):
