@@ -18,7 +18,7 @@ class Report(Callback):
         GlobalHydra.instance().clear()  # the multirun is over, and its grid is composed anew
         folder = Path(config.output_dir).expanduser()
         name = config.hydra.runtime.choices.experiment
-        found = {record["id"]: record for file in (folder / "records").glob("*.json") if (record := records.read(file))}
+        found = records.ended(folder / "records")
         tables.write(tables.build(found, [name]), folder / "tables")
         figures.write(figures.build(found, [name]), folder / "figures")
         print(tables.own_table(name, found).page)

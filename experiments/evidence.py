@@ -28,11 +28,11 @@ def collect(experiment: str, folder: Path) -> str:
     A trial that is evidence already, of this experiment or another, stays where and as it is. Raises ValueError, and
     writes nothing, if there are no records or a new one does not count as evidence.
     """
-    found = [record for file in sorted(folder.glob("*.json")) if (record := records.read(file))]
+    found = records.ended(folder)
     if not found:
         raise ValueError(f"no records in {folder}: run an experiment first")
     known, wanted = cells.all_evidence(), planned(experiment)
-    new = {record["id"]: record for record in found if record["id"] in wanted and record["id"] not in known}
+    new = {name: record for name, record in found.items() if name in wanted and name not in known}
     for name, record in new.items():
         try:
             records.check_counts(record)
@@ -44,7 +44,7 @@ def collect(experiment: str, folder: Path) -> str:
         lines = "".join(records.evidence_line(kept[name]) for name in sorted(kept))
         records.atomic_write(evidence / "records.jsonl", lambda f: f.write(lines.encode()))
         cells.all_evidence.cache_clear()
-    others = sum(record["id"] not in wanted for record in found)
+    others = len(found.keys() - wanted)
     left_out = f", {others} of other settings left out" if others else ""
     return f"{experiment}: {len(new)} records added, {len(found) - len(new) - others} there before{left_out}"
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("collect", "restore"))
     parser.add_argument("experiment", help="a file of configs/experiment, without its ending")
-    parser.add_argument("--records", type=Path, default=Path("runs/records"), help="folder of records (%(default)s)")
+    parser.add_argument("--records", type=Path, default=records.RUNS, help="folder of records (%(default)s)")
     arguments = parser.parse_args()
     if arguments.experiment not in grids.names():
         sys.exit(f"error: no experiment {arguments.experiment!r}: there are {', '.join(grids.names())}")

@@ -38,24 +38,29 @@ def missing(experiment: str, records: cells.Records, *words: str) -> dict[str, T
     return needed
 
 
-def report(experiment: str, records: cells.Records, *words: str, names: bool = False) -> str:
+def report(
+    experiment: str, records: cells.Records, *words: str, names: bool = False, run: cells.Records | None = None
+) -> str:
     """What is missing at the scale that the words name, the commands, and the hours at this machine's speed.
 
-    With `names`, also the id of each trial.
+    With `names`, also the id of each trial. `run` are records that are not committed yet.
     """
-    needed = missing(experiment, records, *words)
+    needed, run = missing(experiment, records, *words), run or {}
     if not needed:
         return f"{experiment}: every trial is run"
-    hardware = this_hardware()
-    speeds = measured_speeds(records, hardware)
+    to_run = {name: trial for name, trial in needed.items() if name not in run}
     epochs = sum(trial.recipe.epochs for trial in needed.values())
-    lines = [f"{experiment}: {len(needed)} trials of {epochs:,} epochs in all are missing; {_hours(needed, speeds)}"]
+    lines = [
+        f"{experiment}: {len(needed)} trials of {epochs:,} epochs in all are missing; {_hours(to_run, records, run)}"
+    ]
     plan = cells.plan(experiment, *words)
     if any(trial.id in records for cell in plan for trial in (cell.trial, cell.random)):
         lines.append(f"  python -m experiments.evidence restore {experiment}")
     for command, line in zip(cells.commands(experiment, *words), cells.command_lines(experiment, *words), strict=True):
-        if any(needed.keys() & _run_by(cell) for cell in grids.grid(experiment, *command)):
+        if any(to_run.keys() & _run_by(cell) for cell in grids.grid(experiment, *command)):
             lines.append(f"  {line}")
+    if len(to_run) < len(needed):
+        lines.append(f"  python -m experiments.evidence collect {experiment}")
     lines += needed if names else ()
     return "\n".join(lines)
 
@@ -93,12 +98,21 @@ def seconds(trial: Trial, speeds: Speeds) -> float:
     return trial.recipe.epochs * images * speed
 
 
-def _hours(needed: dict[str, Trial], speeds: Speeds) -> str:
+def _hours(needed: dict[str, Trial], records: cells.Records, run: cells.Records) -> str:
+    if not needed:
+        return "all of them are run and not collected yet"
+    hardware, known = this_hardware(), {**records, **run}
+    whose = "this machine's records"
+    speeds = measured_speeds(known, hardware)
+    if not speeds and known:
+        hardware = statistics.mode(map(cells.hardware, known.values()))
+        whose = f"the records of {hardware}, as none is of this machine's hardware"
+        speeds = measured_speeds(known, hardware)
     if not speeds:
-        return "what they cost cannot be said: no record comes from this machine's hardware"
+        return "what they cost cannot be said: there is no record yet"
     hours = sum(seconds(trial, speeds) for trial in needed.values()) / 3600
     if math.isnan(hours):
         return "what they cost cannot be said: the images of a folder are not counted before it is read"
     guessed = sum((trial.model, trial.recipe.image_size) not in speeds for trial in needed.values())
     rough = f", {guessed} of them by what other networks or sizes took" if guessed else ""
-    return f"{hours:,.1f} h one after the other at the speed of this machine's records{rough}"
+    return f"{hours:,.1f} h one after the other at the speed of {whose}{rough}"

@@ -18,6 +18,7 @@ CODE = ("run.py", "dpiat", "experiments", "configs")  # what decides how a trial
 VERSIONED = ("torch", "torchvision", "timm", "numpy")
 EFFECTIVENESS_EPOCHS = 4
 ENDED = ("finished", "diverged")  # the statuses of trials that are not run again
+RUNS = Path("runs/records")  # where trials leave their records, unless `output_dir` says otherwise
 
 
 class CannotWrite(OSError):
@@ -84,6 +85,11 @@ def read(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         print(f"{file} is damaged and cannot be read: it does not count", flush=True)
         return None
+
+
+def ended(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records in a folder of trials that have ended, by their ids."""
+    return {record["id"]: record for file in sorted(folder.glob("*.json")) if (record := read(file))}
 
 
 def _whole(text: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments import cells, choosing, grids, methods, missing, paper, reproduction
 from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
 from experiments.choosing import Results
-from experiments.records import CannotWrite, atomic_write, best_accuracy, effectiveness, same
+from experiments.records import RUNS, CannotWrite, atomic_write, best_accuracy, effectiveness, ended, same
 from experiments.settings import UserError, first_line
 
 ROOT = Path(__file__).parent.parent
@@ -309,11 +309,12 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     if arguments.missing:
+        run = ended(RUNS)
         for name in [arguments.name] if arguments.name else (*sorted(paper.DATASETS), *own_experiments()):
             if name not in grids.names():
                 sys.exit(f"error: no experiment {name!r}: there are {', '.join(grids.names())}")
             try:
-                print(missing.report(name, records, *arguments.words, names=bool(arguments.name)))
+                print(missing.report(name, records, *arguments.words, names=bool(arguments.name), run=run))
             except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
                 said = " ".join((f"experiment={name}", *arguments.words))
                 if arguments.name:

@@ -461,14 +461,25 @@ def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     assert f"python run.py -m experiment={DESK} dataset.root=FOLDER {' '.join(words)}\n" in text
     (large,) = grids.grid(DESK, *words[1:], "target=rex", "dataset.image_size=128")
     assert missing.seconds(large.trial, speeds) == pytest.approx(4 * 2 * 4)
-    assert "cannot be said" in missing.report(DESK, {}, *words)
+    assert "cannot be said: there is no record" in missing.report(DESK, {}, *words)
+    monkeypatch.setattr(missing, "this_hardware", lambda: "a processor that nothing was run on")
+    assert f"; {hours:.1f} h one after the other at the speed of the records of a processor, as" in missing.report(
+        DESK, mine, *words
+    )
+    monkeypatch.undo()
     assert missing.report(DESK, mine, *words, names=True).splitlines()[-len(needed) :] == list(needed)
     random = next(cell for cell in cells.plan(DESK) if cell.trial.init == "random").random.id
-    elsewhere = {"cpu": "another processor", "device": "cpu"}
     others = {
-        trial.id: elsewhere for cell in cells.plan(DESK) for trial in (cell.trial, cell.random) if trial.id != random
+        trial.id: record(trial, [0.5])
+        for cell in cells.plan(DESK)
+        for trial in (cell.trial, cell.random)
+        if trial.id != random
     }
     assert missing.report(DESK, others).count("python run.py") == 1  # what trains this baseline
+    run = {name: record(trial, [0.5]) for name, trial in needed.items()}
+    text = missing.report(DESK, mine, *words, run=run)
+    assert "all of them are run and not collected yet" in text and "python run.py" not in text
+    assert text.endswith(f"  python -m experiments.evidence collect {DESK}")
     done = {cell.trial.id: {} for cell in cells.plan(DESK)} | {cell.random.id: {} for cell in cells.plan(DESK)}
     assert missing.report(DESK, done) == f"{DESK}: every trial is run"
 
