@@ -135,7 +135,7 @@ def noise(data: pd.DataFrame) -> list[str]:
     by_pair = found.groupby([data[key] for key in PAIR]).mean()
     return [
         f"Where the start is the same, the difference is {_mean(by_pair, '+')} over {len(by_pair)} pairs, at most "
-        f"{found.abs().max():.3f}. That is no effect of a method: buffers, and the rounding of another commit, do it."
+        f"{found.abs().max():.3f}. That is no effect of a method: buffers, and the rounding of another commit or processor, do it."
     ]
 
 
