@@ -268,6 +268,30 @@ def dots(data: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def by_similarity(data: pd.DataFrame, title: str) -> Figure:
+    """The accuracy of each method less that of the first one on the same pair, over the pair's similarity."""
+    first, *others = data["method"].unique()
+    data = data.assign(similarity=methods.of_first(data, "similarity"), difference=methods.differences(data))
+    figure = Figure(figsize=(11, 2.9 * -(-len(others) // 3) + 1), layout="constrained")
+    figure.subplots(-(-len(others) // 3), 3, sharex=True)
+    for axes, method in zip(figure.axes, others, strict=False):
+        found = data[data["method"] == method]
+        for alike, style in ((False, {"color": COLOURS[0]}), (True, {"mec": "0.5", "mfc": "none"})):
+            chosen = found[found["same"] == alike]
+            label = "the same start" if alike else "another start"
+            axes.plot(chosen["similarity"], chosen["difference"], "o", ms=5, label=label, **style)
+        axes.set_title(method, fontsize=9)
+        axes.set_xlabel("similarity (Eq. 5)", fontsize=9)
+        axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(others) :]:
+        axes.set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    figure.supylabel(f"accuracy less that of\n{first}", fontsize=9)
+    figure.suptitle(_wrapped(title, 140), fontsize=8)
+    return figure
+
+
 def _wrapped(text: str, width: int) -> str:
     """Each sentence on lines of its own."""
     return "\n".join(textwrap.fill(sentence, width) for sentence in re.split(r"(?<=\.) ", text))
@@ -296,9 +320,13 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
     for experiment in own:
         trials = tables.own_trials(experiment, records)
         if methods.several(trials):
-            found = methods.pairs(trials).dropna(subset="effectiveness")
+            planned, line = methods.pairs(trials), cells.scale_line(trials, records)
+            found = planned.dropna(subset="effectiveness")
             if found["method"].nunique() > 1:
-                figures[experiment] = dots(found, cells.scale_line(trials, records))
+                figures[experiment] = dots(found, line)
+                if methods.of_table12(planned):
+                    alike = found.assign(same=methods.same_start(found))
+                    figures[f"{experiment}_similarity"] = by_similarity(alike, line)
         elif trials["accuracy"].notna().any():
             figures[experiment] = curves(trials, records)
             if len(tables.own_cells(trials)) > 2:

@@ -15,6 +15,7 @@ from experiments.cells import NOT_RUN, Table, markdown
 METHOD = ["mode", "operator", "matching", "head"]
 PAIR = ["target", "source"]
 RATES = ["lr", "random init's lr"]
+WITH_SIMILARITY, ENOUGH = "with similarity", 10  # a column; over fewer pairs it says nothing
 
 
 def several(frame: pd.DataFrame) -> bool:
@@ -55,13 +56,15 @@ def means(line: str, data: pd.DataFrame) -> str:
     if of_table12(data):
         found.insert(3, "paper's effectiveness", _of_paper(data))
         more = [agreement(data), *more]
+    trend = f", and `{WITH_SIMILARITY}` its rank correlation with their similarity" if WITH_SIMILARITY in found else ""
     ours, random = (", ".join(map("{:g}".format, data[rate].unique())) for rate in RATES)
     parts = [
         line,
         "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
         f"error over them; transfers are trained at a learning rate of {ours}, random init at {random}. `same start` "
         "counts the pairs whose target begins with the same parameters as with "
-        f"`{data['method'].iloc[0]}`; the difference in accuracy to that is over the other pairs that both have.",
+        f"`{data['method'].iloc[0]}`; the difference in accuracy to that is over the other pairs that both "
+        f"have{trend}.",
         markdown(found).rstrip("\n"),
     ]
     return "\n\n".join([*parts, *more]) + "\n"
@@ -99,10 +102,11 @@ def together(data: pd.DataFrame) -> pd.DataFrame:
 
 def summary(data: pd.DataFrame) -> pd.DataFrame:
     """A row for each method, from `pairs` with `same`: means over pairs, and the difference to the first method."""
-    difference = differences(data)
+    difference, similarity = differences(data), of_first(data, "similarity")
     rows = []
     for method, found in data.groupby("method", sort=False):
         other = difference.loc[found.index[~found["same"]]].dropna()
+        rank = other.rank().corr(similarity.loc[other.index].rank()) if len(other) >= ENOUGH else ""
         rows.append(
             {
                 "method": method,
@@ -112,15 +116,22 @@ def summary(data: pd.DataFrame) -> pd.DataFrame:
                 "same start": found["same"].sum() if rows else "",
                 "difference in accuracy": _mean(other, "+") if rows and len(other) else "",
                 "better in": f"{(other > 0).sum()} of {len(other)}" if rows and len(other) else "",
+                WITH_SIMILARITY: f"{rank:.2f}" if rows and rank != "" else "",
             }
         )
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    return found if found[WITH_SIMILARITY].any() else found.drop(columns=WITH_SIMILARITY)
 
 
 def differences(data: pd.DataFrame) -> pd.Series:
     """The accuracy of each row of `pairs`, less that of the first method on the same pair."""
-    first = data[data["method"] == data["method"].iloc[0]].set_index(PAIR)["accuracy"]
-    return data["accuracy"] - data.set_index(PAIR).index.map(first)
+    return data["accuracy"] - of_first(data, "accuracy")
+
+
+def of_first(data: pd.DataFrame, column: str) -> pd.Series:
+    """For each row of `pairs`, what the first method on the same pair has in a column."""
+    first = data[data["method"] == data["method"].iloc[0]].set_index(PAIR)[column]
+    return pd.Series(data.set_index(PAIR).index.map(first), data.index)
 
 
 def noise(data: pd.DataFrame) -> list[str]:
@@ -135,7 +146,8 @@ def noise(data: pd.DataFrame) -> list[str]:
     by_pair = found.groupby([data[key] for key in PAIR]).mean()
     return [
         f"Where the start is the same, the difference is {_mean(by_pair, '+')} over {len(by_pair)} pairs, at most "
-        f"{found.abs().max():.3f}. That is no effect of a method: buffers, and the rounding of another commit or processor, do it."
+        f"{found.abs().max():.3f}. That is no effect of a method: buffers, and the rounding of another commit or "
+        "processor, do it."
     ]
 
 

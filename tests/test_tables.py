@@ -161,6 +161,26 @@ def test_methods_stand_beside_those_of_the_paper(desk):
     )
 
 
+def test_a_difference_is_compared_with_similarity():
+    found = {}
+    for operator in ("clip", "clip_normalized"):
+        for k, cell in enumerate(grids.grid(METHODS, f"together.method={{operator:{operator},matching:dp}}")[:12]):
+            gain = 0.01 * (6 - k) if operator == "clip_normalized" else 0  # helps the less similar ones
+            initialization = {"similarity": 0.4 + 0.05 * k}
+            found[cell.trial.id] = record(cell.trial, [0.5 + gain], initialization=initialization)
+            found[cell.random.id] = record(cell.random, [0.2])
+    page = tables.own_table(METHODS, found).page
+    assert re.search(r"\| clip_normalized operator, dp matching \| 12 of 20 .* \| 6 of 12 \| -1\.00 \|\n", page)
+    assert "and `with similarity` its rank correlation with their similarity.\n" in page
+    figure = figures.build(found, [METHODS])[f"{METHODS}_similarity"]
+    (axes,) = (axes for axes in figure.axes if axes.get_visible())
+    drawn = axes.lines[0].get_xydata()
+    assert axes.get_title().startswith("clip_normalized operator") and len(drawn) == 12
+    assert drawn[0] == pytest.approx([0.4, 0.06]) and drawn[-1] == pytest.approx([0.95, -0.05])
+    few = methods.pairs(tables.own_trials(METHODS, dict(list(found.items())[:8])))
+    assert "with similarity" not in methods.summary(few.assign(same=False))
+
+
 def test_whatever_of_a_method_varies_names_it(desk):
     planned = [cell for head in ("auto", "skip") for cell in grids.grid(DESK, "target=mnas", f"init.head={head}")]
     frame = cells.trials(planned, desk).assign(effectiveness=2.0)
