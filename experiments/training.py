@@ -90,7 +90,7 @@ def train(
 
 
 def prepare(network: nn.Module, device: torch.device) -> None:
-    """Make `network` fast to train on `device`, in place; it computes the same."""
+    """Make `network` fast to train on `device`, in place; it computes the same, but for rounding."""
     network.to(device, memory_format=torch.channels_last)
     for module in network.modules():
         if isinstance(module, NEEDS_INPUT):
