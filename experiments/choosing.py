@@ -56,7 +56,7 @@ def numbers(*names: str) -> pd.DataFrame:
     """MEASURES of every pair of networks: columns measure, target, source, similarity."""
     from dpiat import rank  # imports torch, as the networks do
 
-    networks = {mode: paper.architectures(names, mode) for mode in dict.fromkeys(mode for mode, _ in MEASURES.values())}
+    networks = {mode: paper.architectures(names, mode) for mode in ("default", "paper")}
     rows = []
     for target in names:
         ranked = {mode: rank(found[target], found) for mode, found in networks.items()}
