@@ -152,10 +152,13 @@ def noise(data: pd.DataFrame) -> list[str]:
 
 
 def same_start(data: pd.DataFrame) -> list[bool]:
-    """For each row of `pairs`, whether its target begins with the same parameters as with the first method."""
+    """For each row of `pairs`, whether its target begins with the same parameters as with the first method.
+
+    What is not run begins nowhere.
+    """
     first = data[METHOD].iloc[0]
-    rows = zip(data["target"], data["source"], data[METHOD].itertuples(index=False), strict=True)
-    return [_start(target, source, *method) == _start(target, source, *first) for target, source, method in rows]
+    rows = zip(*(data[key] for key in PAIR), data[METHOD].itertuples(index=False), data["n"], strict=True)
+    return [n > 0 and _start(*pair, *method) == _start(*pair, *first) for *pair, method, n in rows]
 
 
 @cache
@@ -166,9 +169,11 @@ def _start(target: str, source: str, mode: str, operator: str, matching: str, he
     from dpiat import transfer
     from experiments.initialization import Method
 
-    network = deepcopy(_network(target, seed=0))
+    network = _network(target, seed=0)
+    before = deepcopy(network.state_dict())
     transfer(_network(source, seed=1), network, **Method(mode, matching, operator, head).arguments(seed=0))
     tensors = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    network.load_state_dict(before)
     return sha256(tensors.numpy()).hexdigest()
 
 

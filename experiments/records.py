@@ -109,6 +109,14 @@ def best_accuracy(record: dict[str, Any], epochs: int = EFFECTIVENESS_EPOCHS) ->
     return max(row["test_accuracy"] for row in record["epochs"][:epochs])
 
 
+def time_to(record: dict[str, Any], accuracy: float) -> tuple[int, float] | tuple[None, None]:
+    """Epochs and seconds until a test accuracy is reached; None where it never is."""
+    for number, row in enumerate(record["epochs"], start=1):
+        if row["test_accuracy"] >= accuracy:
+            return number, sum(each["seconds"] for each in record["epochs"][:number])
+    return None, None
+
+
 def effectiveness(record: dict[str, Any], baseline: dict[str, Any]) -> float:
     """Accuracy within the first 4 epochs divided by that of the random-init baseline (section 4.1); NaN over 0."""
     return best_accuracy(record) / (best_accuracy(baseline) or math.nan)

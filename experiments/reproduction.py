@@ -9,6 +9,7 @@ import pandas as pd
 
 from experiments import cells, grids, paper
 from experiments.cells import NOT_RUN, Records, Table, markdown, shown
+from experiments.records import time_to
 
 NEEDS_GHN2 = "not run: needs GHN-2"
 
@@ -173,8 +174,8 @@ def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
             continue
         best = max(epoch["test_accuracy"] for epoch in records[row.random]["epochs"])
         accuracy = int(best * 20 + 1e-9) / 20
-        epochs, seconds = _until(records[row.id]["epochs"], accuracy)
-        random_epochs, random_seconds = _until(records[row.random]["epochs"], accuracy)
+        epochs, seconds = time_to(records[row.id], accuracy)
+        random_epochs, random_seconds = time_to(records[row.random], accuracy)
         alike = cells.hardware(records[row.id]) == cells.hardware(records[row.random])
         ratios = (random_epochs / epochs, random_seconds / seconds if alike else None) if epochs else (None, None)
         key = (row.target, row.init, row.source, row.weights)
@@ -182,14 +183,6 @@ def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
     ours = ["accuracy", "epochs", "random init's epochs", "speed-up in epochs", "speed-up in seconds"]
     found = pd.DataFrame(rows, columns=["target", "init", "source", "weights", *ours])
     return found.astype({"epochs": object, "random init's epochs": object})  # whole numbers, beside words
-
-
-def _until(epochs: list[dict[str, float]], accuracy: float) -> tuple[int, float] | tuple[None, None]:
-    """Epochs and seconds until a test accuracy is reached."""
-    for number, row in enumerate(epochs, start=1):
-        if row["test_accuracy"] >= accuracy:
-            return number, sum(each["seconds"] for each in epochs[:number])
-    return None, None
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------

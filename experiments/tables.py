@@ -9,6 +9,7 @@ python -m experiments.tables --missing  lists what they still need, the commands
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments import cells, choosing, grids, methods, missing, paper, reproduction
 from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
 from experiments.choosing import Results
-from experiments.records import RUNS, CannotWrite, atomic_write, best_accuracy, effectiveness, ended, same
+from experiments.records import RUNS, CannotWrite, atomic_write, best_accuracy, effectiveness, ended, same, time_to
 from experiments.settings import UserError, first_line
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,7 @@ def own_table(experiment: str, records: cells.Records) -> Table:
             **dict(zip(keys, key, strict=True)),
             "similarity": cell["similarity"].mean(),
             **{f"{name} {what}": value for name in RATIOS for what, value in cells.summarize(cell[name]).items()},
+            "epochs to random init's best": _epochs(cell["epochs"]),
         }
         for key, cell in frame.groupby(keys, sort=False)
     )
@@ -66,6 +68,7 @@ def own_table(experiment: str, records: cells.Records) -> Table:
     for name, caption in list(RATIOS.items())[: 2 if same_rate else 3]:
         shown = frame if name == "accuracy" else frame[frame["init"] != "random"]
         parts.append(f"{caption}\n\n{wide(shown, name)}")
+    parts.append(f"{TIME}\n\n{wide(frame[frame['init'] != 'random'], 'epochs', _epochs)}")
     return Table(data, "\n\n".join(parts))
 
 
@@ -74,6 +77,10 @@ RATIOS = {
     "effectiveness": "Effectiveness, the ratio to random init at the same learning rate:",
     f"effectiveness, random at {PAPER_LR:g}": f"The ratio to random init at the paper's learning rate, {PAPER_LR:g}:",
 }
+TIME = (
+    "Epochs until the best accuracy of random init within 4 epochs, at the better of its learning rates, for each seed "
+    "(the counterpart of Tables 4 and 5):"
+)
 
 
 def headline(experiment: str, records: cells.Records) -> str:
@@ -88,7 +95,16 @@ def headline(experiment: str, records: cells.Records) -> str:
     shown = _in_order(means.pivot(index="target", columns="column", values="cell").loc[targets])
     run = frame.dropna(subset="accuracy").groupby("target")["seed"].nunique()
     shown.insert(1, "seeds", shown["target"].map(run))
-    return f"{cells.scale_line(trials, records)}\n\n{markdown(shown)}"
+    return f"{cells.scale_line(trials, records)}\n\n{markdown(shown)}\n{_after_one_epoch(trials)}\n"
+
+
+def _after_one_epoch(trials: pd.DataFrame) -> str:
+    """How many of `own_trials` need one epoch for what random init needs four for."""
+    epochs = trials.loc[(trials["init"] == "dpiat") & (trials["source"] != trials["target"]), "epochs"].dropna()
+    return (
+        f"After one epoch, {(epochs == 1).sum()} of {len(epochs)} transfers to another architecture are at least as "
+        "accurate as random init at its best within 4 epochs, at the better of its learning rates."
+    )
 
 
 def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
@@ -97,9 +113,31 @@ def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
     frame["column"] = [_column(row) for row in frame.itertuples()]
     random = frame[(frame["init"] == "random") & (frame["lr"] == PAPER_LR)].set_index(["target", "seed"])["accuracy"]
     at_paper_lr = pd.Series([random.get(key) for key in zip(frame["target"], frame["seed"], strict=True)], dtype=float)
+    frame["epochs"] = _epochs_to_random(frame, records)
     frame["effectiveness"] = frame["accuracy"] / frame["of random"]
     frame[f"effectiveness, random at {PAPER_LR:g}"] = frame["accuracy"] / at_paper_lr
     return frame
+
+
+def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float]:
+    """Epochs of each trial until random init's best accuracy within 4, at any of its learning rates; infinite if never.
+
+    NaN until the trial, and random init at each of the rates, are run.
+    """
+    random = frame[frame["init"] == "random"].groupby(["target", "seed"])["accuracy"]
+    best = random.agg(lambda rates: rates.max(skipna=False))
+    found = []
+    for row in frame.itertuples():
+        accuracy = best[row.target, row.seed]
+        known = row.id in records and not math.isnan(accuracy)
+        found.append(time_to(records[row.id], accuracy)[0] or math.inf if known else math.nan)
+    return found
+
+
+def _epochs(cell: pd.Series) -> str:
+    """The epochs of each seed, in their order."""
+    found = ["not reached" if math.isinf(epochs) else f"{epochs:.0f}" for epochs in cell.dropna()]
+    return ", ".join(found) or NOT_RUN
 
 
 def same_seeds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -122,9 +160,9 @@ def _column(row: Any) -> str:
     return f"{row.source}{mode}{method}{head}"
 
 
-def wide(frame: pd.DataFrame, value: str) -> str:
-    """Markdown: a row for each target, a column for each initialization, mean ± standard deviation (n) in the cells."""
-    shown = frame.groupby(["target", "column"], sort=False)[value].agg(cells.shown).unstack()
+def wide(frame: pd.DataFrame, value: str, text: Callable[[pd.Series], str] = cells.shown) -> str:
+    """Markdown: a row for each target, a column for each initialization, and what `text` says of each cell's trials."""
+    shown = frame.groupby(["target", "column"], sort=False)[value].agg(text).unstack()
     return markdown(_in_order(shown.loc[frame["target"].unique()]))
 
 
