@@ -116,7 +116,7 @@ def identity(settings: DatasetSettings) -> str:
     if settings.name == "folder":
         root = Path(settings.root).expanduser().absolute()
         listing = layouts.find(settings, root)
-        files = [(str(file.relative_to(root)), file.stat().st_size) for file in listing.sources()]
+        files = [(str(file.relative_to(root)), layouts.stat(file).st_size) for file in listing.sources()]
         return f"folder-{root.name}-{hashlib.sha256(repr(files).encode()).hexdigest()[:8]}"
     return f"{settings.name}-streamed" if settings.stream and settings.name not in STREAMED else settings.name
 
@@ -180,7 +180,8 @@ def _streamed(listing: Listing, settings: DatasetSettings) -> Data:
 
 
 def _in_memory(listing: Listing, settings: DatasetSettings, cache: Path) -> Data:
-    key = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in listing.sources()]
+    found = [(file, layouts.stat(file)) for file in listing.sources()]
+    key = [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
     digest = hashlib.sha256(repr((key, settings.stored_size)).encode()).hexdigest()[:16]
     return _cached(cache / f"{settings.name}-{digest}.pt", lambda: _decode(listing, settings))
 

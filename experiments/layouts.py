@@ -128,6 +128,14 @@ def find(settings: DatasetSettings, cache: Path) -> Listing:
     return Listing(Files.of(train), labels[0], Files.of(test), labels[1], classes)
 
 
+def stat(file: Path) -> os.stat_result:
+    """The size and the time of a file. Raises UserError if there is none, as behind a broken link."""
+    try:
+        return file.stat()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): get it again or remove it") from error
+
+
 def splits(root: Path) -> list[Path]:
     """The folders or zips that hold a training and a test split under root; [] unless there are both."""
     for test in ("test", "val"):

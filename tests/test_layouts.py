@@ -229,6 +229,15 @@ def test_a_split_without_images_is_named(tmp_path):
         load(tmp_path / "empty", "folder")
 
 
+@pytest.mark.parametrize("name", ["folder", "imagenette"])
+def test_a_link_that_leads_nowhere_is_named(name, tmp_path):
+    tree = images.tree(tmp_path / "tree", train=2, test=1)
+    (tree / "train" / "ash" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    settings = DatasetSettings(name=name, root=str(tree), stored_size=8)
+    with pytest.raises(UserError, match=r"train/ash/lost\.jpg cannot be read \(No such file or directory\): get it"):
+        data.identity(settings) if name == "folder" else data.load(settings, str(tmp_path / "cache"))
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
