@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.settings import Settings, UserError, register
-from experiments.stopping import GOES_ON, exit_on_sigterm
+from experiments.stopping import GOES_ON, exit_if_failed, exit_on_sigterm, fail
 
 register()
 
@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     except trial.Diverged as error:
         end = error  # and a grid goes on
     except (UserError, CannotWrite) as error:
-        sys.exit(f"error: {error}" if parallel.rank() == 0 else 1)
+        return fail(error)
     except KeyboardInterrupt:
         sys.exit(f"interrupted: {GOES_ON}")
     if parallel.rank() == 0:
@@ -36,3 +36,4 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     exit_on_sigterm()  # before a launcher starts others
     main()
+    exit_if_failed()

@@ -257,6 +257,17 @@ def test_a_grid_goes_on_after_what_diverged(tmp_path):
     assert statuses == ["diverged", "diverged", "finished", "finished", "finished"]
 
 
+def test_a_grid_goes_on_after_what_cannot_be_run(tmp_path):
+    words = "target=networks:small,networks:two_outputs,networks:unlike", "init=random", "target_epochs=1", "-m"
+    run = start(tmp_path, *words)
+    out, err = run.communicate()
+    assert run.returncode == 1 and out.count("best within 4 epochs") == 2
+    first, last = err.splitlines()
+    assert first.startswith("error: networks:two_outputs turns 2 images into (2, 2)")
+    assert last == "error: 1 of the grid's trials could not be run, as said above"
+    assert len(list(tmp_path.glob("records/*"))) == 2
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 FORKS = multiprocessing.get_context("forkserver")  # children of a process that has imported everything

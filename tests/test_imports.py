@@ -58,7 +58,7 @@ ALLOWED = {
     "experiments.batchnorm": {"parallel"},
     "experiments.convolution": set(),
     "experiments.graphs": {"settings"},
-    "experiments.stopping": set(),
+    "experiments.stopping": {"parallel", "records", "settings"},
     "experiments.training": {"batchnorm", "convolution", "data", "graphs", "parallel"},
     "experiments.trial": {
         *("checkpoints", "data", "initialization", "locks", "models", "parallel", "records", "settings", "tracking"),
@@ -69,7 +69,7 @@ ALLOWED = {
     "experiments.cells": {"grids", "paper", "records"},
     "experiments.choosing": {"cells", "paper"},
     "experiments.evidence": {"cells", "grids", "paper", "records"},
-    "experiments.reproduction": {"cells", "grids", "paper"},
+    "experiments.reproduction": {"cells", "grids", "paper", "records"},
     "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
     "experiments.methods": {"cells", "initialization", "models", "paper"},
     "experiments.tables": {
