@@ -35,6 +35,7 @@ SHORT_NAMES = {
 }
 # timm's weights of these names when the paper was written. Those of today have seen the 300 million images of JFT.
 IMAGENET = {f"tf_efficientnet_b{n}": f"tf_efficientnet_b{n}.aa_in1k" for n in range(3)}
+OTHER_WEIGHTS = "give a source others (source_weights=scratch, source_checkpoint=FILE), a target init=random or dpiat"
 
 
 def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
@@ -48,7 +49,7 @@ def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
     """
     if ":" in name:
         if imagenet:
-            raise UserError(f"{name} has no ImageNet weights: use source_checkpoint=FILE or source_weights=scratch")
+            raise UserError(f"{name} has no ImageNet weights: {OTHER_WEIGHTS}")
         return _from_user(sources.build, name, classes=classes)
     timm_name = _timm_name(name)
     if imagenet and timm_name.startswith("tf_efficientnet_lite"):
@@ -60,7 +61,7 @@ def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
     except Exception as error:
         if imagenet:
             cause = first_line(error)
-            raise UserError(f"no ImageNet weights for {name} ({cause}): give source_checkpoint=FILE") from error
+            raise UserError(f"no ImageNet weights for {name} ({cause}): {OTHER_WEIGHTS}") from error
         raise
 
 

@@ -60,7 +60,7 @@ def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder
             entity=settings.entity,
             mode=settings.mode,
             name=name,
-            config=config,
+            config={key: value for key, value in config.items() if key != "status"},  # which the summary has
             dir=folder,
             settings=wandb.Settings(silent=True),
         )

@@ -175,8 +175,6 @@ def _source(settings: Settings) -> Trial:
     if settings.source_checkpoint is None:
         return source
     file = Path(settings.source_checkpoint).expanduser()
-    if not file.is_file():
-        raise UserError(f"source_checkpoint {file} does not exist")
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -344,7 +342,7 @@ class _Runner:
         """Raise UserError, before a source is trained for nothing, if the data do not suit the trial."""
         images, batch = len(self.data.train.labels), trial.recipe.batch_size
         if images < batch:
-            hint = "lower batch_size or raise dataset.train_subset"
+            hint = "lower batch_size" + (" or raise dataset.train_subset" if trial.train_subset else "")
             raise UserError(f"{images} training images do not fill one batch of {batch}: {hint}")
         for each in filter(None, (trial, trial.source)):
             share = batch // parallel.size()
