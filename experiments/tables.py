@@ -99,11 +99,12 @@ def headline(experiment: str, records: cells.Records) -> str:
 
 
 def _after_one_epoch(trials: pd.DataFrame) -> str:
-    """How many of `own_trials` need one epoch for what random init needs four for."""
-    epochs = trials.loc[(trials["init"] == "dpiat") & (trials["source"] != trials["target"]), "epochs"].dropna()
+    """How many pairs of `own_trials` need one epoch for what random init needs four for."""
+    run = trials[(trials["init"] == "dpiat") & (trials["source"] != trials["target"]) & trials["epochs"].notna()]
+    after_one = (run["epochs"] == 1).groupby([run["target"], run["source"]]).all()
     return (
-        f"After one epoch, {(epochs == 1).sum()} of {len(epochs)} transfers to another architecture are at least as "
-        "accurate as random init at its best within 4 epochs, at the better of its learning rates."
+        f"In {after_one.sum()} of {len(after_one)} pairs of different networks, the target is after one epoch, with "
+        "each seed, at least as accurate as random init at its best within 4, at the better of its learning rates."
     )
 
 
@@ -342,6 +343,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.words and not arguments.missing:
         parser.error(f"{' '.join(arguments.words)}: further words go with --missing")
+    if arguments.check and (arguments.name or arguments.missing):
+        parser.error("--check is of all files, and goes with nothing else")
     try:
         records = cells.all_evidence()
     except ValueError as error:

@@ -98,7 +98,7 @@ def test_the_time_to_what_random_init_reaches(desk):
     assert "| mnas | – | 2 | 1 | not reached |" in table.page  # of 0.35, which random init reaches at 4e-3
     epochs = table.data.set_index(["target", "column"])["epochs to random init's best"]
     assert epochs["mnas", "eff_lite2"] == "not reached" and epochs["semnas", "eff_lite2"] == "not run"
-    assert "After one epoch, 1 of 3 transfers to another architecture" in tables.headline(DESK, found)
+    assert "In 1 of 3 pairs of different networks" in tables.headline(DESK, found)
 
 
 def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
@@ -517,6 +517,14 @@ def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     assert text.endswith(f"  python -m experiments.evidence collect {DESK}")
     done = {cell.trial.id: {} for cell in cells.plan(DESK)} | {cell.random.id: {} for cell in cells.plan(DESK)}
     assert missing.report(DESK, done) == f"{DESK}: every trial is run"
+
+
+@pytest.mark.parametrize("words", [["table01"], ["--missing"]])
+def test_a_check_is_of_all_files(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tables", "--check", *words])
+    with pytest.raises(SystemExit):
+        tables.main()
+    assert "--check is of all files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
