@@ -1,16 +1,26 @@
-"""Weights that are computed from others: torch.nn.utils.parametrize, and weight_norm as it was before it."""
+"""Weights that are computed from others: torch.nn.utils.parametrize, what there was before it, and pruning."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 CHAINS = "parametrizations"  # the child that torch.nn.utils.parametrize gives a module
+# The hooks that compute a tensor before each forward pass: what they compute it from, and what they keep beside that.
+HOOKS = {
+    WeightNorm: (("_g", "_v"), ()),
+    SpectralNorm: (("_orig",), ("_u", "_v")),
+    BasePruningMethod: (("_orig",), ("_mask",)),
+}
+ITERATIONS = 15  # of the power method, as torch gives to a new spectral norm
 
 
 def chains(module: nn.Module) -> Mapping[str, ParametrizationList]:
@@ -22,16 +32,25 @@ def chains(module: nn.Module) -> Mapping[str, ParametrizationList]:
     return found if all(isinstance(chain, ParametrizationList) for chain in found.values()) else {}
 
 
+def hooks(module: nn.Module) -> dict[str, Any]:
+    """The hooks of a module that compute one of its tensors, by its name."""
+    found = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, tuple(HOOKS))]
+    return {hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name: hook for hook in found}
+
+
+def _paths(name: str, hook: Any) -> tuple[list[str], list[str]]:
+    """What a hook computes a tensor from, and what it keeps beside that."""
+    ends = next(ends for kind, ends in HOOKS.items() if isinstance(hook, kind))
+    return tuple([name + end for end in part] for part in ends)
+
+
 def originals(module: nn.Module) -> dict[str, list[str]]:
     """The computed tensors of a module, each with the paths of those that it is computed from."""
     found = {}
     for name, chain in chains(module).items():
         keys = [key for key in (*chain._parameters, *chain._buffers) if key.startswith("original")]
         found[name] = [f"{CHAINS}.{name}.{key}" for key in keys]
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm):
-            found[hook.name] = [f"{hook.name}_g", f"{hook.name}_v"]
-    return found
+    return found | {name: _paths(name, hook)[0] for name, hook in hooks(module).items()}
 
 
 @torch.no_grad()
@@ -40,7 +59,7 @@ def computed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     found = originals(module)
     if not found:
         return tensors
-    paths = {path for each in found.values() for path in each}
+    paths = {path for name in found for path in _state(module, name)}
     kept = {path: t for path, t in tensors.items() if path not in paths and not path.startswith(f"{CHAINS}.")}
     return {name: _value(module, name) for name in found} | kept
 
@@ -61,6 +80,7 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
                 return [tensor.clone() for tensor in mine.values()]
             _write(mine.values(), before)
         _write([mine[path] for path in originals(module)[name]], _inverse(module, name, wanted))
+        _settle(module, name)
         return [tensor.clone() for tensor in mine.values()]
     finally:
         _write(mine.values(), before)
@@ -70,7 +90,7 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
 def assign(module: nn.Module, name: str, values: Sequence[Tensor]) -> None:
     """Write, in place, what a tensor is computed from."""
     _write(_state(module, name).values(), values)
-    if not chains(module):
+    if name in hooks(module):
         setattr(module, name, _value(module, name))
 
 
@@ -81,17 +101,21 @@ def _write(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 
 def _state(module: nn.Module, name: str) -> dict[str, Tensor]:
     """All that a tensor is computed from, by paths in the module: the originals, and buffers beside them."""
-    found = originals(module).get(name, [])
-    if not chains(module):
-        return {path: getattr(module, path) for path in found}
-    prefix = f"{CHAINS}.{name}."
-    return chains(module)[name].state_dict(prefix=prefix, keep_vars=True) if found else {}
+    if hook := hooks(module).get(name):
+        return {path: getattr(module, path) for part in _paths(name, hook) for path in part}
+    chain = chains(module).get(name)
+    return chain.state_dict(prefix=f"{CHAINS}.{name}.", keep_vars=True) if chain else {}
 
 
 def _value(module: nn.Module, name: str) -> Tensor:
     """A computed tensor, as it is in eval mode: in training, spectral norm would change its buffers."""
-    if not chains(module):
-        return _weight_norm(module, name).compute_weight(module)
+    match hooks(module).get(name):
+        case SpectralNorm() as hook:
+            return hook.compute_weight(module, do_power_iteration=False)
+        case WeightNorm() as hook:
+            return hook.compute_weight(module)
+        case BasePruningMethod() as hook:
+            return hook.apply_mask(module)
     steps = [step for step in chains(module)[name].modules() if step.training]
     for step in steps:
         step.training = False
@@ -104,9 +128,11 @@ def _value(module: nn.Module, name: str) -> Tensor:
 
 def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
     """The originals that give a tensor."""
-    if not chains(module):
-        g, v = torch.norm_except_dim(wanted, 2, _weight_norm(module, name).dim), wanted
-        return [g, _directed(g, v, getattr(module, f"{name}_v"))]
+    if hook := hooks(module).get(name):
+        if not isinstance(hook, WeightNorm):
+            return [wanted]
+        g = torch.norm_except_dim(wanted, 2, hook.dim)
+        return [g, _directed(g, wanted, getattr(module, f"{name}_v"))]
     chain = chains(module)[name]
     for step in reversed(chain):
         message = f"{type(step).__name__} of {name} has no right_inverse: its weights cannot be set"
@@ -127,6 +153,18 @@ def _directed(g: Tensor, v: Tensor, before: Tensor) -> Tensor:
     return torch.where(g == 0, before, v)
 
 
-def _weight_norm(module: nn.Module, name: str) -> WeightNorm:
-    hooks = module._forward_pre_hooks.values()
-    return next(hook for hook in hooks if isinstance(hook, WeightNorm) and hook.name == name)
+def _settle(module: nn.Module, name: str) -> None:
+    """Bring the singular vectors of spectral norm to what the tensor is computed from now."""
+    hook, chain = hooks(module).get(name), chains(module).get(name, ())
+    if isinstance(hook, SpectralNorm):
+        for _ in range(-(-ITERATIONS // max(hook.n_power_iterations, 1))):
+            hook.compute_weight(module, do_power_iteration=True)
+    steps = [(step, step.training) for step in chain]
+    try:
+        for step, _ in steps:
+            step.training = isinstance(step, _SpectralNorm)
+        for _ in range(ITERATIONS if any(step.training for step, _ in steps) else 0):
+            chain()
+    finally:
+        for step, training in steps:
+            step.training = training

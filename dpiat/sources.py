@@ -344,18 +344,22 @@ def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.M
 
 
 def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with a weight in place of each pair that weight_norm keeps for it."""
+    """The tensors with a weight in place of each pair that weight_norm, or pruning, keeps for it."""
     made, used = {}, set()
-    for g, v in (("weight_g", "weight_v"), (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1")):
+    for one, other, name, weight in (
+        ("weight_g", "weight_v", "weight", _weight_normed),
+        (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1", "weight", _weight_normed),
+        ("_orig", "_mask", "", torch.mul),
+    ):
         for key in tensors:
-            layer = key.removesuffix(g)
-            if layer != key and layer + v in tensors:
-                made[key] = f"{layer}weight", _weight_normed(tensors[layer + v], tensors[key])
-                used.add(layer + v)
+            layer = key.removesuffix(one)
+            if layer != key and layer + other in tensors:
+                made[key] = layer + name, weight(tensors[key], tensors[layer + other])
+                used.add(layer + other)
     return dict(made.get(key, (key, tensor)) for key, tensor in tensors.items() if key not in used)
 
 
-def _weight_normed(v: Tensor, g: Tensor) -> Tensor:
+def _weight_normed(g: Tensor, v: Tensor) -> Tensor:
     """The weight of directions and norms, one norm for each entry of one dimension, or one for all."""
     dimension = next((d for d, size in enumerate(g.shape) if size > 1), 0 if g.dim() else -1)
     return torch._weight_norm(v, g, dimension)

@@ -88,8 +88,8 @@ def transfer(
     `dpiat.operators`); the names of the paper's Table 12 will do too. `optimizer`, the source's and the target's, also
     moves the state of Adam or SGD.
 
-    A weight that is computed from others (torch.nn.utils.parametrize, weight_norm) comes as near to what it receives as
-    they can bring it.
+    A weight that is computed from others (torch.nn.utils.parametrize, weight_norm, spectral_norm, pruning) comes as
+    near to what it receives as they can bring it.
 
     Returns a report with one entry for each target tensor. Raises TypeError if an argument is of another type,
     ValueError for an unknown name, lazy parameters, weights that cannot be read or written (on the meta device, shared

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 from dpiat import plan, similarity, standardize, transfer
 
@@ -35,6 +35,43 @@ def test_buffers_beside_the_originals_move_too(wrap):
     transfer(source, target)
     inputs = torch.randn(4, 6)
     assert torch.equal(source(inputs), target(inputs))
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, spectral_norm])
+@pytest.mark.parametrize("width", [40, 60])
+def test_spectral_norm_knows_the_norm_of_what_was_written(wrap, width):
+    """Its vectors were those of the weight before: what they took for the norm of another is far too small."""
+    source, target = network(lambda layer: layer, width), network(wrap, 40, seed=1)
+    transfer(source, target)
+    target(torch.randn(1, 40))
+    assert float(torch.linalg.matrix_norm(target[0].weight.detach(), 2)) == pytest.approx(1, abs=0.1)
+    wanted = network(lambda layer: layer, 40)
+    transfer(source, wanted)
+    like = nn.functional.cosine_similarity(target[0].weight.detach().flatten(), wanted[0].weight.flatten(), dim=0)
+    assert like.item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("wrap", [spectral_norm, pruned])
+def test_what_a_hook_computes_is_read_and_written(wrap):
+    source, target, plain = network(wrap), network(wrap, seed=1), network(lambda layer: layer, seed=2)
+    inputs = torch.randn(4, 6)
+    assert {e.target for e in transfer(source, target).entries} == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert torch.equal(source(inputs), target(inputs))
+    assert transfer(source, plain).share == 1 and torch.equal(source(inputs), plain(inputs))
+
+
+def test_what_is_pruned_stays_pruned():
+    source, target = network(lambda layer: layer), network(pruned, seed=1)
+    kept = target[0].weight_mask.bool()
+    transfer(source, target)
+    assert torch.equal(target[0].weight[kept], source[0].weight[kept]) and not target[0].weight[~kept].any()
+    from_file = network(lambda layer: layer, seed=2)
+    transfer(target.state_dict(), from_file)
+    assert torch.equal(from_file[0].weight, target[0].weight)
 
 
 class Named(nn.Module):
