@@ -30,6 +30,7 @@ UNORDERED = (
     "has its tensors in an order that is not the network's: name the network, as in "
     "dpiat.load(..., architecture='resnet18') or --architecture resnet18"
 )
+HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # where timm takes a network from, if it is none of its own
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel and DDP, torch.compile, Lightning
 
 
@@ -45,7 +46,8 @@ def load(
     A state dict, or a path that ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, gives a module that holds the
     tensors and cannot compute; "state_dict", "model" and the like are looked into, and so is the only mapping of
     tensors; the prefixes of DataParallel, DistributedDataParallel, torch.compile and Lightning are removed. Any other
-    string is a timm name, or package.module:callable; with `pretrained`, timm's come with their weights.
+    string is a timm name ("hf-hub:user/repository" and "local-dir:folder" too), or package.module:callable; with
+    `pretrained`, timm's come with their weights.
 
     `architecture`, a name, says which network a state dict is of. A .safetensors file needs it, unless `dpiat transfer`
     wrote it: it keeps tensors in an order of its own, and layers are matched in the network's. With `like`, a module,
@@ -145,7 +147,7 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
     The callable is called with num_classes if it takes it. Raises ValueError for a name that gives no network.
     """
     arguments = {} if classes is None else {"num_classes": classes}
-    if ":" not in name:
+    if ":" not in name or name.startswith(HUBS):
         return _from_timm(name, pretrained, arguments)
     function = resolve(name)
     try:
@@ -183,7 +185,7 @@ def _from_timm(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Mod
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ValueError("names of networks need timm: pip install timm, or give package.module:callable") from error
-    if not timm.is_model(name):
+    if not name.startswith(HUBS) and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "give a timm name, package.module:callable or a file"
         raise ValueError(f"unknown network {name!r}: {hint}")

@@ -7,10 +7,11 @@ import timm
 import torch
 from networks import tied, trained
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from dpiat import Plan, load, plan, similarity, standardize, transfer
+from dpiat import Plan, load, plan, rank, similarity, standardize, transfer
 from dpiat.sources import ORDER
 
 
@@ -28,6 +29,16 @@ def test_a_state_dict_is_the_network(name):
     source, target = trained(name, 0), trained(name, 1)
     report = transfer(source.state_dict(), target)
     assert report.share == 1 and equal(source, target)
+
+
+def test_a_folder_of_timms_is_a_name(tmp_path):
+    source = timm.create_model("resnet10t", num_classes=7)
+    save_for_hf(source, tmp_path / "mine")
+    name = f"local-dir:{tmp_path / 'mine'}"
+    assert equal(load(name), source)
+    assert similarity(name, source) == 1 and rank(source, [name])[0].source == name
+    with pytest.raises(ValueError, match=r"no pretrained weights for local-dir:nowhere \(.*\): give a file of weights"):
+        load("local-dir:nowhere")
 
 
 def test_a_state_dict_gives_another_network_what_the_module_gives(source):
