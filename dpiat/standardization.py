@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.parametrized import CHAINS, chains, computed
@@ -42,7 +43,9 @@ def standardize(module: nn.Module, mode: str = "default") -> Architecture:
     have shapes, as in the authors' code; the others stay in the list, where they lengthen the ranges of Eq. 3.
 
     The module is only read: on any device, the meta device included. DataParallel, DistributedDataParallel and
-    torch.compile are looked through. Of a state dict (`dpiat.load`), the kinds of layers are what the shapes tell.
+    torch.compile are looked through; in default mode also what holds a network and, beside it, vectors and numbers at
+    most, such as an average's or a loss's. Of a state dict (`dpiat.load`), the kinds of layers are what the shapes
+    tell.
 
     Raises TypeError if `module` is not an nn.Module, or one that torch.jit.script made, ValueError if it has lazy
     parameters that no forward pass has given a shape yet, or the packed weights of a quantized network.
@@ -86,8 +89,8 @@ def read(module: nn.Module, mode: str = "default", shapes_alone: bool = False) -
         raise TypeError("a scripted network does not show its modules: pass the original one, or its state_dict()")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    reader = _Reader(mode == "paper", shapes_alone)
     module = unwrapped(module)
+    reader = _Reader(mode == "paper", shapes_alone, {id(module)} if mode == "paper" else set(_to_the_network(module)))
     elements = reader.blocks(module, "")
     blocks = (Block(e.name, (e,)) if isinstance(e, Layer) else e for e in elements)
     return Network(Architecture(type(module).__name__, tuple(blocks)), reader.weights)
@@ -103,11 +106,29 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-class _Reader:
-    """One walk through the tree of modules, which collects the tensors on its way."""
+def _to_the_network(module: nn.Module) -> Iterator[int]:
+    """The ids of a module and of those in it, as long as one child has all that is more than a vector.
 
-    def __init__(self, paper: bool, shapes_alone: bool):
-        self.paper, self.shapes_alone = paper, shapes_alone
+    Such are a network that is kept beside its average's number or its loss's weights, and whatever wraps it.
+    """
+    yield id(module)
+    children = [child for child in module._modules.values() if child is not None and _has_matrices(_tensors(child))]
+    if len(children) == 1 and not _has_matrices(_own_tensors(module)):
+        yield from _to_the_network(children[0])
+
+
+def _has_matrices(tensors: Iterable[tuple[str, Tensor]]) -> bool:
+    return any(is_lazy(tensor) or tensor.dim() > 1 for _, tensor in tensors)
+
+
+class _Reader:
+    """One walk through the tree of modules, which collects the tensors on its way.
+
+    `networks` are the ids of modules whose content is that of the network, and no block of it.
+    """
+
+    def __init__(self, paper: bool, shapes_alone: bool, networks: set[int]):
+        self.paper, self.shapes_alone, self.networks = paper, shapes_alone, networks
         self.weights: list[LayerWeights] = []
         self.convolutions = 0  # so far, with shapes alone
 
@@ -140,12 +161,13 @@ class _Reader:
             if id(child) in seen:  # under two names here, and still one layer
                 continue
             seen.add(id(child))
-            if len(inner) == 1 or any(isinstance(e, Block) for e in inner) or _counted(inner) <= 1:
+            spliced = id(child) in self.networks or len(inner) == 1
+            if spliced or any(isinstance(e, Block) for e in inner) or _counted(inner) <= 1:
                 content += inner
             else:
                 content.append(Block(prefix + child_name, tuple(inner)))
         n_blocks = sum(isinstance(e, Block) and len(e.layers) > 1 for e in content)
-        if name and n_blocks < len(content) - n_blocks:
+        if id(module) not in self.networks and n_blocks < len(content) - n_blocks:
             return [layer for e in content for layer in (e.layers if isinstance(e, Block) else (e,))]
         return content
 

@@ -7,8 +7,9 @@ import torch
 from networks import PAPER, on_meta
 from timm import layers
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from dpiat import Layer, standardize, transfer
+from dpiat import Layer, similarity, standardize, transfer
 from dpiat.scoring import score
 
 
@@ -34,6 +35,26 @@ def test_an_inverted_residual_is_one_block_with_its_squeeze_and_excitation():
     weighted = [layer.name.removeprefix("blocks.1.1.") for layer in block.layers if layer.shape]
     assert weighted == ["conv_pw", "bn1", "conv_dw", "bn2", "se.conv_reduce", "se.conv_expand", "conv_pwl", "bn3"]
     assert block.layers[0].kind == "Conv2d" and block.layers[0].shape == (144, 24, 1, 1)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.inner = nn.Sequential(network)
+        self.loss = nn.CrossEntropyLoss(weight=torch.ones(3))
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, Wrapped, nn.Sequential])
+@pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnet_lite0"])
+def test_a_wrapped_network_has_the_same_blocks(wrap, name):
+    network = on_meta(name)
+    assert set(contents(network)) <= set(contents(wrap(network)))
+    assert similarity(wrap(network), network) == pytest.approx(1, abs=0.02)
+
+
+def contents(network: nn.Module) -> list[tuple]:
+    found = ([(layer.kind, layer.shape) for layer in block.layers] for block in standardize(network).blocks)
+    return [tuple(block) for block in found]
 
 
 def test_an_efficientnet_is_stem_blocks_and_head():
