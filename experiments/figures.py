@@ -281,7 +281,8 @@ def by_similarity(data: pd.DataFrame, title: str) -> Figure:
             label = "the same start" if alike else "another start"
             axes.plot(chosen["similarity"], chosen["difference"], "o", ms=5, label=label, **style)
         axes.set_title(method, fontsize=9)
-        axes.set_xlabel("similarity (Eq. 5)", fontsize=9)
+        if axes.get_subplotspec().is_last_row():
+            axes.set_xlabel("similarity (Eq. 5)", fontsize=9)
         axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.3)
     for axes in figure.axes[len(others) :]:
