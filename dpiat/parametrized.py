@@ -80,7 +80,9 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
                 return [tensor.clone() for tensor in mine.values()]
             _write(mine.values(), before)
         _write([mine[path] for path in originals(module)[name]], _inverse(module, name, wanted))
-        _settle(module, name)
+        if any(path.endswith("_u") for path in mine):  # of spectral norm, and of the weight that was there before
+            for _ in range(ITERATIONS):
+                _value(module, name, iterate=True)
         return [tensor.clone() for tensor in mine.values()]
     finally:
         _write(mine.values(), before)
@@ -107,23 +109,27 @@ def _state(module: nn.Module, name: str) -> dict[str, Tensor]:
     return chain.state_dict(prefix=f"{CHAINS}.{name}.", keep_vars=True) if chain else {}
 
 
-def _value(module: nn.Module, name: str) -> Tensor:
-    """A computed tensor, as it is in eval mode: in training, spectral norm would change its buffers."""
+def _value(module: nn.Module, name: str, iterate: bool = False) -> Tensor:
+    """A computed tensor, as it is in eval mode: in training, spectral norm would change its buffers.
+
+    With `iterate` it does, and its singular vectors come nearer to those of what the tensor is computed from.
+    """
     match hooks(module).get(name):
         case SpectralNorm() as hook:
-            return hook.compute_weight(module, do_power_iteration=False)
+            return hook.compute_weight(module, do_power_iteration=iterate)
         case WeightNorm() as hook:
             return hook.compute_weight(module)
         case BasePruningMethod() as hook:
             return hook.apply_mask(module)
-    steps = [step for step in chains(module)[name].modules() if step.training]
-    for step in steps:
-        step.training = False
+    chain = chains(module)[name]
+    before = [(step, step.training) for step in chain.modules()]
     try:
-        return getattr(module, name)
+        for step, _ in before:
+            step.training = iterate and isinstance(step, _SpectralNorm)
+        return chain()
     finally:
-        for step in steps:
-            step.training = True
+        for step, training in before:
+            step.training = training
 
 
 def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
@@ -151,20 +157,3 @@ def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
 def _directed(g: Tensor, v: Tensor, before: Tensor) -> Tensor:
     """The directions of weight norm, kept where the norm is 0: that of zeros is no number."""
     return torch.where(g == 0, before, v)
-
-
-def _settle(module: nn.Module, name: str) -> None:
-    """Bring the singular vectors of spectral norm to what the tensor is computed from now."""
-    hook, chain = hooks(module).get(name), chains(module).get(name, ())
-    if isinstance(hook, SpectralNorm):
-        for _ in range(-(-ITERATIONS // max(hook.n_power_iterations, 1))):
-            hook.compute_weight(module, do_power_iteration=True)
-    steps = [(step, step.training) for step in chain]
-    try:
-        for step, _ in steps:
-            step.training = isinstance(step, _SpectralNorm)
-        for _ in range(ITERATIONS if any(step.training for step, _ in steps) else 0):
-            chain()
-    finally:
-        for step, training in steps:
-            step.training = training

@@ -351,7 +351,8 @@ def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for one, other, name, weight in (
         ("weight_g", "weight_v", "weight", _weight_normed),
         (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1", "weight", _weight_normed),
-        ("_orig", "_mask", "", torch.mul),
+        ("weight_orig", "weight_mask", "weight", torch.mul),
+        ("bias_orig", "bias_mask", "bias", torch.mul),
     ):
         for key in tensors:
             layer = key.removesuffix(one)

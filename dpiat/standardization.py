@@ -107,9 +107,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _to_the_network(module: nn.Module) -> Iterator[int]:
-    """The ids of a module and of those in it, as long as one child has all that is more than a vector.
+    """The ids of what wraps a network and of the network itself.
 
-    Such are a network that is kept beside its average's number or its loss's weights, and whatever wraps it.
+    A module wraps its child if all else that it holds are vectors and numbers, as an average or a loss has them.
     """
     yield id(module)
     children = [child for child in module._modules.values() if child is not None and _has_matrices(_tensors(child))]

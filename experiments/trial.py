@@ -175,6 +175,8 @@ def _source(settings: Settings) -> Trial:
     if settings.source_checkpoint is None:
         return source
     file = Path(settings.source_checkpoint).expanduser()
+    if not file.is_file():
+        raise UserError(f"source_checkpoint {file} {'is not a file' if file.exists() else 'does not exist'}")
     try:
         content = file.read_bytes()
     except OSError as error:

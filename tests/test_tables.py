@@ -129,10 +129,11 @@ def test_methods_are_compared_on_the_same_pairs(desk):
     assert "| semnas | eff_lite1 | 0.200 | 0.500 2.50× | not run |" in table.page
     begin_alike = "| default mode | 2 of 20 | 3.000 ± 0.500 | 0.600 ± 0.100 | 2 |  |  |"
     assert begin_alike in table.page and "the difference is +0.100 ± 0.000 over 2 pairs, at most 0.100." in table.page
-    data = table.data[table.data["target"] == "semnas"].assign(n=1)
+    data = table.data[table.data["target"].isin(("semnas", "eff_b0"))].assign(n=1)
     data = data.assign(same=methods.same_start(data))
-    default = data[data["mode"] == "default"].set_index("source")["same"]
-    assert default["eff_lite0"] and not default["eff_lite1"]  # whose strides the default mode tells apart
+    default = data[data["mode"] == "default"].set_index(["source", "target"])["same"]
+    assert default["eff_lite0", "semnas"] and default["eff_lite0", "eff_b0"]
+    assert not default["eff_lite1", "semnas"]  # the modes differ in eff_lite1's strides
     assert "transfers are trained at a learning rate of 0.001, random init at 0.001." in table.page
     figure = figures.build(found, ["imagenette_statistics"])["imagenette_statistics"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "o"] == [2, 2]

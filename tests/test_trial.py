@@ -138,8 +138,10 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     checkpoint.rename(checkpoint.with_name(f"{planned.source.id}.pt"))
     with pytest.raises(UserError, match="is of other settings: recipe is"):
         trial.run(settings(tmp_path, source_epochs=1))
-    with pytest.raises(UserError, match=r"nowhere\.pt cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.pt does not exist"):
         trial.run(settings(tmp_path, source_checkpoint="nowhere.pt"))
+    with pytest.raises(UserError, match="is not a file"):
+        trial.run(settings(tmp_path, source_checkpoint=str(tmp_path)))
     (tmp_path / "empty.pt").touch()
     with pytest.raises(UserError, match=r"source_checkpoint: .*empty\.pt is not a complete file of weights"):
         trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / "empty.pt")))
