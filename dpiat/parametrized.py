@@ -53,13 +53,24 @@ def originals(module: nn.Module) -> dict[str, list[str]]:
     return found | {name: _paths(name, hook)[0] for name, hook in hooks(module).items()}
 
 
+def basis(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """All that a tensor is computed from, by paths in the module: the originals, and buffers beside them.
+
+    Nothing if it is not computed.
+    """
+    if hook := hooks(module).get(name):
+        return {path: getattr(module, path) for part in _paths(name, hook) for path in part}
+    chain = chains(module).get(name)
+    return chain.state_dict(prefix=f"{CHAINS}.{name}.", keep_vars=True) if chain else {}
+
+
 @torch.no_grad()
 def computed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a module with the computed ones in the place of what they are computed from."""
     found = originals(module)
     if not found:
         return tensors
-    paths = {path for name in found for path in _state(module, name)}
+    paths = {path for name in found for path in basis(module, name)}
     kept = {path: t for path, t in tensors.items() if path not in paths and not path.startswith(f"{CHAINS}.")}
     return {name: _value(module, name) for name in found} | kept
 
@@ -71,7 +82,7 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
     That is what `source` computes it from, if it is the same from there: then nothing is rounded. The module is left as
     it was. Raises ValueError if a parametrization has no right inverse.
     """
-    mine, theirs = _state(module, name), _state(source, name)
+    mine, theirs = basis(module, name), basis(source, name)
     before = [tensor.clone() for tensor in mine.values()]
     try:
         if {key: t.shape for key, t in mine.items()} == {key: t.shape for key, t in theirs.items()}:
@@ -91,7 +102,7 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
 @torch.no_grad()
 def assign(module: nn.Module, name: str, values: Sequence[Tensor]) -> None:
     """Write, in place, what a tensor is computed from."""
-    _write(_state(module, name).values(), values)
+    _write(basis(module, name).values(), values)
     if name in hooks(module):
         setattr(module, name, _value(module, name))
 
@@ -99,14 +110,6 @@ def assign(module: nn.Module, name: str, values: Sequence[Tensor]) -> None:
 def _write(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
     for tensor, value in zip(tensors, values, strict=True):
         tensor.copy_(value)
-
-
-def _state(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """All that a tensor is computed from, by paths in the module: the originals, and buffers beside them."""
-    if hook := hooks(module).get(name):
-        return {path: getattr(module, path) for part in _paths(name, hook) for path in part}
-    chain = chains(module).get(name)
-    return chain.state_dict(prefix=f"{CHAINS}.{name}.", keep_vars=True) if chain else {}
 
 
 def _value(module: nn.Module, name: str, iterate: bool = False) -> Tensor:

@@ -99,8 +99,8 @@ def transfer(
         >>> report = transfer(trained, new)
         >>> print(report.summary())
     """
-    planned, writes, given = _plan(source, target, mode, head, matching, operator)
-    return planned._carry_out(writes, given, optimizer)
+    planned, writes = _plan(source, target, mode, head, matching, operator)
+    return planned._carry_out(writes, optimizer)
 
 
 def plan(
@@ -115,8 +115,8 @@ def plan(
     return _plan(source, target, mode, head, matching, operator)[0]
 
 
-def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Write], list[LayerWeights]]:
-    """The plan, and what it takes to carry it out while the networks are as they are: what goes where, the source."""
+def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Write]]:
+    """The plan, and what it takes to carry it out while the networks are as they are."""
     if not isinstance(target, nn.Module):
         raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
     if mode not in MODES:
@@ -140,7 +140,7 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Wr
     planned = Plan(source, target, Report(()), mode, operator, head if isinstance(head, Mapping) else {})
     found = list(planned._entries(giver.weights, taker.weights, partner, kept, rules))
     report = Report(tuple(entry for entry, _ in found))
-    return replace(planned, report=report), [write for _, write in found if write], giver.weights
+    return replace(planned, report=report), [write for _, write in found if write]
 
 
 def _read(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network, Network]:
@@ -191,14 +191,12 @@ class Plan:
         writes = list(self._writes(source, target))
         casts = {write.to.path(write.local): _cast(write.source, write.target) for write in writes}
         now = (entry._replace(note=casts.get(entry.target, entry.note)) for entry in self.report.entries)
-        return replace(self, report=Report(tuple(now)))._carry_out(writes, source.weights, optimizer)
+        return replace(self, report=Report(tuple(now)))._carry_out(writes, optimizer)
 
     @torch.no_grad()
-    def _carry_out(
-        self, writes: Sequence[Write], given: Iterable[LayerWeights], optimizer: tuple[Optimizer, Optimizer] | None
-    ) -> Report:
+    def _carry_out(self, writes: Sequence[Write], optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
         itself = self.source is self.target
-        check(writes, () if itself else given)
+        check(writes, None if itself else self.source, finished=hasattr(self.operator, "finish"))
         if optimizer is not None:
             check_optimizers(writes, optimizer, (self.source, self.target))
         computed, direct = [], []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from dpiat.operators import Index
+from dpiat.parametrized import basis
 from dpiat.standardization import LayerWeights
 
 
@@ -25,6 +29,22 @@ class Write(NamedTuple):
     @property
     def target(self) -> Tensor:
         return self.to.tensors[self.local]
+
+    def written(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The tensors that change, each with its counterpart: of a computed one, what it is computed from."""
+        mine = basis(self.to.module, self.local)
+        if not mine:
+            return [(self.target, self.source)]
+        theirs = basis(self.by.module, self.local)
+        return [(tensor, theirs.get(path)) for path, tensor in mine.items()]
+
+    def to_itself(self) -> bool:
+        """Are both the same tensors in memory, and does every element go to its own place?"""
+        pairs = self.written()
+        if any(source is None or _layout(target) != _layout(source) for target, source in pairs):
+            return False
+        to, by = self.index or (..., ...)
+        return (self.index is None and pairs[0][0] is self.target) or torch.equal(self.target[to], self.source[by])
 
 
 def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None) -> None:
@@ -50,35 +70,62 @@ def _put_centre(target: Tensor, source: Tensor) -> None:
     target.copy_(source)
 
 
-def check(writes: Iterable[Write], given: Iterable[LayerWeights]) -> None:
-    """Raise ValueError if a tensor that takes part cannot be read or written, or if one to be written is a source's.
+def check(writes: Iterable[Write], source: nn.Module | None, finished: bool = False) -> None:
+    """Raise ValueError if a tensor that takes part cannot be read or written, or if one to be written is the source's.
 
-    `given` are the layers of the source. A tensor that is written to itself is no harm.
+    `source` is the network that must not change, if any. A tensor that is written to itself is no harm, unless it is
+    `finished` by the operator.
     """
-    of_source = {_address(tensor) for layer in given for tensor in layer.tensors.values()} - {0}
+    taken = _Taken(source)
     for write in writes:
-        target, source = write.target, write.source
-        if target.is_meta or source.is_meta:
-            name = (write.to if target.is_meta else write.by).path(write.local)
+        if write.target.is_meta or write.source.is_meta:
+            name = (write.to if write.target.is_meta else write.by).path(write.local)
             raise ValueError(f"{name} is on the meta device and has no values: materialize it first")
-        wrong = ""
-        if target.data_ptr() in of_source and not _same(target, source):
-            wrong = "belongs to the source too, which must not change: copy one network first"
-        elif 0 in target.stride() and 0 not in target.shape and max(target.shape) > 1:
-            wrong = "is expanded, many elements in one place of memory: make it contiguous first"
-        elif target.is_inference() and not torch.is_inference_mode_enabled():
-            wrong = "was made in inference mode and cannot be written outside of it"
-        if wrong:
-            raise ValueError(f"{write.to.path(write.local)} {wrong}")
+        for target, _ in write.written():
+            wrong = ""
+            if target in taken and (finished or not write.to_itself()):
+                wrong = "belongs to the source too, which must not change: copy one network first"
+            elif 0 in target.stride() and 0 not in target.shape and max(target.shape) > 1:
+                wrong = "is expanded, many elements in one place of memory: make it contiguous first"
+            elif target.is_inference() and not torch.is_inference_mode_enabled():
+                wrong = "was made in inference mode and cannot be written outside of it"
+            if wrong:
+                raise ValueError(f"{write.to.path(write.local)} {wrong}")
 
 
-def _address(tensor: Tensor) -> int:
-    """Where a tensor begins in memory; 0 if it has no elements or no place."""
-    return 0 if tensor.is_meta or tensor.layout != torch.strided else tensor.data_ptr()
+class _Taken:
+    """The places in memory that a network's tensors take."""
+
+    def __init__(self, network: nn.Module | None):
+        self.ranges: dict[torch.device, tuple[list[int], list[int]]] = {}  # begins and ends, ascending
+        found: dict[torch.device, list[tuple[int, int]]] = {}
+        for tensor in () if network is None else (*network.parameters(), *network.buffers()):
+            if place := _range(tensor):
+                found.setdefault(tensor.device, []).append(place)
+        for device, places in found.items():
+            begins, ends = zip(*sorted(places), strict=True)
+            self.ranges[device] = list(begins), list(accumulate(ends, max))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        """Does it begin or end or lie where a tensor of the network does?"""
+        if not (place := _range(tensor)):
+            return False
+        begins, ends = self.ranges.get(tensor.device, ([], []))
+        before = bisect_left(begins, place[1])
+        return before > 0 and ends[before - 1] > place[0]
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
+def _range(tensor: Tensor) -> tuple[int, int] | tuple[()]:
+    """The addresses of a tensor's first byte and of the one after its last; () if it has no elements or no place."""
+    if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
+        return ()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = tensor.data_ptr()
+    return (begin, begin + (last + 1) * tensor.element_size()) if begin else ()
+
+
+def _layout(tensor: Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 # What an optimizer needs to have for a parameter once it has any state of it, by the option that asks for it.

@@ -22,7 +22,7 @@ ALLOWED = {
     "dpiat.matching": {"architecture", "scoring"},
     "dpiat.assignment": {"architecture", "matching", "scoring"},
     "dpiat.roles": {"architecture", "operators", "standardization"},
-    "dpiat.writing": {"operators", "standardization"},
+    "dpiat.writing": {"operators", "parametrized", "standardization"},
     "dpiat.transfer": {
         "assignment",
         "matching",

@@ -8,6 +8,8 @@ import timm
 import torch
 from networks import trained
 from torch import nn
+from torch.nn.utils import spectral_norm
+from torch.nn.utils.parametrizations import weight_norm
 
 from dpiat import Plan, plan, similarity, standardize, transfer
 from dpiat.operators import centre
@@ -361,6 +363,62 @@ def test_a_source_that_shares_layers_with_the_target_does_not_change():
         assert torch.equal(same.state_dict()[entry.target], before[entry.source])
 
 
+def sharing_in_another_order() -> tuple[nn.Module, nn.Module]:
+    first, second = (weight_norm(nn.Linear(4, 4)) for _ in range(2))
+    return nn.Sequential(first, nn.ReLU(), second), nn.Sequential(second, nn.ReLU(), first)
+
+
+def view_into_another() -> tuple[nn.Module, nn.Module]:
+    source, target = (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, size)) for size in (4, 3))
+    target[2].weight = nn.Parameter(source[0].weight.data[1:])
+    return source, target
+
+
+def view_into_its_own() -> tuple[nn.Module, nn.Module]:
+    source, target = (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, size)) for size in (4, 3))
+    target[2].weight = nn.Parameter(source[2].weight.data[1:])
+    return source, target
+
+
+def hook_of_one_weight() -> tuple[nn.Module, nn.Module]:
+    source, target = (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), spectral_norm(nn.Linear(4, 4))) for _ in range(2))
+    target[2].weight_orig = source[0].weight
+    return source, target
+
+
+SHARING = [sharing_in_another_order, view_into_another, view_into_its_own, hook_of_one_weight]
+
+
+@pytest.mark.parametrize("make", SHARING, ids=lambda make: make.__name__)
+def test_no_memory_of_the_source_is_written(make):
+    source, target = make()
+    networks = [source, target]
+    before = [{key: tensor.clone() for key, tensor in network.state_dict().items()} for network in networks]
+    with pytest.raises(ValueError, match=r"^[02]\.weight belongs to the source too"):
+        transfer(source, target, head="copy")
+    for kept, network in zip(before, networks, strict=True):
+        assert all(torch.equal(kept[key], tensor) for key, tensor in network.state_dict().items())
+
+
+def test_parts_of_one_buffer_are_no_harm():
+    """As flattened parameters are: neighbours in memory that do not overlap."""
+    source, target = nn.Linear(4, 4), nn.Linear(4, 4)
+    flat = torch.rand(32)
+    source.weight, target.weight = nn.Parameter(flat[:16].view(4, 4)), nn.Parameter(flat[16:].view(4, 4))
+    transfer(source, target, head="copy")
+    assert torch.equal(flat[:16], flat[16:])
+
+
+def test_what_an_operator_finishes_is_not_the_sources():
+    shared = nn.Linear(4, 4)
+    source, target = (nn.Sequential(shared, nn.ReLU(), nn.Linear(4, 2)) for _ in range(2))
+    before = shared.weight.detach().clone()
+    assert transfer(source, target).share == 1
+    with pytest.raises(ValueError, match=r"0\.weight belongs to the source too"):
+        transfer(source, target, operator="clip_normalized")
+    assert torch.equal(shared.weight, before)
+
+
 def test_tensors_that_cannot_be_written_are_named():
     source, target = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
     target.append(nn.ReLU()).append(nn.Linear(4, 4))
@@ -372,6 +430,10 @@ def test_tensors_that_cannot_be_written_are_named():
         target[2] = nn.Linear(4, 4)
     with pytest.raises(ValueError, match=r"2\.weight was made in inference mode"):
         transfer(source, target)
+    with torch.inference_mode():
+        target[2] = weight_norm(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"2\.weight was made in inference mode"):
+        transfer(source, target, head="copy")
     assert torch.equal(target[0].weight, before)
 
 
