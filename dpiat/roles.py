@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def _heads(architecture: Architecture) -> list[Layer]:
     of a detector; others elsewhere have as many rows as one of these, such as auxiliary classifiers and what is beside
     those. No later layer takes what a head gives. An attention's last projection is none.
     """
-    layers = [layer for layer in architecture.layers if layer.shape]
+    layers = _without_what_follows([layer for layer in architecture.layers if layer.shape])
     inner = {
         layer.name.removesuffix(own) + "out_proj" for layer in layers for own in ATTENTION if layer.name.endswith(own)
     }
@@ -145,6 +145,17 @@ def _heads(architecture: Architecture) -> list[Layer]:
     beside = [[layers[place] for place in run] for inputs, run in runs if inputs]
     rows = {layer.shape[0] for layer in beside[-1]}
     return [layer for run in beside if not rows.isdisjoint(each.shape[0] for each in run) for layer in run]
+
+
+def _without_what_follows(layers: list[Layer]) -> list[Layer]:
+    """The layers without the vectors and numbers at the end that are beside the network, such as those of a loss."""
+    matrices = (layer.name.split(".")[:-1] for layer in layers if len(layer.shape) > 1)
+    network = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*matrices, strict=False))]
+    while layers and len(layers[-1].shape) == 1 and layers[-1].name.split(".")[: len(network)] != network:
+        if "Norm" in layers[-1].kind != "Norm":  # of a state dict, which does not tell
+            break
+        layers = layers[:-1]
+    return layers
 
 
 def _inputs(layer: Layer) -> int:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter, signature
-from itertools import permutations
+from itertools import groupby, permutations
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -254,22 +254,37 @@ def _inner(state: Mapping) -> Mapping | None:
     return found[0]
 
 
-def _without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The tensors by the names that they have without wrappers."""
-    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), ""):
+def _without_prefixes(tensors: dict[str, Tensor], beside: bool = False) -> dict[str, Tensor]:
+    """The tensors by the names that they have without wrappers, which may hold numbers and vectors `beside` them."""
+    while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), ""):
+        own = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
+        if own and not (beside and all(_is_vector(t) and not key.endswith("bias") for key, t in own.items())):
+            break  # what has this name is a part of a network
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """Is it a vector or a number?"""
+    return not is_lazy(tensor) and tensor.dim() < 2
+
+
+def _of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names that they have in a network: without wrappers, and without what those hold beside it."""
+    tensors = _with_tied(_without_prefixes(dict(tensors), beside=True), network)
+    parts = {name.partition(".")[0] for name in network}
+    return {key: t for key, t in tensors.items() if not _is_vector(t) or key.partition(".")[0] in parts}
 
 
 def _in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.Module | None) -> Mapping[str, Tensor]:
     """The tensors in their network's order. Raises ValueError if they seem not to be, and `like` has other names."""
     if like is not None:
-        state = like.state_dict(keep_vars=True)
-        names = _without_prefixes({key: t for key, t in state.items() if isinstance(t, Tensor)})
-        whole = _with_tied(tensors, names)
+        state = {key: t for key, t in like.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+        names = _without_prefixes(state, beside=True)
+        whole = _of_network(tensors, names)
         if names.keys() == whole.keys():
-            return {key: whole[key] for key in names}
-    if not ordered and (name.endswith(".safetensors") or _alphabetical(tensors)):
+            return dict(zip(_without_prefixes(state), map(whole.get, names), strict=True))
+    if not ordered and (name.endswith(".safetensors") or _reordered(tensors)):
         raise ValueError(f"{name} {UNORDERED}")
     return tensors
 
@@ -313,13 +328,27 @@ def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     return tensor.data_ptr(), tuple(tensor.shape)
 
 
-def _alphabetical(tensors: Mapping[str, Tensor]) -> bool:
-    """Did a format sort these tensors? A network has its weights before their biases, and its layer 2 before 10."""
+def _reordered(tensors: Mapping[str, Tensor]) -> bool:
+    """Did a format put these tensors in another order than their network's?
+
+    There, those of a module stand together, weights before their biases, and layer 2 before layer 10.
+    """
+    if _scattered([key.split(".")[:-1] for key in tensors]):
+        return True
     keys = [key for key, tensor in tensors.items() if tensor.is_floating_point()]
     if keys != sorted(keys):
         return False
     biased = any(key.replace("weight", "bias") in tensors for key in keys if "weight" in key)
     return biased or keys != sorted(keys, key=_numbered)
+
+
+def _scattered(paths: Sequence[Sequence[str]]) -> bool:
+    """Is there a module with others between what it holds?"""
+    for depth in range(1, max(map(len, paths)) + 1):
+        modules = [path for path, _ in groupby(tuple(path[:depth]) for path in paths) if len(path) == depth]
+        if len(set(modules)) < len(modules):
+            return True
+    return False
 
 
 def _numbered(key: str) -> str:
@@ -330,8 +359,9 @@ def _numbered(key: str) -> str:
 def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
     """A network of this name that holds these tensors, whatever its number of classes."""
     network = outline(architecture)
-    tensors = _with_tied(tensors, network.state_dict(keep_vars=True))
-    missing, unknown = (sorted(a - b) for a, b in permutations((network.state_dict().keys(), tensors.keys())))
+    names = network.state_dict(keep_vars=True)
+    tensors = _of_network(tensors, names)
+    missing, unknown = (sorted(a - b) for a, b in permutations((names.keys(), tensors.keys())))
     if missing or unknown:
         word, key = ("no", missing[0]) if missing else ("an unknown", unknown[0])
         raise ValueError(f"{name} is not of {architecture}: it has {word} tensor {key}")

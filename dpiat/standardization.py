@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 from torch.nn.parameter import is_lazy
 
 from dpiat.architecture import Architecture, Block, Layer
@@ -182,6 +183,8 @@ class _Reader:
         if not tensors:
             return Layer(name, kind or type(module).__name__)
         self.weights.append(LayerWeights(name, module, tensors))
+        if isinstance(module, _Loss):  # the weights of classes, which are those of this network alone
+            return Layer(name, type(module).__name__)
         weight = tensors.get("weight") if kind else None
         shape = _shape(tensors.values() if weight is None else [weight], name)
         if self.shapes_alone:

@@ -23,10 +23,10 @@ def on_meta(name: str) -> nn.Module:
         return timm.create_model(name)
 
 
-def trained(name: str, seed: int) -> nn.Module:
+def trained(name: str, seed: int, classes: int = 10) -> nn.Module:
     """A timm network in eval mode with no tensor, batch-norm statistics included, at its initial value."""
     torch.manual_seed(seed)
-    network = timm.create_model(name, num_classes=10).eval()
+    network = timm.create_model(name, num_classes=classes).eval()
     with torch.no_grad():
         for tensor in network.state_dict().values():
             if tensor.is_floating_point():

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from networks import tied, trained
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
+from torch.optim.swa_utils import AveragedModel
 
 from dpiat import Plan, load, plan, rank, similarity, standardize, transfer
 from dpiat.sources import ORDER
@@ -326,3 +328,63 @@ def test_a_state_dict_of_shared_modules_is_the_network():
 def test_names_of_tensors_are_words():
     with pytest.raises(ValueError, match="holds no tensors by their names"):
         load({0: torch.zeros(3)})
+
+
+def test_a_format_that_sorts_by_dtype_or_not_at_all_is_noticed(tmp_path):
+    network = timm.create_model("resnet18")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.half()
+    save_file(network.state_dict(), tmp_path / "mixed.safetensors")
+    shuffled = safetensors.torch.load((tmp_path / "mixed.safetensors").read_bytes())
+    for state in (safetensors.torch.load_file(tmp_path / "mixed.safetensors"), shuffled):
+        with pytest.raises(ValueError, match="the state dict has its tensors in an order that is not the network's"):
+            load(state)
+    assert len(load(network.state_dict()).state_dict()) == len(shuffled)
+
+
+class Trained(nn.Module):
+    """A network with its loss, as Lightning's modules are."""
+
+    def __init__(self, network: nn.Module, classes: int):
+        super().__init__()
+        self.model, self.criterion = network, nn.CrossEntropyLoss(torch.rand(classes))
+
+
+def wrapped(classes: int, seed: int = 0) -> nn.Module:
+    return Trained(trained("resnet10t", seed, classes), classes)
+
+
+@pytest.mark.parametrize("classes", [7, 10])
+@pytest.mark.parametrize(
+    "kept", [lambda source: source, nn.Module.state_dict, lambda s: {"state_dict": s.state_dict()}]
+)
+def test_a_loss_with_weights_is_no_part_of_the_network(classes, kept):
+    source, target, alone = wrapped(10), wrapped(classes, 1), wrapped(classes, 1).model
+    weights = target.criterion.weight.clone()
+    reports = transfer(kept(source), target), transfer(kept(source), alone)
+    left = {entry.target.removeprefix("model.") for entry in reports[0].entries if entry.action == "left"}
+    assert left == {"criterion.weight"} | (set() if classes == 10 else {"fc.weight", "fc.bias"})
+    assert {entry.target for entry in reports[1].entries if entry.action == "left"} == left - {"criterion.weight"}
+    assert equal(target.model, alone) and torch.equal(target.criterion.weight, weights)
+    assert torch.equal(alone.fc.weight, source.model.fc.weight) == (classes == 10)
+
+
+def test_what_a_wrapper_holds_beside_a_network_is_none_of_its_tensors(tmp_path):
+    network = trained("resnet10t", 0)
+    averaged, target = AveragedModel(network), trained("resnet10t", 1)
+    for file, given in (("averaged", averaged.state_dict()), ("trained", Trained(network, 3).state_dict())):
+        save_file({key: t.clone() for key, t in given.items()}, tmp_path / f"{file}.safetensors")
+        assert equal(load(tmp_path / f"{file}.safetensors", architecture="resnet10t"), network)
+        assert transfer(tmp_path / f"{file}.safetensors", target).share == 1 and equal(target, network)
+    with pytest.raises(ValueError, match=r"is not of resnet10t: it has an unknown tensor fc\.scale"):
+        load({**averaged.state_dict(), "module.fc.scale": torch.ones(3)}, architecture="resnet10t")
+
+
+@pytest.mark.parametrize("end", [nn.LayerNorm, nn.RMSNorm, nn.Identity])
+def test_a_backbone_with_a_norm_beside_it_has_no_classifier(end):
+    def make(width: int) -> nn.Module:
+        return nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, width)), end(width))
+
+    action = "left" if end is nn.Identity else "cropped"
+    assert transfer(make(6), make(4)).entries[2].action == action
