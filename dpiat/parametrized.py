@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -90,12 +90,18 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
             if torch.equal(_value(module, name), wanted):
                 return [tensor.clone() for tensor in mine.values()]
             _write(mine.values(), before)
-        _write([mine[path] for path in originals(module)[name]], _inverse(module, name, wanted))
+        with torch.random.fork_rng([wanted.device] if wanted.is_cuda else []):  # orthogonal completes bases at random
+            inverse = _inverse(module, name, wanted)
+        _write([mine[path] for path in originals(module)[name]], inverse)
         if any(path.endswith("_u") for path in mine):  # of spectral norm, and of the weight that was there before
             for _ in range(ITERATIONS):
                 _value(module, name, iterate=True)
-        return [tensor.clone() for tensor in mine.values()]
+        return [tensor.clone() for tensor in basis(module, name).values()]  # of which orthogonal may have replaced one
     finally:
+        for path, tensor in mine.items():
+            owner, _, key = path.rpartition(".")
+            owner = module.get_submodule(owner)
+            (owner._parameters if key in owner._parameters else owner._buffers)[key] = tensor
         _write(mine.values(), before)
 
 
@@ -147,6 +153,9 @@ def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
         message = f"{type(step).__name__} of {name} has no right_inverse: its weights cannot be set"
         if not hasattr(step, "right_inverse"):
             raise ValueError(message)
+        if isinstance(step, _Orthogonal):  # the nearest one
+            u, _, v = torch.linalg.svd(wanted, full_matrices=False)
+            wanted = u @ v
         try:
             wanted = step.right_inverse(wanted)
         except NotImplementedError as error:  # of one that has it for some settings only, such as orthogonal

@@ -165,3 +165,21 @@ def test_nothing_is_written_if_a_weight_cannot_be(step):
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
     plan(source, target).drop("2").apply()
     assert torch.equal(target[0].weight, source[0].weight)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (8, 5), (5, 8)])
+@pytest.mark.parametrize("trivial", [True, False])
+def test_an_orthogonal_weight_is_the_nearest_one(shape, trivial):
+    """By the polar decomposition; how the matrix is completed to a square one does not move the random state."""
+    torch.manual_seed(0)
+    source, target = (nn.Linear(*shape, bias=False) for _ in range(2))
+    parametrizations.orthogonal(
+        target, orthogonal_map="matrix_exp" if trivial else "householder", use_trivialization=trivial
+    )
+    before, tensors = torch.get_rng_state(), list(target.state_dict(keep_vars=True).values())
+    planned = plan(source, target, head="copy")
+    planned.apply()
+    u, _, v = torch.linalg.svd(source.weight.detach(), full_matrices=False)
+    torch.testing.assert_close(target.weight, u @ v)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(a is b for a, b in zip(tensors, target.state_dict(keep_vars=True).values(), strict=True))
