@@ -29,13 +29,14 @@ class Weights(NamedTuple):
     """What an operator sees of a layer: its tensors by their names in it, its kind, and how it is divided.
 
     `groups` are those of a convolution, `parts` how many equal projections are stacked in one (3 for query, key and
-    value, 4 for the gates of an LSTM). Both are 1 in paper mode.
+    value, 4 for the gates of an LSTM), along the first dimension or the last one, `along`. Both are 1 in paper mode.
     """
 
     tensors: Mapping[str, Tensor]
     kind: str = ""
     groups: int = 1
     parts: int = 1
+    along: int = 0
 
 
 Operator = Callable[[Weights, Weights], Indices]
@@ -54,17 +55,31 @@ def clip(source: Weights, target: Weights) -> Indices:
 
     Along each dimension the larger of the two is cropped to the smaller one, from the 0-based start
     floor((x - y) / 2). A convolution with groups is cropped as the dense one that it stands for, stacked projections
-    one by one; the projection of an LSTM (weight_hr) has no gates.
+    one by one; the projection of an LSTM (weight_hr) has no gates. The rows of an embedding are tokens or places, which
+    both networks number from the first one.
     """
     indices = {}
     for name, s, t in shared(source, target):
         if s.shape != t.shape and source.parts == target.parts > 1 and not name.startswith("weight_hr"):
-            indices[name] = _stacked(s.shape, t.shape, source.parts)
+            indices[name] = _stacked(s.shape, t.shape, source.parts, source.along)
+        elif s.shape != t.shape and _is_table(target):
+            rows = slice(0, min(len(s), len(t)))
+            to, by = centre(s.shape[1:], t.shape[1:])
+            indices[name] = (rows, *to), (rows, *by)
         elif s.shape != t.shape and t.dim() > 1 and max(source.groups, target.groups) > 1:
             indices[name] = _grouped(s.shape, t.shape, source.groups, target.groups)
         else:
             indices[name] = centre(s.shape, t.shape)
     return indices
+
+
+def is_centred(source: Weights, target: Weights) -> bool:
+    """Does `clip` give the centre crop of every tensor of this pair?"""
+    return source.groups == target.groups == source.parts == target.parts == 1 and not _is_table(target)
+
+
+def _is_table(layer: Weights) -> bool:
+    return layer.kind.startswith("Embedding")
 
 
 def centre(source: Sequence[int], target: Sequence[int]) -> tuple[Index, Index]:
@@ -107,12 +122,15 @@ def _places(chosen: slice) -> Tensor:
     return torch.arange(chosen.start, chosen.stop, device="cpu")
 
 
-def _stacked(source: Sequence[int], target: Sequence[int], parts: int) -> tuple[Index, Index]:
-    """The centre crops of projections that are stacked along the first dimension."""
-    s, t = source[0] // parts, target[0] // parts
-    to, by = centre((s, *source[1:]), (t, *target[1:]))
-    rows = (torch.cat([_places(index[0]) + part * size for part in range(parts)]) for index, size in ((to, t), (by, s)))
-    return tuple((chosen, *index[1:]) for chosen, index in zip(rows, (to, by), strict=True))
+def _stacked(source: Sequence[int], target: Sequence[int], parts: int, along: int) -> tuple[Index, Index]:
+    """The centre crops of projections that are stacked along a dimension."""
+    d = along % len(source)
+    one = [[size // parts if i == d else size for i, size in enumerate(shape)] for shape in (source, target)]
+    chosen = []
+    for index, shape in zip(centre(*one), (one[1], one[0]), strict=True):
+        places = torch.cat([_places(index[d]) + part * shape[d] for part in range(parts)])
+        chosen.append((*index[:d], places, *index[d + 1 :]))
+    return tuple(chosen)
 
 
 class ClipWithNormalization:

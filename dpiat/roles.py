@@ -11,30 +11,31 @@ from torch import Tensor, nn
 
 from dpiat.architecture import Architecture, Layer
 from dpiat.operators import Indices, Weights, centre, shared
-from dpiat.standardization import CONVOLUTIONS, COUNTED, DEPTHWISE, LayerWeights, Network, paper_kind
+from dpiat.standardization import CONVOLUTIONS, COUNTED, DEPTHWISE, LayerWeights, Network, known_kind, paper_kind
 
 HEADS = ("auto", "copy", "skip")
 INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's place
 UNMATCHED = "a classifier, and no classifier matched"
 DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
 # How many equal projections are stacked in one layer, by the end of its name: query, key and value, or two of these.
-STACKED = {"in_proj_weight": 3, "in_proj_bias": 3, "qkv": 3, "c_attn": 3, "kv": 2, "qk": 2}
+STACKED = {"in_proj_weight": 3, "in_proj_bias": 3, "qkv": 3, "qkv_proj": 3, "c_attn": 3, "kv": 2, "qk": 2}
 PROJECTIONS = tuple(STACKED)
+WRAPPED = ("._orig_mod", ".base_layer")  # what torch.compile and PEFT append to the name of a layer
 ATTENTION = ("in_proj_weight", "q_proj_weight")  # beside the out_proj of nn.MultiheadAttention, which is linear
 
 
 def seen(source: LayerWeights, target: LayerWeights, mode: str) -> tuple[Weights, Weights]:
     """A pair of layers as an operator sees it."""
-    given = Weights(source.tensors, paper_kind(type(source.module)))
-    wanted = Weights(target.tensors, paper_kind(type(target.module)))
+    kind = paper_kind if mode == "paper" else known_kind
+    given, wanted = (Weights(layer.tensors, kind(type(layer.module))) for layer in (source, target))
     if mode == "paper":
         return given, wanted
     s, t = source.module, target.module
     if isinstance(s, CONVOLUTIONS) and isinstance(t, CONVOLUTIONS) and max(s.groups, t.groups) > 1:
         if not (_one_by_one(s) and _one_by_one(t)):  # such a pair needs no more than its shapes
             return Weights(*given[:2], s.groups), Weights(*wanted[:2], t.groups)
-    elif (parts := _parts(source)) == _parts(target) > 1:
-        return given._replace(parts=parts), wanted._replace(parts=parts)
+    elif (stacked := _parts(source))[0] > 1 and stacked == _parts(target):
+        return tuple(layer._replace(parts=stacked[0], along=stacked[1]) for layer in (given, wanted))
     return given, wanted
 
 
@@ -43,16 +44,25 @@ def _one_by_one(module: nn.Module) -> bool:
     return module.groups == module.in_channels == module.out_channels
 
 
-def _parts(layer: LayerWeights) -> int:
-    """How many equal projections are stacked in each tensor of a layer: 3 for query, key and value, gates, or 1."""
+def _parts(layer: LayerWeights) -> tuple[int, int]:
+    """How many equal projections are stacked in each tensor of a layer, and along which dimension.
+
+    3 for query, key and value, the number of gates, or 1; the first dimension, or the last one as in GPT-2's Conv1D.
+    """
     recurrent = layer.tensors.get("weight_hh_l0", layer.tensors.get("weight_hh"))
     if recurrent is not None and recurrent.dim() == 2:  # (gates · hidden, hidden), or (gates · hidden, projected)
-        return len(recurrent) // layer.tensors.get("weight_hr_l0", recurrent).shape[1]
-    if not layer.name.endswith(PROJECTIONS):
-        return 1
-    parts = next(parts for end, parts in STACKED.items() if layer.name.endswith(end))
-    rows = {tensor.shape[0] if tensor.dim() else 1 for tensor in layer.tensors.values()}
-    return parts if len(rows) == 1 and rows.pop() % parts == 0 else 1  # GPT-2's Conv1D stacks columns
+        return len(recurrent) // layer.tensors.get("weight_hr_l0", recurrent).shape[1], 0
+    name = layer.name
+    for end in WRAPPED:
+        name = name.removesuffix(end)
+    if name.endswith(PROJECTIONS):
+        parts = next(parts for end, parts in STACKED.items() if name.endswith(end))
+        matrices = all(tensor.dim() < 3 for tensor in layer.tensors.values())
+        for along in (0, -1) if matrices else (0,):
+            sizes = {tensor.shape[along] if tensor.dim() else 1 for tensor in layer.tensors.values()}
+            if len(sizes) == 1 and sizes.pop() % parts == 0:
+                return parts, along
+    return 1, 0
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------

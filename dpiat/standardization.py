@@ -137,7 +137,7 @@ class _Reader:
         """The kind that a module is a layer of, whatever is inside it; "" if only its class tells."""
         if self.paper:
             return paper_kind(type(module))
-        kind, alias = known_kind(type(module))
+        kind, alias = known_kind(type(module)), _alias(type(module))
         return kind or (alias if alias and not any(map(_has_tensors, module._modules.values())) else "")
 
     def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
@@ -229,10 +229,15 @@ def _packed(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
 
 
 @cache
-def known_kind(cls: type[nn.Module]) -> tuple[str, str]:
-    """The kind that a class belongs to in default mode, and the one that its name stands for; "" if to none."""
-    kind = paper_kind(cls) or next((kind.__name__ for kind in OTHER_KINDS if issubclass(cls, kind)), "")
-    return kind, next((kind for part, kind in ALIASES.items() if part in cls.__name__.lower()), "")
+def known_kind(cls: type[nn.Module]) -> str:
+    """The name of the kind that a class belongs to in default mode, "" if to none."""
+    return paper_kind(cls) or next((kind.__name__ for kind in OTHER_KINDS if issubclass(cls, kind)), "")
+
+
+@cache
+def _alias(cls: type[nn.Module]) -> str:
+    """The kind that the name of a class stands for, "" if for none."""
+    return next((kind for part, kind in ALIASES.items() if part in cls.__name__.lower()), "")
 
 
 def _class(module: nn.Module) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpiat.assignment import MATCHINGS, Matcher, check_matching
-from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip, fractional
+from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip, fractional, is_centred
 from dpiat.parametrized import assign, originals, solved
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report, times
 from dpiat.roles import (
@@ -248,7 +248,7 @@ class Plan:
         if rule == INPUTS:
             weight = adapt_inputs(by.tensors["weight"], to.tensors["weight"].shape[1])
             source = source._replace(tensors={**by.tensors, "weight": weight})
-        elif operator is clip and source.groups == target.groups == source.parts == target.parts == 1:
+        elif operator is clip and is_centred(source, target):
             return _Route(source.tensors, None)
         indices = operator(source, target)
         if operator not in OPERATORS.values():

@@ -1,5 +1,6 @@
 """Which entries each operator moves; appendix A.2 and Table 12."""
 
+import copy
 import math
 
 import numpy as np
@@ -64,6 +65,57 @@ def test_query_key_and_value_are_cropped_one_by_one():
     transfer(source, target)
     for theirs, ours in zip(source.in_proj_weight.chunk(3), target.in_proj_weight.chunk(3), strict=True):
         assert torch.equal(ours[2:10, 2:10], theirs) and int((ours != 0).sum()) == 64
+
+
+class Conv1D(nn.Module):
+    """That of Hugging Face's GPT-2: a linear layer with its weight as (in, out)."""
+
+    def __init__(self, out: int, inputs: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(inputs, out)), nn.Parameter(torch.rand(out))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, name: str, layer: nn.Module):
+        super().__init__()
+        self.before = nn.Linear(width, width)
+        self.add_module(name, layer)
+        self.after = nn.LayerNorm(width)
+
+
+@pytest.mark.parametrize("name", ["c_attn", "qkv_proj", "qkv"])
+@torch.no_grad()
+def test_projections_are_known_by_the_names_of_other_libraries(name):
+    stack, along = (Conv1D, -1) if name == "c_attn" else (lambda out, inputs: nn.Linear(inputs, out), 0)
+    source, target = (Attention(width, name, stack(3 * width, width)) for width in (8, 12))
+    wrapped = copy.deepcopy(target)
+    transfer(source, target)
+    given, filled = (network.get_submodule(name) for network in (source, target))
+    for theirs, ours in zip(given.weight.chunk(3, along), filled.weight.chunk(3, along), strict=True):
+        assert torch.equal(ours[2:10, 2:10], theirs)
+    for theirs, ours in zip(given.bias.chunk(3), filled.bias.chunk(3), strict=True):
+        assert torch.equal(ours[2:10], theirs)
+    setattr(wrapped, name, torch.compile(wrapped.get_submodule(name)))
+    transfer(source, wrapped)
+    assert torch.equal(wrapped.get_submodule(name).weight, filled.weight)
+
+
+@pytest.mark.parametrize("operator", ["clip", "clip_normalized"])
+@pytest.mark.parametrize(("rows", "width"), [(7, 4), (12, 4), (7, 6), (9, 3)])
+@torch.no_grad()
+def test_a_token_gets_the_row_of_its_own_number(rows, width, operator):
+    """Those of both networks are numbered from the first one, however many there are and whatever the file says."""
+
+    def make(rows: int, width: int) -> nn.Module:
+        return nn.Sequential(nn.Embedding(rows, width), nn.Linear(width, 4), nn.LayerNorm(4))
+
+    source, into, other = make(9, 4), make(rows, width), make(rows, width)
+    report = transfer(source, into, operator=operator)
+    transfer(source.state_dict(), other, operator=operator)
+    count, (to, by) = min(9, rows), centre((4,), (width,))
+    for target in (into, other):
+        assert torch.equal(target[0].weight[:count, to[0]], source[0].weight[:count, by[0]])
+    assert report.entries[0].filled == count * min(4, width)
 
 
 def convolution(out: int, inputs: int, values=None) -> Weights:

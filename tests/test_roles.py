@@ -342,17 +342,6 @@ def test_projections_stacked_in_a_convolution_are_cropped_one_by_one(name, parts
     assert target[name].weight[:, 0, 0, 0].tolist() == [part for part in range(parts) for _ in range(4)]
 
 
-def test_what_is_stacked_along_columns_is_cropped_as_one():
-    class Conv1D(nn.Module):  # as in GPT-2: (inputs, outputs)
-        def __init__(self, width: int):
-            super().__init__()
-            self.weight, self.bias = (nn.Parameter(torch.randn(shape)) for shape in ((width, 3 * width), (3 * width,)))
-
-    source, target = (nn.ModuleDict({"c_attn": Conv1D(width), "c_proj": Conv1D(width)}) for width in (12, 6))
-    transfer(source, target)
-    assert torch.equal(target["c_attn"].weight, source["c_attn"].weight[3:9, 9:27])
-
-
 def test_groups_are_no_other_input_channels():
     source, target = nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 1, groups=2)
     with torch.no_grad():
