@@ -25,7 +25,7 @@ Source = nn.Module | Mapping[str, Any] | str | PathLike
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
 NESTED = ("state_dict", "model_state_dict", "model", "state", "state_dict_ema", "model_ema")  # where trainers put it
 ORDER = "dpiat order"  # of the metadata in a .safetensors file: the names of the tensors, as JSON
-WEIGHT_NORM = "parametrizations.weight.original"
+PARAMETRIZED = "parametrizations.weight."
 UNORDERED = (
     "has its tensors in an order that is not the network's: name the network, as in "
     "dpiat.load(..., architecture='resnet18') or --architecture resnet18"
@@ -376,20 +376,30 @@ def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.M
 
 
 def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with a weight in place of each pair that weight_norm, or pruning, keeps for it."""
+    """The tensors with a weight in place of what weight_norm, spectral_norm or pruning keep for it."""
     made, used = {}, set()
-    for one, other, name, weight in (
-        ("weight_g", "weight_v", "weight", _weight_normed),
-        (f"{WEIGHT_NORM}0", f"{WEIGHT_NORM}1", "weight", _weight_normed),
-        ("weight_orig", "weight_mask", "weight", torch.mul),
-        ("bias_orig", "bias_mask", "bias", torch.mul),
+    for name, weight, one, *others in (
+        ("weight", _weight_normed, "weight_g", "weight_v"),
+        ("weight", _weight_normed, f"{PARAMETRIZED}original0", f"{PARAMETRIZED}original1"),
+        ("weight", _spectral_normed, "weight_orig", "weight_u", "weight_v"),
+        ("weight", _spectral_normed, f"{PARAMETRIZED}original", f"{PARAMETRIZED}0._u", f"{PARAMETRIZED}0._v"),
+        ("weight", torch.mul, "weight_orig", "weight_mask"),
+        ("bias", torch.mul, "bias_orig", "bias_mask"),
     ):
         for key in tensors:
             layer = key.removesuffix(one)
-            if layer != key and layer + other in tensors:
-                made[key] = layer + name, weight(tensors[key], tensors[layer + other])
-                used.add(layer + other)
+            parts = [key, *(layer + other for other in others)]
+            if layer != key and all(part in tensors for part in parts):
+                made[key] = layer + name, weight(*(tensors[part] for part in parts))
+                used.update(parts[1:])
     return dict(made.get(key, (key, tensor)) for key, tensor in tensors.items() if key not in used)
+
+
+def _spectral_normed(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The weight over the norm that the singular vectors give: along the dimension that they fit, or fit best."""
+    fitting = (weight.movedim(d, 0).flatten(1) for d in (0, 1) if weight.dim() > 1 and weight.shape[d] == len(u))
+    norms = [torch.dot(u, torch.mv(matrix, v)) for matrix in fitting if matrix.shape[1] == len(v)]
+    return weight / torch.stack(norms).amax() if norms else weight
 
 
 def _weight_normed(g: Tensor, v: Tensor) -> Tensor:
