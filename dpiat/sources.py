@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter, signature
 from itertools import groupby, permutations
@@ -147,6 +148,8 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
     The callable is called with num_classes if it takes it. Raises ValueError for a name that gives no network.
     """
     arguments = {} if classes is None else {"num_classes": classes}
+    if name.endswith(SUFFIXES):
+        raise ValueError(f"{name} is a file of weights, not a network: give a timm name or package.module:callable")
     if ":" not in name or name.startswith(HUBS):
         return _from_timm(name, pretrained, arguments)
     function = resolve(name)
@@ -224,13 +227,20 @@ def _read(file: Path) -> tuple[Any, bool]:
                 names, order = stored.keys(), json.loads((stored.metadata() or {}).get(ORDER, "[]"))
                 ordered = sorted(names) == sorted(order)
                 return {key: stored.get_tensor(key) for key in (order if ordered else names)}, ordered
-        return torch.load(file, map_location="cpu", weights_only=True), False
+        with warnings.catch_warnings(action="ignore"):  # of what is an error in a line below
+            return torch.load(file, map_location="cpu", weights_only=True), False
     except ModuleNotFoundError as error:
         raise ValueError(f"{file} needs safetensors: pip install safetensors") from error
     except Exception as error:  # safetensors and torch raise what they like for a broken file
         if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
             raise ValueError(f"{file} holds more than tensors: load it yourself and pass the module") from error
-        raise ValueError(f"{file} is not a complete file of weights ({first_line(error)})") from error
+        words = first_line(error)
+        if "TorchScript" in words:
+            raise ValueError(
+                f"{file} is a TorchScript archive: pass torch.jit.load({str(file)!r}).state_dict()"
+            ) from error
+        why = f" ({words})" if " " in words else ""  # not of bytes that pickle makes something of, such as a number
+        raise ValueError(f"{file} is not a complete file of weights{why}") from error
 
 
 def _tensors(state: Any, name: str) -> dict[str, Tensor]:
@@ -238,6 +248,10 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     while isinstance(state, Mapping) and (inner := _inner(state)) is not None:
         state = inner
     tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors and len(several := _networks(state)) > 1:
+        raise ValueError(
+            f"{name} holds several networks, {' and '.join(map(repr, several))}: give the state dict of one"
+        )
     if not tensors or not all(isinstance(key, str) for key in tensors):
         raise ValueError(f"{name} holds no tensors by their names: give a state dict")
     return _without_prefixes(tensors)
@@ -247,11 +261,18 @@ def _inner(state: Mapping) -> Mapping | None:
     """The mapping that a trainer put the tensors in: under one of the usual names, or the only one that holds any."""
     if key := next((key for key in NESTED if isinstance(state.get(key), Mapping)), None):
         return state[key]
-    inner = [value for value in state.values() if isinstance(value, Mapping)]
-    found = [mapping for mapping in inner if any(isinstance(value, Tensor) for value in mapping.values())]
+    found = _networks(state)
     if len(found) != 1 or any(isinstance(value, Tensor) and value.dim() for value in state.values()):
         return None  # a tensor beside it that is one number is no weight, but a loss
-    return found[0]
+    return state[found[0]]
+
+
+def _networks(state: Any) -> list[Any]:
+    """Where there are mappings with tensors."""
+    inner = (
+        {key: value for key, value in state.items() if isinstance(value, Mapping)} if isinstance(state, Mapping) else {}
+    )
+    return [key for key, mapping in inner.items() if any(isinstance(value, Tensor) for value in mapping.values())]
 
 
 def _without_prefixes(tensors: dict[str, Tensor], beside: bool = False) -> dict[str, Tensor]:
@@ -279,7 +300,7 @@ def _of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) ->
 def _in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.Module | None) -> Mapping[str, Tensor]:
     """The tensors in their network's order. Raises ValueError if they seem not to be, and `like` has other names."""
     if like is not None:
-        state = {key: t for key, t in like.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+        state = {key: t for key, t in nn.Module.state_dict(like, keep_vars=True).items() if isinstance(t, Tensor)}
         names = _without_prefixes(state, beside=True)
         whole = _of_network(tensors, names)
         if names.keys() == whole.keys():

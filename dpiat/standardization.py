@@ -212,7 +212,7 @@ def paper_kind(cls: type[nn.Module]) -> str:
 
 
 def _has_tensors(module: nn.Module | None) -> bool:
-    return module is not None and len(module.state_dict(keep_vars=True)) > 0
+    return module is not None and len(nn.Module.state_dict(module, keep_vars=True)) > 0
 
 
 @cache

@@ -157,6 +157,7 @@ def test_a_network_of_the_users_own(capsys):
             "dpiat: --out x.onnx must end",
         ),
         (("transfer", "--source", "x.pt", "--target", "resnet18", "--out", "y.pt"), "dpiat: x.pt does not exist"),
+        (("transfer", "--source", "resnet18", "--target", "x.pt", "--out", "y.pt"), "dpiat: x.pt is a file of weights"),
         (
             ("transfer", "--source", "torch.nn:Identity", "--target", "resnet18", "--out", "/no/such/folder/y.pt"),
             "dpiat: no folder /no/such/folder for y.pt",

@@ -102,6 +102,10 @@ def test_mistakes_are_named(tmp_path, source):
     torch.save(source, tmp_path / "module.pt")
     torch.save({"loss": 3.0}, tmp_path / "none.pt")
     torch.save([1], tmp_path / "list.pt")
+    (tmp_path / "noise.pt").write_bytes(b"hello world " * 9)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")
+    torch.save(dict.fromkeys(("params", "params_ema"), source.state_dict()), tmp_path / "two.pt")
     save_file(trained("resnet18", 0).state_dict(), tmp_path / "sorted.safetensors")
     with pytest.raises(ValueError, match=r"sorted.safetensors is not of resnet34: it has no tensor layer1\.2"):
         load(tmp_path / "sorted.safetensors", architecture="resnet34")
@@ -115,6 +119,10 @@ def test_mistakes_are_named(tmp_path, source):
         ("missing.pt", "missing.pt does not exist"),
         ("module.pt", "module.pt holds more than tensors: load it yourself and pass the module"),
         ("none.pt", "none.pt holds no tensors by their names"),
+        ("noise.pt", r"noise\.pt is not a complete file of weights$"),
+        ("empty.pt", r"empty\.pt is not a complete file of weights$"),
+        ("script.pt", r"script\.pt is a TorchScript archive: pass torch\.jit\.load\('.*script\.pt'\)\.state_dict\(\)"),
+        ("two.pt", r"two\.pt holds several networks, 'params' and 'params_ema': give the state dict of one"),
         ("list.pt", "list.pt holds no tensors by their names"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -286,7 +294,7 @@ def test_a_sole_mapping_of_tensors_is_taken_under_any_name():
         state | {"extra": {"a": torch.zeros(1)}},
     ):
         assert list(load(given).state_dict()) == list(state)
-    with pytest.raises(ValueError, match="holds no tensors by their names"):
+    with pytest.raises(ValueError, match="the state dict holds several networks, 'generator' and 'discriminator'"):
         load({"generator": state, "discriminator": other})
 
 
@@ -388,3 +396,16 @@ def test_a_backbone_with_a_norm_beside_it_has_no_classifier(end):
 
     action = "left" if end is nn.Identity else "cropped"
     assert transfer(make(6), make(4)).entries[2].action == action
+
+
+def test_a_network_may_have_a_state_dict_of_its_own():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def state_dict(self):
+            return super().state_dict()
+
+    source, target = Own(), Own()
+    assert transfer(source.state_dict(), target).share == 1 and equal(source, target)
