@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -188,10 +189,9 @@ class Plan:
         optimizer means nothing to the target's.
         """
         source, target = _read(self.source, self.target, self.mode)
-        writes = list(self._writes(source, target))
-        casts = {write.to.path(write.local): _cast(write.source, write.target) for write in writes}
-        now = (entry._replace(note=casts.get(entry.target, entry.note)) for entry in self.report.entries)
-        return replace(self, report=Report(tuple(now)))._carry_out(writes, optimizer)
+        found = list(self._again(source, target))
+        now = replace(self, report=Report(tuple(entry for entry, _ in found)))
+        return now._carry_out([write for _, write in found if write], optimizer)
 
     @torch.no_grad()
     def _carry_out(self, writes: Sequence[Write], optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
@@ -227,20 +227,33 @@ class Plan:
             target = seen(layer, layer, self.mode)[1]
             yield target._replace(tensors={k: t for k, t in target.tensors.items() if layer.path(k) not in left})
 
-    def _writes(self, source: Network, target: Network) -> Iterator[Write]:
-        """What it takes to carry out the entries, which may come from a text or have been edited."""
+    def _again(self, source: Network, target: Network) -> Iterator[tuple[Entry, Write | None]]:
+        """As `_entries`, by those of the plan, which may come from a text, have been edited, or no longer be so."""
         given, wanted = _by_path(source.weights), _by_path(target.weights)
-        routes: dict[tuple[str, str], _Route] = {}
+        planned, there = Counter(entry.target for entry in self.report.entries), Counter(list(wanted))
+        if differ := (planned - there) + (there - planned):
+            raise ValueError(f"the target and the plan do not have {min(differ)} alike: make a new plan")
+        layers: dict[tuple[str, ...], dict[str, tuple[Entry, Write | None]]] = {}
         for entry in self.report.entries:
+            to, local = wanted[entry.target]
             if entry.action == LEFT:
+                tensor, owner = to.tensors[local], wanted.get(entry.shared or entry.target)
+                if owner is None or owner[0].tensors[owner[1]] is not tensor:
+                    raise ValueError(f"{entry.target} is not the same tensor as {entry.shared}: make a new plan")
+                shape = (0,) if entry.shared else tuple(tensor.shape)
+                yield Entry(entry.target, shape, LEFT, note=entry.note, shared=entry.shared), None
                 continue
-            to, local = _found(wanted, entry.target, entry.shape)
+            _found(wanted, entry.target, entry.shape)
             by, theirs = _found(given, entry.source, entry.source_shape)
             if theirs != local or len(entry.shape) != len(entry.source_shape):
                 raise ValueError(f"{entry.source} is no counterpart of {entry.target}: make a new plan")
-            key = to.name, by.name
-            route = routes.get(key) or routes.setdefault(key, self._route(by, to, entry.rule))
-            yield Write(to, by, local, *route.part(local))
+            key = to.name, by.name, entry.rule
+            if key not in layers:
+                layers[key] = {now.target: (now, write) for now, write in self._filled(by, to, entry.rule)}
+            now, write = layers[key][entry.target]
+            if write is None:
+                raise ValueError(f"{entry.target} cannot be filled ({now.note}): make a new plan")
+            yield now, write
 
     def _route(self, by: LayerWeights, to: LayerWeights, rule: str) -> _Route:
         source, target = seen(by, to, self.mode)

@@ -6,7 +6,7 @@ import json
 import pytest
 import timm
 import torch
-from networks import trained
+from networks import tied, trained
 from torch import nn
 from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
@@ -514,3 +514,39 @@ def test_casts_are_those_of_the_networks_when_the_plan_is_applied():
     notes = {entry.target: entry.note for entry in planned.apply().entries}
     assert notes.pop("1.num_batches_tracked") == "" and set(notes.values()) == {"float32 → float64"}
     assert {entry.note for entry in planned.report.entries} == {""}
+
+
+def test_the_report_of_a_plan_is_of_what_it_does():
+    """Whatever its text says, and after a head of other classes has been put in."""
+    source, target = classifier(10), classifier(10, 6)
+    kept = json.loads(plan(source, target, head="skip").to_json())
+    for entry in kept["entries"]:
+        entry.update(filled=7, action="left" if entry["action"] == "left" else "copied")
+    target[3] = nn.Linear(6, 4)
+    report = Plan.from_json(json.dumps(kept), source, target).apply()
+    assert report.entries[:-2] == plan(source, target, head="skip").report.entries[:-2]
+    assert [(entry.shape, entry.filled) for entry in report.entries[-2:]] == [((4, 6), 0), ((4,), 0)]
+
+
+def test_a_plan_is_of_all_tensors_of_its_target():
+    source, target = tied(), tied()
+    before = state(target)
+    text = plan(source, target).to_json()
+
+    def changed(change) -> str:
+        kept = json.loads(text)
+        change(kept["entries"])
+        return json.dumps(kept)
+
+    for change, message in (
+        (lambda entries: entries.pop(), "the target and the plan do not have 1.bias alike: make a new plan"),
+        (lambda entries: entries.append(entries[0]), "the target and the plan do not have 0.weight alike"),
+        (lambda entries: entries[1].update(shared="1.bias"), "1.weight is not the same tensor as 1.bias"),
+        (lambda entries: entries[1].update(shared="2.bias"), "1.weight is not the same tensor as 2.bias"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Plan.from_json(changed(change), source, target).apply()
+    target[1].weight = nn.Parameter(target[1].weight.detach().clone())
+    with pytest.raises(ValueError, match=r"1\.weight is not the same tensor as 0\.weight: make a new plan"):
+        Plan.from_json(text, source, target).apply()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), target.state_dict().values(), strict=True))
