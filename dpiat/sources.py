@@ -275,14 +275,14 @@ def _networks(state: Any) -> list[Any]:
     return [key for key, mapping in inner.items() if any(isinstance(value, Tensor) for value in mapping.values())]
 
 
-def _without_prefixes(tensors: dict[str, Tensor], beside: bool = False) -> dict[str, Tensor]:
+def _without_prefixes(tensors: Mapping[str, Tensor], beside: bool = False) -> dict[str, Tensor]:
     """The tensors by the names that they have without wrappers, which may hold numbers and vectors `beside` them."""
     while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), ""):
         own = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
         if own and not (beside and all(_is_vector(t) and not key.endswith("bias") for key, t in own.items())):
             break  # what has this name is a part of a network
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    return tensors
+    return dict(tensors)
 
 
 def _is_vector(tensor: Tensor) -> bool:
@@ -290,21 +290,29 @@ def _is_vector(tensor: Tensor) -> bool:
     return not is_lazy(tensor) and tensor.dim() < 2
 
 
-def _of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the names that they have in a network: without wrappers, and without what those hold beside it."""
-    tensors = _with_tied(_without_prefixes(dict(tensors), beside=True), network)
-    parts = {name.partition(".")[0] for name in network}
-    return {key: t for key, t in tensors.items() if not _is_vector(t) or key.partition(".")[0] in parts}
+def of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names that they have in the state dict of a network, whatever one of both is wrapped in.
+
+    Numbers and vectors that a wrapper holds beside its network, such as those of a loss, are left out.
+    """
+    names = _without_prefixes(network, beside=True)
+    tensors = _with_tied(_without_prefixes(tensors, beside=True), names)
+    parts = {name.partition(".")[0] for name in names}
+    own = dict(zip(names, network, strict=True))
+    return {
+        own.get(key, key): tensor
+        for key, tensor in tensors.items()
+        if not _is_vector(tensor) or key.partition(".")[0] in parts
+    }
 
 
 def _in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.Module | None) -> Mapping[str, Tensor]:
     """The tensors in their network's order. Raises ValueError if they seem not to be, and `like` has other names."""
     if like is not None:
         state = {key: t for key, t in nn.Module.state_dict(like, keep_vars=True).items() if isinstance(t, Tensor)}
-        names = _without_prefixes(state, beside=True)
-        whole = _of_network(tensors, names)
-        if names.keys() == whole.keys():
-            return dict(zip(_without_prefixes(state), map(whole.get, names), strict=True))
+        found = of_network(tensors, state)
+        if found.keys() == state.keys():
+            return {key: found[key] for key in state}
     if not ordered and (name.endswith(".safetensors") or _reordered(tensors)):
         raise ValueError(f"{name} {UNORDERED}")
     return tensors
@@ -381,7 +389,7 @@ def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.M
     """A network of this name that holds these tensors, whatever its number of classes."""
     network = outline(architecture)
     names = network.state_dict(keep_vars=True)
-    tensors = _of_network(tensors, names)
+    tensors = of_network(tensors, names)
     missing, unknown = (sorted(a - b) for a, b in permutations((names.keys(), tensors.keys())))
     if missing or unknown:
         word, key = ("no", missing[0]) if missing else ("an unknown", unknown[0])

@@ -117,7 +117,7 @@ def run(settings: Settings, plot: Plot | None = None) -> Outcome:
 def plan(settings: Settings) -> Trial:
     """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
     data.check(settings.dataset)
-    _check_positive(settings)
+    _check_values(settings)
     _check_parts(settings)
     models.check(settings.target)
     init = settings.init.name
@@ -140,13 +140,16 @@ def plan(settings: Settings) -> Trial:
     return replace(target, mode=method.mode, source=_source(settings))
 
 
-def _check_positive(settings: Settings) -> None:
+def _check_values(settings: Settings) -> None:
     counts = ("source_epochs", "target_epochs", "schedule_epochs", "batch_size", "batchnorm_group", "threads")
     values = {key: getattr(settings, key) for key in (*counts, "lr", "source_lr", "baseline_lr")}
     values |= {f"dataset.{key}": getattr(settings.dataset, key) for key in ("image_size", "stored_size")}
     for key, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key} must be positive, got {value}")
+    for key in ("output_dir", "cache_dir"):
+        if not getattr(settings, key).strip():
+            raise UserError(f"{key} must name a folder, got nothing")
     for key in ("seed", "source_seed"):
         if not 0 <= getattr(settings, key) < 2**63:
             raise UserError(f"{key} must be from 0 to 2^63 - 1, got {getattr(settings, key)}")
@@ -460,7 +463,7 @@ def _check_same_trial(file: Path, found: dict[str, Any], wanted: dict[str, Any],
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor]) -> None:
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(sources.of_network(state, network.state_dict(keep_vars=True)))
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise UserError(f"source_checkpoint does not fit the source: {cause[:300]}") from error

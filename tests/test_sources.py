@@ -389,6 +389,23 @@ def test_what_a_wrapper_holds_beside_a_network_is_none_of_its_tensors(tmp_path):
         load({**averaged.state_dict(), "module.fc.scale": torch.ones(3)}, architecture="resnet10t")
 
 
+class Inner(nn.Module):
+    """A network of the user's own whose only child has the name of a wrapper's."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = deep(12)
+
+
+def test_a_network_may_have_what_looks_like_a_wrapper(tmp_path):
+    source, target = Inner(), Inner()
+    save_file(source.state_dict(), tmp_path / "inner.safetensors")
+    assert equal(load(tmp_path / "inner.safetensors", architecture="test_sources:Inner"), source)
+    for mode in ("default", "paper"):
+        transfer(deep(12, seed=3), target, head="copy")
+        assert transfer(tmp_path / "inner.safetensors", target, mode, head="copy").share == 1 and equal(source, target)
+
+
 @pytest.mark.parametrize("end", [nn.LayerNorm, nn.RMSNorm, nn.Identity])
 def test_a_backbone_with_a_norm_beside_it_has_no_classifier(end):
     def make(width: int) -> nn.Module:

@@ -118,7 +118,8 @@ def test_a_users_checkpoint_is_the_source(tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "mine.pt")
     outcome = trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / "mine.pt")))
     assert outcome.record["trial"]["source"]["init"] == "checkpoint" and not list(tmp_path.glob("checkpoints/*"))
-    torch.save({"model_ema": {f"module.{name}": t for name, t in weights.items()}}, tmp_path / "averaged.pt")
+    wrapped = {f"module.{name}": t for name, t in weights.items()}
+    torch.save({"model_ema": {"n_averaged": torch.tensor(9), **wrapped}}, tmp_path / "averaged.pt")
     save_file(weights, tmp_path / "mine.safetensors")
     for file in ("averaged.pt", "mine.safetensors"):
         same = trial.run(settings(tmp_path, source_checkpoint=str(tmp_path / file)))
@@ -168,6 +169,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         ({"device": "gpu"}, "device=gpu cannot be used"),
         ({"target_epochs": 0}, "target_epochs must be positive, got 0"),
         ({"lr": 0.0}, "lr must be positive, got 0"),
+        ({"output_dir": ""}, "output_dir must name a folder, got nothing"),
         ({"lr": math.nan}, "lr must be positive, got nan"),
         ({"seed": -1}, "seed must be from 0 to"),
         ({"logger": LoggerSettings(name="wandb", mode="offlin")}, "unknown logger.mode 'offlin': known are offline"),
