@@ -29,7 +29,7 @@ class Weights(NamedTuple):
     """What an operator sees of a layer: its tensors by their names in it, its kind, and how it is divided.
 
     `groups` are those of a convolution, `parts` how many equal projections are stacked in one (3 for query, key and
-    value, 4 for the gates of an LSTM), along the first dimension or the last one, `along`. Both are 1 in paper mode.
+    value, 4 for the gates of an LSTM), along dimension `along`, 0 or 1. Both are 1 in paper mode.
     """
 
     tensors: Mapping[str, Tensor]
@@ -123,8 +123,8 @@ def _places(chosen: slice) -> Tensor:
 
 
 def _stacked(source: Sequence[int], target: Sequence[int], parts: int, along: int) -> tuple[Index, Index]:
-    """The centre crops of projections that are stacked along a dimension."""
-    d = along % len(source)
+    """The centre crops of projections that are stacked along a dimension, of a bias its only one."""
+    d = min(along, len(source) - 1)
     one = [[size // parts if i == d else size for i, size in enumerate(shape)] for shape in (source, target)]
     chosen = []
     for index, shape in zip(centre(*one), (one[1], one[0]), strict=True):

@@ -153,11 +153,13 @@ def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
         message = f"{type(step).__name__} of {name} has no right_inverse: its weights cannot be set"
         if not hasattr(step, "right_inverse"):
             raise ValueError(message)
-        if isinstance(step, _Orthogonal):  # the nearest one
-            u, _, v = torch.linalg.svd(wanted, full_matrices=False)
-            wanted = u @ v
         try:
+            if isinstance(step, _Orthogonal):  # the nearest one
+                u, _, v = torch.linalg.svd(wanted, full_matrices=False)
+                wanted = u @ v
             wanted = step.right_inverse(wanted)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(f"{name} cannot be orthogonal: the values for it are not all finite") from error
         except NotImplementedError as error:  # of one that has it for some settings only, such as orthogonal
             raise ValueError(message) from error
         if isinstance(step, _WeightNorm):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's 
 UNMATCHED = "a classifier, and no classifier matched"
 DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
 # How many equal projections are stacked in one layer, by the end of its name: query, key and value, or two of these.
-STACKED = {"in_proj_weight": 3, "in_proj_bias": 3, "qkv": 3, "qkv_proj": 3, "c_attn": 3, "kv": 2, "qk": 2}
-PROJECTIONS = tuple(STACKED)
+STACKED = {"in_proj_weight": 3, "in_proj_bias": 3, "qkv": 3, "kv": 2, "qk": 2}
+BY_SHAPE = ("c_attn", "qkv_proj")  # two or three, as many as there are inputs in outputs
+PROJECTIONS = (*STACKED, *BY_SHAPE)
 WRAPPED = ("._orig_mod", ".base_layer")  # what torch.compile and PEFT append to the name of a layer
 ATTENTION = ("in_proj_weight", "q_proj_weight")  # beside the out_proj of nn.MultiheadAttention, which is linear
 
@@ -47,7 +48,7 @@ def _one_by_one(module: nn.Module) -> bool:
 def _parts(layer: LayerWeights) -> tuple[int, int]:
     """How many equal projections are stacked in each tensor of a layer, and along which dimension.
 
-    3 for query, key and value, the number of gates, or 1; the first dimension, or the last one as in GPT-2's Conv1D.
+    3 for query, key and value, the number of gates, or 1; 0 for the first dimension, or 1 for the second.
     """
     recurrent = layer.tensors.get("weight_hh_l0", layer.tensors.get("weight_hh"))
     if recurrent is not None and recurrent.dim() == 2:  # (gates · hidden, hidden), or (gates · hidden, projected)
@@ -55,14 +56,14 @@ def _parts(layer: LayerWeights) -> tuple[int, int]:
     name = layer.name
     for end in WRAPPED:
         name = name.removesuffix(end)
-    if name.endswith(PROJECTIONS):
-        parts = next(parts for end, parts in STACKED.items() if name.endswith(end))
-        matrices = all(tensor.dim() < 3 for tensor in layer.tensors.values())
-        for along in (0, -1) if matrices else (0,):
-            sizes = {tensor.shape[along] if tensor.dim() else 1 for tensor in layer.tensors.values()}
-            if len(sizes) == 1 and sizes.pop() % parts == 0:
-                return parts, along
-    return 1, 0
+    weight = layer.tensors.get("weight")
+    if name.endswith(BY_SHAPE) and weight is not None and weight.dim() > 1:
+        along = int(weight.shape[0] < weight.shape[1])  # GPT-2's Conv1D has its outputs in columns
+        parts, rest = divmod(weight.shape[along], weight.shape[1 - along])
+        return (parts, along) if not rest and parts in (2, 3) else (1, 0)
+    parts = next((parts for end, parts in STACKED.items() if name.endswith(end)), 1)
+    rows = {tensor.shape[0] if tensor.dim() else 1 for tensor in layer.tensors.values()}
+    return (parts, 0) if len(rows) == 1 and rows.pop() % parts == 0 else (1, 0)
 
 
 # --- the classifier ---------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def _heads(architecture: Architecture) -> list[Layer]:
     of a detector; others elsewhere have as many rows as one of these, such as auxiliary classifiers and what is beside
     those. No later layer takes what a head gives. An attention's last projection is none.
     """
-    layers = _without_what_follows([layer for layer in architecture.layers if layer.shape])
+    layers = [layer for layer in architecture.layers if layer.shape and not _of_loss(layer)]
     inner = {
         layer.name.removesuffix(own) + "out_proj" for layer in layers for own in ATTENTION if layer.name.endswith(own)
     }
@@ -157,15 +158,9 @@ def _heads(architecture: Architecture) -> list[Layer]:
     return [layer for run in beside if not rows.isdisjoint(each.shape[0] for each in run) for layer in run]
 
 
-def _without_what_follows(layers: list[Layer]) -> list[Layer]:
-    """The layers without the vectors and numbers at the end that are beside the network, such as those of a loss."""
-    matrices = (layer.name.split(".")[:-1] for layer in layers if len(layer.shape) > 1)
-    network = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*matrices, strict=False))]
-    while layers and len(layers[-1].shape) == 1 and layers[-1].name.split(".")[: len(network)] != network:
-        if "Norm" in layers[-1].kind != "Norm":  # of a state dict, which does not tell
-            break
-        layers = layers[:-1]
-    return layers
+def _of_loss(layer: Layer) -> bool:
+    """Is it a vector of a loss's, such as the weights of classes, beside the network?"""
+    return len(layer.shape) == 1 and any(word in f"{layer.name} {layer.kind}".lower() for word in ("loss", "criteri"))
 
 
 def _inputs(layer: Layer) -> int:

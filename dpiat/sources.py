@@ -26,6 +26,7 @@ Source = nn.Module | Mapping[str, Any] | str | PathLike
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
 NESTED = ("state_dict", "model_state_dict", "model", "state", "state_dict_ema", "model_ema")  # where trainers put it
 ORDER = "dpiat order"  # of the metadata in a .safetensors file: the names of the tensors, as JSON
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PARAMETRIZED = "parametrizations.weight."
 UNORDERED = (
     "has its tensors in an order that is not the network's: name the network, as in "
@@ -248,13 +249,12 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     while isinstance(state, Mapping) and (inner := _inner(state)) is not None:
         state = inner
     tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
-    if not tensors and len(several := _networks(state)) > 1:
-        raise ValueError(
-            f"{name} holds several networks, {' and '.join(map(repr, several))}: give the state dict of one"
-        )
+    numbers = not any(is_lazy(tensor) or tensor.dim() for tensor in tensors.values())
+    if numbers and len(several := _networks(state)) > 1 and isinstance(several[0], str):
+        raise ValueError(f"{name} holds several networks, such as {several[0]!r} and {several[1]!r}: give one of them")
     if not tensors or not all(isinstance(key, str) for key in tensors):
         raise ValueError(f"{name} holds no tensors by their names: give a state dict")
-    return _without_prefixes(tensors)
+    return {key: tensors[whole] for key, whole in _unwrapped(tensors)[0].items()}
 
 
 def _inner(state: Mapping) -> Mapping | None:
@@ -267,22 +267,25 @@ def _inner(state: Mapping) -> Mapping | None:
     return state[found[0]]
 
 
-def _networks(state: Any) -> list[Any]:
-    """Where there are mappings with tensors."""
-    inner = (
-        {key: value for key, value in state.items() if isinstance(value, Mapping)} if isinstance(state, Mapping) else {}
-    )
+def _networks(state: Any) -> list[str]:
+    """The names of the mappings that hold tensors."""
+    inner = {key: t for key, t in state.items() if isinstance(t, Mapping)} if isinstance(state, Mapping) else {}
     return [key for key, mapping in inner.items() if any(isinstance(value, Tensor) for value in mapping.values())]
 
 
-def _without_prefixes(tensors: Mapping[str, Tensor], beside: bool = False) -> dict[str, Tensor]:
-    """The tensors by the names that they have without wrappers, which may hold numbers and vectors `beside` them."""
-    while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), ""):
-        own = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
-        if own and not (beside and all(_is_vector(t) and not key.endswith("bias") for key, t in own.items())):
+def _unwrapped(tensors: Mapping[str, Tensor], beside: bool = False) -> tuple[dict[str, str], list[str]]:
+    """The names of a network's tensors without wrappers, each with its whole name; and those that wrappers hold.
+
+    Wrappers may hold vectors and numbers `beside` their network, but no biases.
+    """
+    inner, outer = {key: key for key in tensors}, []
+    while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in inner)), ""):
+        own = [key for key in inner if not key.startswith(prefix)]
+        if own and not (beside and all(_is_vector(tensors[inner[key]]) and not key.endswith("bias") for key in own)):
             break  # what has this name is a part of a network
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    return dict(tensors)
+        outer += [inner.pop(key) for key in own]
+        inner = {key.removeprefix(prefix): whole for key, whole in inner.items()}
+    return inner, outer
 
 
 def _is_vector(tensor: Tensor) -> bool:
@@ -293,17 +296,14 @@ def _is_vector(tensor: Tensor) -> bool:
 def of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by the names that they have in the state dict of a network, whatever one of both is wrapped in.
 
-    Numbers and vectors that a wrapper holds beside its network, such as those of a loss, are left out.
+    Numbers and vectors that a wrapper holds beside its network, such as those of a loss, are left out, unless the
+    network is in such a wrapper too.
     """
-    names = _without_prefixes(network, beside=True)
-    tensors = _with_tied(_without_prefixes(tensors, beside=True), names)
-    parts = {name.partition(".")[0] for name in names}
-    own = dict(zip(names, network, strict=True))
-    return {
-        own.get(key, key): tensor
-        for key, tensor in tensors.items()
-        if not _is_vector(tensor) or key.partition(".")[0] in parts
-    }
+    (inner, outer), (names, beside) = _unwrapped(tensors, True), _unwrapped(network, True)
+    given = {key: tensors[whole] for key, whole in inner.items()}
+    given = _with_tied(given, {key: network[whole] for key, whole in names.items()})
+    found = {names.get(key, key): tensor for key, tensor in given.items()}
+    return found | {key: tensors[key] for key in outer if key in beside}
 
 
 def _in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.Module | None) -> Mapping[str, Tensor]:
@@ -311,8 +311,8 @@ def _in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.
     if like is not None:
         state = {key: t for key, t in nn.Module.state_dict(like, keep_vars=True).items() if isinstance(t, Tensor)}
         found = of_network(tensors, state)
-        if found.keys() == state.keys():
-            return {key: found[key] for key in state}
+        if found.keys() <= state.keys() and state.keys() - found.keys() <= set(_unwrapped(state, True)[1]):
+            return {key: found[key] for key in state if key in found}
     if not ordered and (name.endswith(".safetensors") or _reordered(tensors)):
         raise ValueError(f"{name} {UNORDERED}")
     return tensors
@@ -362,7 +362,10 @@ def _reordered(tensors: Mapping[str, Tensor]) -> bool:
 
     There, those of a module stand together, weights before their biases, and layer 2 before layer 10.
     """
-    if _scattered([key.split(".")[:-1] for key in tensors]):
+    paths = [key.split(".") for key in tensors]
+    while paths and paths[-1][-1] in STATISTICS:  # {**parameters, **buffers}
+        paths.pop()
+    if paths and _scattered([path[:-1] for path in paths]):
         return True
     keys = [key for key, tensor in tensors.items() if tensor.is_floating_point()]
     if keys != sorted(keys):
@@ -426,7 +429,8 @@ def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _spectral_normed(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """The weight over the norm that the singular vectors give: along the dimension that they fit, or fit best."""
-    fitting = (weight.movedim(d, 0).flatten(1) for d in (0, 1) if weight.dim() > 1 and weight.shape[d] == len(u))
+    u, v = u.to(weight.dtype), v.to(weight.dtype)
+    fitting = (weight.movedim(d, 0).flatten(1) for d in range(weight.dim()) if weight.shape[d] == len(u))
     norms = [torch.dot(u, torch.mv(matrix, v)) for matrix in fitting if matrix.shape[1] == len(v)]
     return weight / torch.stack(norms).amax() if norms else weight
 

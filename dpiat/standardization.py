@@ -183,7 +183,7 @@ class _Reader:
         if not tensors:
             return Layer(name, kind or type(module).__name__)
         self.weights.append(LayerWeights(name, module, tensors))
-        if isinstance(module, _Loss):  # the weights of classes, which are those of this network alone
+        if isinstance(module, _Loss) and not module._parameters:  # weights of its own classes
             return Layer(name, type(module).__name__)
         weight = tensors.get("weight") if kind else None
         shape = _shape(tensors.values() if weight is None else [weight], name)

@@ -65,8 +65,8 @@ def transfer(
     """Initialize `target` with the knowledge of `source`, a trained network of another architecture.
 
     Matches the layers of both by dynamic programming on their weight shapes, then copies the centre crop of every
-    matched tensor, in place. Tensors without a counterpart keep their values. `source` is not modified; nor are
-    devices, dtypes, requires_grad and the training flag of either.
+    matched tensor, in place; of an embedding, the rows from the first one. Tensors without a counterpart keep their
+    values. `source` is not modified; nor are devices, dtypes, requires_grad and the training flag of either.
 
     `source` is a module, a state dict, the path of one (.pt, .pth, .bin), or a timm name, which brings its pretrained
     weights. Of a state dict the kinds of layers are what the shapes tell; the groups of its convolutions are not known.
@@ -233,6 +233,7 @@ class Plan:
         planned, there = Counter(entry.target for entry in self.report.entries), Counter(list(wanted))
         if differ := (planned - there) + (there - planned):
             raise ValueError(f"the target and the plan do not have {min(differ)} alike: make a new plan")
+        written: dict[int, str] = {}
         layers: dict[tuple[str, ...], dict[str, tuple[Entry, Write | None]]] = {}
         for entry in self.report.entries:
             to, local = wanted[entry.target]
@@ -253,6 +254,8 @@ class Plan:
             now, write = layers[key][entry.target]
             if write is None:
                 raise ValueError(f"{entry.target} cannot be filled ({now.note}): make a new plan")
+            if (first := written.setdefault(id(write.target), entry.target)) != entry.target:
+                raise ValueError(f"{entry.target} is now the same tensor as {first}: make a new plan")
             yield now, write
 
     def _route(self, by: LayerWeights, to: LayerWeights, rule: str) -> _Route:

@@ -43,8 +43,10 @@ class Write(NamedTuple):
         pairs = self.written()
         if any(source is None or _layout(target) != _layout(source) for target, source in pairs):
             return False
-        to, by = self.index or (..., ...)
-        return (self.index is None and pairs[0][0] is self.target) or torch.equal(self.target[to], self.source[by])
+        places = zip(*(index if isinstance(index, tuple) else (index,) for index in self.index or ()), strict=True)
+        if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in places):
+            return False
+        return pairs[0][0] is self.target or torch.equal(self.target, self.source)
 
 
 def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None) -> None:
@@ -117,7 +119,7 @@ class _Taken:
 
 def _range(tensor: Tensor) -> tuple[int, int] | tuple[()]:
     """The addresses of a tensor's first byte and of the one after its last; () if it has no elements or no place."""
-    if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
+    if is_lazy(tensor) or tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided or not tensor.numel():
         return ()
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     begin = tensor.data_ptr()

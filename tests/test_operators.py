@@ -11,6 +11,8 @@ from torch import nn
 
 from dpiat import Plan, plan, transfer
 from dpiat.operators import OPERATORS, FullTransfer, Weights, centre, clip, magnitude, shared, uniform
+from dpiat.roles import seen
+from dpiat.standardization import LayerWeights
 
 
 def test_centre_crops_start_at_the_lower_half():
@@ -98,6 +100,24 @@ def test_projections_are_known_by_the_names_of_other_libraries(name):
     setattr(wrapped, name, torch.compile(wrapped.get_submodule(name)))
     transfer(source, wrapped)
     assert torch.equal(wrapped.get_submodule(name).weight, filled.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "parts"),
+    [
+        ("qkv_proj", (3, 1), 3),
+        ("qkv_proj", (5 / 3, 1), 1),  # grouped queries: parts that are not equal
+        ("crossattention.c_attn", (1, 2), 2),
+        ("c_attn", (1, 3), 3),
+        ("c_attn", (1, 1), 1),
+        ("qkv", (3, 1), 3),
+    ],
+)
+def test_parts_are_what_the_shape_says(name, shape, parts):
+    def layer(width: int) -> LayerWeights:
+        return LayerWeights(name, nn.Module(), {"weight": torch.zeros([round(width * part) for part in shape])})
+
+    assert seen(layer(24), layer(48), "default")[1].parts == parts
 
 
 @pytest.mark.parametrize("operator", ["clip", "clip_normalized"])

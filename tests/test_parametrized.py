@@ -198,3 +198,20 @@ def test_an_orthogonal_weight_is_the_nearest_one(shape, trivial):
     torch.testing.assert_close(target.weight, u @ v)
     assert torch.equal(before, torch.get_rng_state())
     assert all(a is b for a, b in zip(tensors, target.state_dict(keep_vars=True).values(), strict=True))
+
+
+def test_an_orthogonal_weight_of_no_numbers_is_refused():
+    source, target = nn.Linear(4, 4), parametrizations.orthogonal(nn.Linear(4, 4))
+    before = target.weight.clone()
+    nn.init.constant_(source.weight, float("nan"))
+    with pytest.raises(ValueError, match="weight cannot be orthogonal: the values for it are not all finite"):
+        transfer(source, target, head="copy")
+    assert torch.equal(target.weight, before)
+
+
+def test_a_spectral_norm_in_half_precision_has_a_weight():
+    source, target = network(spectral_norm), network(lambda layer: layer, seed=1)
+    source(torch.rand(1, 6))
+    state = {key: t.half() if key.endswith("orig") else t for key, t in source.state_dict().items()}
+    transfer(state, target)
+    torch.testing.assert_close(target[0].weight, source[0].weight, atol=1e-2, rtol=1e-2)

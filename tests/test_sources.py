@@ -122,7 +122,7 @@ def test_mistakes_are_named(tmp_path, source):
         ("noise.pt", r"noise\.pt is not a complete file of weights$"),
         ("empty.pt", r"empty\.pt is not a complete file of weights$"),
         ("script.pt", r"script\.pt is a TorchScript archive: pass torch\.jit\.load\('.*script\.pt'\)\.state_dict\(\)"),
-        ("two.pt", r"two\.pt holds several networks, 'params' and 'params_ema': give the state dict of one"),
+        ("two.pt", r"two\.pt holds several networks, such as 'params' and 'params_ema': give one of them"),
         ("list.pt", "list.pt holds no tensors by their names"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -294,8 +294,15 @@ def test_a_sole_mapping_of_tensors_is_taken_under_any_name():
         state | {"extra": {"a": torch.zeros(1)}},
     ):
         assert list(load(given).state_dict()) == list(state)
-    with pytest.raises(ValueError, match="the state dict holds several networks, 'generator' and 'discriminator'"):
-        load({"generator": state, "discriminator": other})
+    for given in ({}, {"epoch": torch.tensor(3)}):
+        with pytest.raises(ValueError, match="the state dict holds several networks, such as 'generator' and 'critic'"):
+            load({**given, "generator": state, "critic": other})
+    network = deep(2)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.rand(1, 16)).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="the state dict holds no tensors by their names"):
+        load(optimizer.state_dict())
 
 
 def test_a_state_dict_of_lazy_modules_is_refused_by_name():
@@ -406,13 +413,73 @@ def test_a_network_may_have_what_looks_like_a_wrapper(tmp_path):
         assert transfer(tmp_path / "inner.safetensors", target, mode, head="copy").share == 1 and equal(source, target)
 
 
-@pytest.mark.parametrize("end", [nn.LayerNorm, nn.RMSNorm, nn.Identity])
-def test_a_backbone_with_a_norm_beside_it_has_no_classifier(end):
+@pytest.mark.parametrize("end", [nn.LayerNorm, nn.RMSNorm, nn.PReLU, nn.Identity])
+@pytest.mark.parametrize("kept", [lambda source: source, nn.Module.state_dict])
+def test_a_backbone_with_a_norm_beside_it_has_no_classifier(end, kept):
     def make(width: int) -> nn.Module:
         return nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, width)), end(width))
 
     action = "left" if end is nn.Identity else "cropped"
-    assert transfer(make(6), make(4)).entries[2].action == action
+    assert transfer(kept(make(6)), make(4)).entries[2].action == action
+
+
+def test_a_loss_may_have_weights_that_are_learned():
+    class Margin(nn.modules.loss._Loss):
+        def __init__(self, classes: int):
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(classes, 4))
+
+    source, target = (nn.Sequential(nn.Linear(4, 4), Margin(5)) for _ in range(2))
+    assert transfer(source, target).share == 1 and equal(source, target)
+
+
+class Scored(nn.Module):
+    """Both it and the network in it have a tensor of one name."""
+
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 2))
+        for network in (self, self.model):
+            network.scale = nn.Parameter(torch.rand(()))
+
+
+def test_what_a_wrapper_holds_is_not_taken_for_its_networks(tmp_path):
+    source, target, inner = Scored(), Scored(), Scored().model
+    assert transfer(source.state_dict(), target).share == 1 and equal(source, target)
+    save_file(source.state_dict(), tmp_path / "scored.safetensors")
+    assert transfer(tmp_path / "scored.safetensors", inner).share == 1 and equal(source.model, inner)
+    norm = {
+        "0.weight": torch.rand(4, 4),
+        "0.bias": torch.rand(4),
+        "norm.weight": torch.rand(4),
+        "norm.bias": torch.rand(4),
+    }
+    with pytest.raises(ValueError, match=r"is not of test_sources:one_layer: it has an unknown tensor norm\.bias"):
+        load(norm, architecture="test_sources:one_layer")
+
+
+def one_layer() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4))
+
+
+def test_the_file_of_a_network_fills_it_in_any_wrapper(tmp_path):
+    source = trained("resnet10t", 0)
+    save_file(source.state_dict(), tmp_path / "network.safetensors")
+    for wrap in (AveragedModel, lambda network: Trained(network, 3), nn.DataParallel):
+        target = wrap(trained("resnet10t", 1))
+        transfer(tmp_path / "network.safetensors", target)
+        assert equal(target.model if isinstance(target, Trained) else target.module, source)
+
+
+def test_parameters_before_buffers_are_in_order():
+    source, target = trained("resnet10t", 0), trained("resnet10t", 1)
+    given = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    assert list(load(given).state_dict()) == list(source.state_dict())
+    other = trained("resnet14t", 1)
+    assert transfer(given, other).share == transfer(source.state_dict(), other).share
+    assert transfer(given, target).share == 1 and equal(source, target)
+    with pytest.raises(ValueError, match="has its tensors in an order that is not the network's"):
+        load({**dict(source.named_buffers()), **dict(source.named_parameters())})
 
 
 def test_a_network_may_have_a_state_dict_of_its_own():

@@ -550,3 +550,23 @@ def test_a_plan_is_of_all_tensors_of_its_target():
     with pytest.raises(ValueError, match=r"1\.weight is not the same tensor as 0\.weight: make a new plan"):
         Plan.from_json(text, source, target).apply()
     assert all(torch.equal(a, b) for a, b in zip(before.values(), target.state_dict().values(), strict=True))
+
+
+def test_a_plan_of_tensors_that_were_tied_since_is_refused():
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5, bias=False))
+
+    source, target = model(), model()
+    planned = plan(source, target, head="copy")
+    target[2].weight = target[0].weight
+    before = state(target)
+    with pytest.raises(ValueError, match=r"2\.weight is now the same tensor as 0\.weight: make a new plan"):
+        planned.apply()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), target.state_dict().values(), strict=True))
+
+
+def test_a_shared_embedding_with_no_numbers_is_no_harm():
+    table = nn.Embedding(5, 4)
+    nn.init.constant_(table.weight[0].detach(), float("nan"))
+    source, target = (nn.Sequential(table, nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(2))
+    assert transfer(source, target).share == 1
