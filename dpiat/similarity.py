@@ -12,8 +12,9 @@ from torch import nn
 from dpiat.architecture import Architecture
 from dpiat.index import pretrained, timm_architectures
 from dpiat.matching import match_both, match_score, match_scores
-from dpiat.sources import Source, Stored, is_timm_name, sketch, sketches
+from dpiat.sources import Source, is_timm_name, sketch, sketches
 from dpiat.standardization import read, standardize
+from dpiat.stored import Stored
 
 
 def similarity(source: Source | Architecture, target: Source | Architecture, mode: str = "default") -> float:

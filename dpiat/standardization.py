@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.parametrized import CHAINS, chains, computed
-from dpiat.sources import Stored
+from dpiat.stored import Stored
 
 MODES = ("default", "paper")
 

@@ -30,8 +30,9 @@ from dpiat.roles import (
     seen,
     treat_heads,
 )
-from dpiat.sources import Source, Stored, first_line, load
+from dpiat.sources import Source, first_line, load
 from dpiat.standardization import MODES, LayerWeights, Network, read
+from dpiat.stored import Stored
 from dpiat.writing import Write, check, check_optimizers, move_state, put
 
 if TYPE_CHECKING:

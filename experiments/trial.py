@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpiat import sources
+from dpiat import sources, stored
 from dpiat.assignment import MATCHINGS
 from dpiat.operators import OPERATORS
 from dpiat.roles import HEADS
@@ -463,7 +463,7 @@ def _check_same_trial(file: Path, found: dict[str, Any], wanted: dict[str, Any],
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor]) -> None:
     try:
-        network.load_state_dict(sources.of_network(state, network.state_dict(keep_vars=True)))
+        network.load_state_dict(stored.of_network(state, network.state_dict(keep_vars=True)))
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise UserError(f"source_checkpoint does not fit the source: {cause[:300]}") from error

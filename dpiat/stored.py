@@ -1,0 +1,203 @@
+"""A network of which only the state dict is there: its tensors, by the names and in the order of the network's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+NESTED = ("state_dict", "model_state_dict", "model", "state", "state_dict_ema", "model_ema")  # where trainers put it
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel and DDP, torch.compile, Lightning
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+PARAMETRIZED = "parametrizations.weight."
+UNORDERED = (
+    "has its tensors in an order that is not the network's: name the network, as in "
+    "dpiat.load(..., architecture='resnet18') or --architecture resnet18"
+)
+
+
+class Stored(nn.Module):
+    """A network of which only the tensors are known: one node of the tree that their names make."""
+
+
+def tensors_in(state: Any, name: str) -> dict[str, Tensor]:
+    """The tensors of a state dict, or of the one in it, without the prefixes of wrappers."""
+    while isinstance(state, Mapping) and (inner := _inner(state)) is not None:
+        state = inner
+    tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
+    numbers = not any(is_lazy(tensor) or tensor.dim() for tensor in tensors.values())
+    if numbers and len(several := _networks(state)) > 1 and isinstance(several[0], str):
+        raise ValueError(f"{name} holds several networks, such as {several[0]!r} and {several[1]!r}: give one of them")
+    if not tensors or not all(isinstance(key, str) for key in tensors):
+        raise ValueError(f"{name} holds no tensors by their names: give a state dict")
+    return {key: tensors[whole] for key, whole in _unwrapped(tensors)[0].items()}
+
+
+def _inner(state: Mapping) -> Mapping | None:
+    """The mapping that a trainer put the tensors in: under one of the usual names, or the only one that holds any."""
+    if key := next((key for key in NESTED if isinstance(state.get(key), Mapping)), None):
+        return state[key]
+    found = _networks(state)
+    if len(found) != 1 or any(isinstance(value, Tensor) and value.dim() for value in state.values()):
+        return None  # a tensor beside it that is one number is no weight, but a loss
+    return state[found[0]]
+
+
+def _networks(state: Any) -> list[str]:
+    """The names of the mappings that hold tensors."""
+    inner = {key: t for key, t in state.items() if isinstance(t, Mapping)} if isinstance(state, Mapping) else {}
+    return [key for key, mapping in inner.items() if any(isinstance(value, Tensor) for value in mapping.values())]
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], beside: bool = False) -> tuple[dict[str, str], list[str]]:
+    """The names of a network's tensors without wrappers, each with its whole name; and those that wrappers hold.
+
+    Wrappers may hold vectors and numbers `beside` their network, but no biases.
+    """
+    inner, outer = {key: key for key in tensors}, []
+    while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in inner)), ""):
+        own = [key for key in inner if not key.startswith(prefix)]
+        if own and not (beside and all(_is_vector(tensors[inner[key]]) and not key.endswith("bias") for key in own)):
+            break  # what has this name is a part of a network
+        outer += [inner.pop(key) for key in own]
+        inner = {key.removeprefix(prefix): whole for key, whole in inner.items()}
+    return inner, outer
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """Is it a vector or a number?"""
+    return not is_lazy(tensor) and tensor.dim() < 2
+
+
+def of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names that they have in the state dict of a network, whatever one of both is wrapped in.
+
+    Numbers and vectors that a wrapper holds beside its network, such as those of a loss, are left out, unless the
+    network is in such a wrapper too.
+    """
+    (inner, outer), (names, beside) = _unwrapped(tensors, True), _unwrapped(network, True)
+    given = {key: tensors[whole] for key, whole in inner.items()}
+    given = _with_tied(given, {key: network[whole] for key, whole in names.items()})
+    found = {names.get(key, key): tensor for key, tensor in given.items()}
+    return found | {key: tensors[key] for key in outer if key in beside}
+
+
+def in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.Module | None) -> Mapping[str, Tensor]:
+    """The tensors in their network's order. Raises ValueError if they seem not to be, and `like` has other names."""
+    if like is not None:
+        state = {key: t for key, t in nn.Module.state_dict(like, keep_vars=True).items() if isinstance(t, Tensor)}
+        found = of_network(tensors, state)
+        if found.keys() <= state.keys() and state.keys() - found.keys() <= set(_unwrapped(state, True)[1]):
+            return {key: found[key] for key in state if key in found}
+    if not ordered and (name.endswith(".safetensors") or _reordered(tensors)):
+        raise ValueError(f"{name} {UNORDERED}")
+    return tensors
+
+
+def _with_tied(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, and under each of its names one that the network has under several and a format keeps under one."""
+    held = {id(tensor): tensors[key] for key, tensor in network.items() if key in tensors}
+    return {**tensors, **{key: held[id(t)] for key, t in network.items() if key not in tensors and id(t) in held}}
+
+
+def as_network(tensors: Mapping[str, Tensor]) -> Stored:
+    """The tensors of a state dict in a tree of modules; they are shared, not copied."""
+    root = Stored()
+    for key, tensor in _computed(tensors).items():
+        *path, last = key.split(".")
+        node = root
+        for part in path:
+            node = node._modules.setdefault(part, Stored())
+        node.register_buffer(last, tensor)
+    _join_aliases(root)
+    return root
+
+
+def _join_aliases(node: nn.Module) -> None:
+    """Make one node of children with the same tensors: they are one module under two names.
+
+    Not of a single tensor: two modules may be tied in it.
+    """
+    seen: dict[tuple, nn.Module] = {}
+    for name, child in node._modules.items():
+        _join_aliases(child)
+        held = tuple((key, *_place(tensor)) for key, tensor in child.state_dict(keep_vars=True).items())
+        if len(held) > 1 and all(address for _, address, _ in held):
+            node._modules[name] = seen.setdefault(held, child)
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where in memory a tensor is, 0 if nowhere, as on the meta device, and its shape."""
+    if is_lazy(tensor) or tensor.layout != torch.strided:
+        return 0, ()
+    return tensor.data_ptr(), tuple(tensor.shape)
+
+
+def _reordered(tensors: Mapping[str, Tensor]) -> bool:
+    """Did a format put these tensors in another order than their network's?
+
+    There, those of a module stand together, weights before their biases, and layer 2 before layer 10.
+    """
+    paths = [key.split(".") for key in tensors]
+    while paths and paths[-1][-1] in STATISTICS:  # {**parameters, **buffers}
+        paths.pop()
+    if paths and _scattered([path[:-1] for path in paths]):
+        return True
+    keys = [key for key, tensor in tensors.items() if tensor.is_floating_point()]
+    if keys != sorted(keys):
+        return False
+    biased = any(key.replace("weight", "bias") in tensors for key in keys if "weight" in key)
+    return biased or keys != sorted(keys, key=_numbered)
+
+
+def _scattered(paths: Sequence[Sequence[str]]) -> bool:
+    """Is there a module with others between what it holds?"""
+    for depth in range(1, max(map(len, paths)) + 1):
+        modules = [path for path, _ in groupby(tuple(path[:depth]) for path in paths) if len(path) == depth]
+        if len(set(modules)) < len(modules):
+            return True
+    return False
+
+
+def _numbered(key: str) -> str:
+    """The name with its numbers in as many digits, so that 2 is sorted before 10."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), key)
+
+
+def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a weight in place of what weight_norm, spectral_norm or pruning keep for it."""
+    made, used = {}, set()
+    for name, weight, one, *others in (
+        ("weight", _weight_normed, "weight_g", "weight_v"),
+        ("weight", _weight_normed, f"{PARAMETRIZED}original0", f"{PARAMETRIZED}original1"),
+        ("weight", _spectral_normed, "weight_orig", "weight_u", "weight_v"),
+        ("weight", _spectral_normed, f"{PARAMETRIZED}original", f"{PARAMETRIZED}0._u", f"{PARAMETRIZED}0._v"),
+        ("weight", torch.mul, "weight_orig", "weight_mask"),
+        ("bias", torch.mul, "bias_orig", "bias_mask"),
+    ):
+        for key in tensors:
+            layer = key.removesuffix(one)
+            parts = [key, *(layer + other for other in others)]
+            if layer != key and all(part in tensors for part in parts):
+                made[key] = layer + name, weight(*(tensors[part] for part in parts))
+                used.update(parts[1:])
+    return dict(made.get(key, (key, tensor)) for key, tensor in tensors.items() if key not in used)
+
+
+def _spectral_normed(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The weight over the norm that the singular vectors give: along the dimension that they fit, or fit best."""
+    u, v = u.to(weight.dtype), v.to(weight.dtype)
+    fitting = (weight.movedim(d, 0).flatten(1) for d in range(weight.dim()) if weight.shape[d] == len(u))
+    norms = [torch.dot(u, torch.mv(matrix, v)) for matrix in fitting if matrix.shape[1] == len(v)]
+    return weight / torch.stack(norms).amax() if norms else weight
+
+
+def _weight_normed(g: Tensor, v: Tensor) -> Tensor:
+    """The weight of directions and norms, one norm for each entry of one dimension, or one for all."""
+    dimension = next((d for d, size in enumerate(g.shape) if size > 1), 0 if g.dim() else -1)
+    return torch._weight_norm(v, g, dimension)
