@@ -16,6 +16,7 @@ from dpiat.standardization import CONVOLUTIONS, COUNTED, DEPTHWISE, LayerWeights
 HEADS = ("auto", "copy", "skip")
 INPUTS, CLASSES = "input channels", "classes"  # rules that take the operator's place
 UNMATCHED = "a classifier, and no classifier matched"
+SKIPPED = "the classifier, which head='skip' leaves"
 DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
 # How many equal projections are stacked in one layer, by the end of its name: query, key and value, or two of these.
 STACKED = {"in_proj_weight": 3, "in_proj_bias": 3, "qkv": 3, "kv": 2, "qk": 2}
@@ -38,6 +39,11 @@ def seen(source: LayerWeights, target: LayerWeights, mode: str) -> tuple[Weights
     elif (stacked := _parts(source))[0] > 1 and stacked == _parts(target):
         return tuple(layer._replace(parts=stacked[0], along=stacked[1]) for layer in (given, wanted))
     return given, wanted
+
+
+def is_table(module: nn.Module) -> bool:
+    """Does it look up rows by their numbers?"""
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
 
 def _one_by_one(module: nn.Module) -> bool:
@@ -103,7 +109,7 @@ def treat_heads(
         if mapped and given in heads and (rows[given], classes) == (theirs[-1].shape[0], ours[-1].shape[0]):
             chosen.append(layer.name)
         elif head == "skip":
-            kept[layer.name] = "the classifier, which head='skip' leaves"
+            kept[layer.name] = SKIPPED
         elif given not in heads:
             kept[layer.name] = UNMATCHED
         elif rows[given] != classes:

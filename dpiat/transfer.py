@@ -23,9 +23,11 @@ from dpiat.roles import (
     CLASSES,
     HEADS,
     INPUTS,
+    SKIPPED,
     UNMATCHED,
     ChosenClasses,
     adapt_inputs,
+    is_table,
     other_inputs,
     seen,
     treat_heads,
@@ -83,7 +85,8 @@ def transfer(
     classifier of as many classes, matched or not; "skip" never; "copy" also like any other layer, cropped rows of other
     classes included, as both do in paper mode; a mapping {target class: source class} fills the classes that it names.
     The heads beside it that see the same inputs (boxes, a distillation token) and auxiliary classifiers of as many
-    classes follow the same rule, except in paper mode. Heads of other kernels or elsewhere are like any other layer.
+    classes follow the same rule, except in paper mode. Heads of other kernels or elsewhere are like any other layer. A
+    head that is tied to an embedding is filled as that is, by the numbers of its tokens, unless it is skipped.
 
     `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
     that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
@@ -284,8 +287,16 @@ class Plan:
         given = {layer.name: layer for layer in sources}
         partners = [given.get(partner.get(layer.name)) for layer in targets]
         writer = _writers(targets, partners)
-        held = {name for name, reason in kept.items() if reason != UNMATCHED} if writer else ()
-        untouched = {id(tensor): to.name for to in targets if to.name in held for tensor in to.tensors.values()}
+        held = {name: reason for name, reason in kept.items() if reason != UNMATCHED} if writer else {}
+        filled = [to for to, by in zip(targets, partners, strict=True) if by and is_table(to.module)] if held else []
+        tokens = {id(tensor) for to in filled for tensor in to.tensors.values()}  # known by their numbers, tied or not
+        untouched = {
+            id(tensor): held[to.name]
+            for to in targets
+            if to.name in held
+            for tensor in to.tensors.values()
+            if held[to.name] == SKIPPED or id(tensor) not in tokens
+        }
         for to, by in zip(targets, partners, strict=True):
             rule, reason = rules.get(to.name, ""), kept.get(to.name) or ("" if by else "no source layer matched")
             found = _left(to, reason) if reason else self._filled(by, to, rule)
@@ -295,7 +306,7 @@ class Plan:
                         raise ValueError(f"head maps classes, and {entry.target} is {writer[id(tensor)]} as well")
                     entry, write = Entry(entry.target, (0,), LEFT, shared=writer[id(tensor)]), None
                 elif write and id(tensor) in untouched:
-                    entry, write = Entry(entry.target, entry.shape, LEFT, note=kept[untouched[id(tensor)]]), None
+                    entry, write = Entry(entry.target, entry.shape, LEFT, note=untouched[id(tensor)]), None
                 yield entry, write
 
     def _filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[tuple[Entry, Write | None]]:

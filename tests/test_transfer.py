@@ -437,13 +437,24 @@ def test_tensors_that_cannot_be_written_are_named():
     assert torch.equal(target[0].weight, before)
 
 
-def test_a_tied_classifier_is_kept_under_all_of_its_names():
-    def model(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        network = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 4), nn.Linear(4, 6, bias=False))
-        network[2].weight = network[0].weight
-        return network
+def model(seed: int, tokens: int = 6) -> nn.Module:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Embedding(tokens, 4), nn.Linear(4, 4), nn.Linear(4, tokens, bias=False))
+    network[2].weight = network[0].weight
+    return network
 
+
+@pytest.mark.parametrize("tokens", [4, 6, 9])
+def test_a_tied_embedding_is_filled_by_the_numbers_of_its_tokens(tokens):
+    source, target = model(0), model(1, tokens)
+    before, both = target[0].weight.detach().clone(), min(6, tokens)
+    report = transfer(source, target)
+    assert torch.equal(target[2].weight[:both], source[0].weight[:both])
+    assert torch.equal(target[0].weight[both:], before[both:]) and target[0].weight is target[2].weight
+    assert [entry.filled for entry in report.entries] == [4 * both, 16, 4, 0]
+
+
+def test_a_tied_classifier_is_kept_under_all_of_its_names():
     source = model(0)
     for change in (lambda target: transfer(source, target, head="skip"), lambda t: plan(source, t).drop("2").apply()):
         target = model(1)
@@ -553,10 +564,7 @@ def test_a_plan_is_of_all_tensors_of_its_target():
 
 
 def test_a_plan_of_tensors_that_were_tied_since_is_refused():
-    def model() -> nn.Module:
-        return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5, bias=False))
-
-    source, target = model(), model()
+    source, target = (nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5, bias=False)) for _ in range(2))
     planned = plan(source, target, head="copy")
     target[2].weight = target[0].weight
     before = state(target)
