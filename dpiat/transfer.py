@@ -287,16 +287,7 @@ class Plan:
         given = {layer.name: layer for layer in sources}
         partners = [given.get(partner.get(layer.name)) for layer in targets]
         writer = _writers(targets, partners)
-        held = {name: reason for name, reason in kept.items() if reason != UNMATCHED} if writer else {}
-        filled = [to for to, by in zip(targets, partners, strict=True) if by and is_table(to.module)] if held else []
-        tokens = {id(tensor) for to in filled for tensor in to.tensors.values()}  # known by their numbers, tied or not
-        untouched = {
-            id(tensor): held[to.name]
-            for to in targets
-            if to.name in held
-            for tensor in to.tensors.values()
-            if held[to.name] == SKIPPED or id(tensor) not in tokens
-        }
+        held = _held(targets, partners, kept) if writer else {}
         for to, by in zip(targets, partners, strict=True):
             rule, reason = rules.get(to.name, ""), kept.get(to.name) or ("" if by else "no source layer matched")
             found = _left(to, reason) if reason else self._filled(by, to, rule)
@@ -305,8 +296,8 @@ class Plan:
                     if rule == CLASSES:
                         raise ValueError(f"head maps classes, and {entry.target} is {writer[id(tensor)]} as well")
                     entry, write = Entry(entry.target, (0,), LEFT, shared=writer[id(tensor)]), None
-                elif write and id(tensor) in untouched:
-                    entry, write = Entry(entry.target, entry.shape, LEFT, note=untouched[id(tensor)]), None
+                elif write and id(tensor) in held:
+                    entry, write = Entry(entry.target, entry.shape, LEFT, note=held[id(tensor)]), None
                 yield entry, write
 
     def _filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[tuple[Entry, Write | None]]:
@@ -446,6 +437,20 @@ def _writers(targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | 
         for local, tensor in to.tensors.items():
             names.setdefault(id(tensor), []).append((by is None or local not in by.tensors, to.path(local)))
     return {key: min(found, key=lambda each: each[0])[1] for key, found in names.items() if len(found) > 1}
+
+
+def _held(
+    targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None], kept: Mapping[str, str]
+) -> dict[int, str]:
+    """The tensors that a classifier keeps as they are, under all of their names, each with the reason.
+
+    Not those of an embedding that is filled: the numbers of its tokens are those of the classes.
+    """
+    filled = [to for to, by in zip(targets, partners, strict=True) if by and is_table(to.module)]
+    tokens = {id(tensor) for to in filled for tensor in to.tensors.values()}
+    reasons = ((to, reason) for to in targets if (reason := kept.get(to.name, UNMATCHED)) != UNMATCHED)
+    held = {id(tensor): reason for to, reason in reasons for tensor in to.tensors.values()}
+    return {key: reason for key, reason in held.items() if reason == SKIPPED or key not in tokens}
 
 
 Place = tuple[LayerWeights, str]  # a layer, and the name of a tensor in it
