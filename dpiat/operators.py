@@ -62,7 +62,7 @@ def clip(source: Weights, target: Weights) -> Indices:
     for name, s, t in shared(source, target):
         if s.shape != t.shape and source.parts == target.parts > 1 and not name.startswith("weight_hr"):
             indices[name] = _stacked(s.shape, t.shape, source.parts, source.along)
-        elif s.shape != t.shape and _is_table(target):
+        elif s.shape != t.shape and is_table(target.kind):
             rows = slice(0, min(len(s), len(t)))
             to, by = centre(s.shape[1:], t.shape[1:])
             indices[name] = (rows, *to), (rows, *by)
@@ -75,11 +75,12 @@ def clip(source: Weights, target: Weights) -> Indices:
 
 def is_centred(source: Weights, target: Weights) -> bool:
     """Does `clip` give the centre crop of every tensor of this pair?"""
-    return source.groups == target.groups == source.parts == target.parts == 1 and not _is_table(target)
+    return source.groups == target.groups == source.parts == target.parts == 1 and not is_table(target.kind)
 
 
-def _is_table(layer: Weights) -> bool:
-    return layer.kind.startswith("Embedding")
+def is_table(kind: str) -> bool:
+    """Does a layer of this kind look up rows by their numbers?"""
+    return kind.startswith("Embedding")
 
 
 def centre(source: Sequence[int], target: Sequence[int]) -> tuple[Index, Index]:

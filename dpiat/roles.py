@@ -41,11 +41,6 @@ def seen(source: LayerWeights, target: LayerWeights, mode: str) -> tuple[Weights
     return given, wanted
 
 
-def is_table(module: nn.Module) -> bool:
-    """Does it look up rows by their numbers?"""
-    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-
-
 def _one_by_one(module: nn.Module) -> bool:
     """Does every channel have a group and a filter of its own?"""
     return module.groups == module.in_channels == module.out_channels

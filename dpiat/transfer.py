@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpiat.assignment import MATCHINGS, Matcher, check_matching
-from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip, fractional, is_centred
+from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip, fractional, is_centred, is_table
 from dpiat.parametrized import assign, originals, solved
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report, times
 from dpiat.roles import (
@@ -27,13 +27,12 @@ from dpiat.roles import (
     UNMATCHED,
     ChosenClasses,
     adapt_inputs,
-    is_table,
     other_inputs,
     seen,
     treat_heads,
 )
 from dpiat.sources import Source, first_line, load
-from dpiat.standardization import MODES, LayerWeights, Network, read
+from dpiat.standardization import MODES, LayerWeights, Network, known_kind, read
 from dpiat.stored import Stored
 from dpiat.writing import Write, check, check_optimizers, move_state, put
 
@@ -188,9 +187,10 @@ class Plan:
 
         With `optimizer`, the source's and the target's, the state of the parameters that are written moves too.
 
-        Nothing is written unless everything can be. Raises ValueError if a tensor that takes part is on the meta
-        device, no longer has the shape it was planned with, or cannot be written, or if the state of the source's
-        optimizer means nothing to the target's.
+        Nothing is written unless everything can be. Raises ValueError if the target's tensors, or which of them are
+        one, are no longer those of the plan, if a tensor that takes part is on the meta device, no longer has the shape
+        it was planned with, or cannot be written, or if the state of the source's optimizer means nothing to the
+        target's.
         """
         source, target = _read(self.source, self.target, self.mode)
         found = list(self._again(source, target))
@@ -446,7 +446,7 @@ def _held(
 
     Not those of an embedding that is filled: the numbers of its tokens are those of the classes.
     """
-    filled = [to for to, by in zip(targets, partners, strict=True) if by and is_table(to.module)]
+    filled = [to for to, by in zip(targets, partners, strict=True) if by and is_table(known_kind(type(to.module)))]
     tokens = {id(tensor) for to in filled for tensor in to.tensors.values()}
     reasons = ((to, reason) for to in targets if (reason := kept.get(to.name, UNMATCHED)) != UNMATCHED)
     held = {id(tensor): reason for to, reason in reasons for tensor in to.tensors.values()}
