@@ -69,6 +69,7 @@ class Settings:
     source_epochs: int = _doc("epochs of source training (not for source_weights=imagenet)", 100)
     target_epochs: int = _doc("epochs of target training", 4)
     schedule_epochs: int = _doc("epochs over which the cosine falls to a tenth of the learning rate", 100)
+    source_schedule_epochs: int | None = _doc("the same for the source; null: schedule_epochs", None)
     batch_size: int = _doc("images in a training step", 128)
     lr: float | None = _doc("Adam's learning rate for the target; null: 4e-3, with ImageNet weights 1e-3", None)
     source_lr: float | None = _doc("the same for the source; null as above", None)

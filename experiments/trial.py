@@ -141,7 +141,8 @@ def plan(settings: Settings) -> Trial:
 
 
 def _check_values(settings: Settings) -> None:
-    counts = ("source_epochs", "target_epochs", "schedule_epochs", "batch_size", "batchnorm_group", "threads")
+    counts = ("source_epochs", "target_epochs", "schedule_epochs", "source_schedule_epochs")
+    counts += ("batch_size", "batchnorm_group", "threads")
     values = {key: getattr(settings, key) for key in (*counts, "lr", "source_lr", "baseline_lr")}
     values |= {f"dataset.{key}": getattr(settings.dataset, key) for key in ("image_size", "stored_size")}
     for key, value in values.items():
@@ -173,7 +174,9 @@ def _source(settings: Settings) -> Trial:
     init = "random" if settings.source_weights == "scratch" else "pretrained"
     epochs = 0 if settings.source_weights == "imagenet" or settings.source_checkpoint else settings.source_epochs
     lr = settings.source_lr or (LR if init == "random" else LR_IMAGENET)
-    recipe = replace(_recipe(settings, settings.source, lr), epochs=epochs, seed=settings.source_seed)
+    schedule = settings.source_schedule_epochs or settings.schedule_epochs
+    recipe = _recipe(settings, settings.source, lr)
+    recipe = replace(recipe, epochs=epochs, schedule_epochs=schedule, seed=settings.source_seed)
     source = _trial(settings, settings.source, init, recipe)
     if settings.source_checkpoint is None:
         return source

@@ -66,3 +66,12 @@ def test_the_pairs_of_table_12_are_the_papers():
     pairs = re.findall(r"\{source:(\w+),target:(\w+)\}", text)
     printed = paper.printed("ablation_pairs")
     assert sorted(pairs) == sorted(zip(printed["source"], printed["target"], strict=True))
+
+
+def test_at_scale_cpu_a_source_has_a_schedule_of_its_own():
+    (cell,) = grids.grid("table01", "scale=cpu", "source=mnas", "target=eff_b0", "seed=0")
+    source, target = cell.trial.source.recipe, cell.trial.recipe
+    assert (source.epochs, source.schedule_epochs, source.image_size) == (30, 30, 32)
+    assert source.learning_rate(30) == pytest.approx(source.lr / 10)
+    assert (target.epochs, target.schedule_epochs, target.image_size) == (4, 100, 32)
+    assert cell.random.recipe == target
