@@ -7,11 +7,12 @@ transfer(source, target)  # target, any architecture, now starts from what sourc
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import LayerPair, Matching, match
+from dpiat.plan import Plan
+from dpiat.reading import standardize
 from dpiat.report import Entry, Report
 from dpiat.similarity import Candidate, coverage, rank, similarity
 from dpiat.sources import load
-from dpiat.standardization import standardize
-from dpiat.transfer import Plan, plan, transfer
+from dpiat.transfer import plan, transfer
 
 __all__ = [
     "Architecture",

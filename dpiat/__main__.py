@@ -16,10 +16,10 @@ from torch import nn
 from dpiat import plotting, sources
 from dpiat.assignment import MATCHINGS
 from dpiat.files import draft
+from dpiat.heads import HEADS
 from dpiat.operators import OPERATORS
-from dpiat.roles import HEADS
+from dpiat.reading import MODES, standardize
 from dpiat.similarity import Candidate, coverage, rank, similarity
-from dpiat.standardization import MODES, standardize
 from dpiat.transfer import plan
 
 

@@ -15,24 +15,19 @@ class Layer(NamedTuple):
     """One layer of a network.
 
     `name` is its dotted path in the module ("blocks.1.0.conv_pw"), `kind` the family of its class ("Conv2d") and
-    `shape` the shape of its weight tensor, () for a layer without weights such as an activation. `stride` is that of a
-    convolution along each of its dimensions, () in paper mode, which does not look at it.
+    `shape` the shape of its weight tensor, () for a layer without weights such as an activation. `role` is what the
+    layer is for, as far as its name tells (`dpiat.roles`), "" in paper mode.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """What Eq. 1 compares."""
-        return self.shape + self.stride
+    role: str = ""
 
     @property
     def signature(self) -> tuple[str, tuple[int, ...]]:
-        """All that matching looks at: layers of equal signature are interchangeable."""
-        return self.kind, self.sizes
+        """All that the paper's matching looks at: layers of equal signature are interchangeable."""
+        return self.kind, self.shape
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind}{list(self.shape) if self.shape else ''}"
@@ -40,10 +35,14 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that belong together, such as one inverted residual; or a single layer that stands alone."""
+    """Layers that belong together, such as one inverted residual; or a single layer that stands alone.
+
+    A `run` (default mode) is the single layers between two blocks, such as the stem or the head.
+    """
 
     name: str
     layers: tuple[Layer, ...]
+    run: bool = False
 
     @cached_property
     def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -62,6 +61,7 @@ class Architecture:
 
     name: str
     blocks: tuple[Block, ...]
+    structured: bool = False  # as default mode reads it
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

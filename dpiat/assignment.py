@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dpiat.alignment import align
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import BlockPair, LayerPair, Matching, match
 from dpiat.scoring import score
@@ -111,8 +112,13 @@ def check_matching(matched: Any, source: Architecture, target: Architecture) -> 
         filled.add(pair.target.name)
 
 
+def best(source: Architecture, target: Architecture) -> Matching:
+    """The paper's matching in paper mode, `dpiat.alignment` in default mode."""
+    return (align if source.structured and target.structured else match)(source, target)
+
+
 MATCHINGS: dict[str, Matcher] = {
-    "dp": match,
+    "dp": best,
     "bipartite": bipartite,
     "nbipartite": nbipartite,
     "random": RandomMatching(),

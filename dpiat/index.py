@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from dpiat import architecture, parametrized, standardization
+from dpiat import architecture, layers, parametrized, reading, roles, standardization, structure
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.files import draft
 from dpiat.sources import first_line
@@ -70,7 +70,8 @@ def import_timm():
 
 def cache_file(names: Iterable[str]) -> Path:
     """Where the index of these names is kept: another file for all that could change what is in it."""
-    rules = [Path(module.__file__).read_bytes() for module in (architecture, parametrized, standardization)]
+    modules = (architecture, layers, parametrized, reading, roles, standardization, structure)
+    rules = [Path(module.__file__).read_bytes() for module in modules]
     rules.append(Path(__file__).read_bytes())
     digest = hashlib.sha256(b"\0".join([*rules, torch.__version__.encode(), *(name.encode() for name in names)]))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpiat"
@@ -106,11 +107,19 @@ def _architecture(name: str) -> Architecture | str:
     try:
         with torch.device("meta"):
             network = import_timm().create_model(name)
-        blocks = standardization.standardize(network).blocks
+        found = reading.standardize(network)
     except Exception as error:  # whatever a constructor may raise: one of many must not stop the others
         return first_line(error)
-    nameless = (Block("", tuple(layer._replace(name="") for layer in block.layers)) for block in blocks)
-    return Architecture(name, tuple(nameless))
+    return Architecture(name, tuple(map(_inside, found.blocks)), structured=True)
+
+
+def _inside(block: Block) -> Block:
+    """The block with the names that its layers have in it: equal blocks are then kept once."""
+    start = len(block.name) + 1
+    names = ["" if block.run else layer.name[start:] for layer in block.layers]
+    stage = "" if block.run else f"{block.name.rpartition('.')[0]}."
+    layers = (layer._replace(name=name) for layer, name in zip(block.layers, names, strict=True))
+    return Block(stage, tuple(layers), block.run)
 
 
 def _packed(architectures: Mapping[str, Architecture]) -> dict[str, list | dict]:
@@ -118,16 +127,17 @@ def _packed(architectures: Mapping[str, Architecture]) -> dict[str, list | dict]
     blocks = {block: i for i, block in enumerate(dict.fromkeys(b for a in architectures.values() for b in a.blocks))}
     layers = {layer: i for i, layer in enumerate(dict.fromkeys(layer for block in blocks for layer in block.layers))}
     return {
-        "layers": [layer[1:] for layer in layers],
-        "blocks": [[layers[layer] for layer in block.layers] for block in blocks],
+        "layers": list(layers),
+        "blocks": [[block.name, block.run, [layers[layer] for layer in block.layers]] for block in blocks],
         "architectures": {name: [blocks[block] for block in a.blocks] for name, a in architectures.items()},
     }
 
 
 def _unpacked(lists: Mapping) -> dict[str, Architecture]:
     """The architectures of plain lists; equal blocks are the same object."""
-    layers = [Layer("", *(tuple(v) if isinstance(v, list) else v for v in values)) for values in lists["layers"]]
-    blocks = [Block("", tuple(layers[i] for i in numbers)) for numbers in lists["blocks"]]
+    layers = [Layer(*(tuple(v) if isinstance(v, list) else v for v in values)) for values in lists["layers"]]
+    blocks = [Block(name, tuple(layers[i] for i in numbers), run) for name, run, numbers in lists["blocks"]]
     return {
-        name: Architecture(name, tuple(blocks[i] for i in numbers)) for name, numbers in lists["architectures"].items()
+        name: Architecture(name, tuple(blocks[i] for i in numbers), structured=True)
+        for name, numbers in lists["architectures"].items()
     }

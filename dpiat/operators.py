@@ -21,22 +21,39 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+OUT, IN, HEAD, HALF, GATE, KERNEL, TOKEN = "out", "in", "head", "half", "gate", "kernel", "token"
+# What an axis means. An operator chooses the places along each but one: both networks number tokens from the first one.
+AXES = (OUT, IN, HEAD, HALF, GATE, KERNEL, TOKEN)
+
 Index = tuple[slice | Tensor, ...]
 Indices = Mapping[str, tuple[Index, Index]]  # tensor name -> the filled part of the target, the part of the source
 
 
 class Weights(NamedTuple):
-    """What an operator sees of a layer: its tensors by their names in it, its kind, and how it is divided.
+    """What an operator sees of a layer: its tensors by their names in it, its kind, and the meaning of their axes.
 
-    `groups` are those of a convolution, `parts` how many equal projections are stacked in one (3 for query, key and
-    value, 4 for the gates of an LSTM), along dimension `along`, 0 or 1. Both are 1 in paper mode.
+    `groups` are those of a convolution, 1 in paper mode. `axes` names the axes of a tensor where they are others than
+    the usual ones, (out, in, kernel, ...) of a weight and (out,) of a vector: an attention's query is (head, out, in).
+    `rows` says which of the source's tokens or positions go where, if not the first to the first.
     """
 
     tensors: Mapping[str, Tensor]
     kind: str = ""
     groups: int = 1
-    parts: int = 1
-    along: int = 0
+    axes: Mapping[str, tuple[str, ...]] = {}
+    rows: Mapping[str, tuple[list[int], list[int]]] = {}
+
+    def axes_of(self, name: str) -> tuple[str, ...]:
+        """The meaning of each axis of a tensor: a key of `AXES`."""
+        if name in self.axes:
+            return self.axes[name]
+        rank = self.tensors[name].dim()
+        if rank < 2:
+            return (OUT,) * rank
+        if is_table(self.kind):
+            return (TOKEN, *[OUT] * (rank - 1))
+        channels = (IN, OUT) if "Transpose" in self.kind else (OUT, IN)
+        return (*channels, *[KERNEL] * (rank - 2))
 
 
 Operator = Callable[[Weights, Weights], Indices]
@@ -54,28 +71,45 @@ def clip(source: Weights, target: Weights) -> Indices:
     """ClipTransfer: the centre crop of the source goes to the centre crop of the target (appendix A.2).
 
     Along each dimension the larger of the two is cropped to the smaller one, from the 0-based start
-    floor((x - y) / 2). A convolution with groups is cropped as the dense one that it stands for, stacked projections
-    one by one; the projection of an LSTM (weight_hr) has no gates. The rows of an embedding are tokens or places, which
-    both networks number from the first one.
+    floor((x - y) / 2). A convolution with groups is cropped as the dense one that it stands for. The rows of an
+    embedding are tokens or places, which both networks number from the first one.
     """
+    return _each(source, target, lambda name, axis, d, s, t: _centre(s, t))
+
+
+Places = slice | list[int]
+# From the name of a tensor, the meaning of an axis, its number and both sizes to the filled places and their sources.
+Choice = Callable[[str, str, int, int, int], tuple[Places, Places]]
+
+
+def _each(source: Weights, target: Weights, choose: Choice) -> Indices:
+    """The indices that follow from a choice along each axis."""
     indices = {}
     for name, s, t in shared(source, target):
-        if s.shape != t.shape and source.parts == target.parts > 1 and not name.startswith("weight_hr"):
-            indices[name] = _stacked(s.shape, t.shape, source.parts, source.along)
-        elif s.shape != t.shape and is_table(target.kind):
-            rows = slice(0, min(len(s), len(t)))
-            to, by = centre(s.shape[1:], t.shape[1:])
-            indices[name] = (rows, *to), (rows, *by)
-        elif s.shape != t.shape and t.dim() > 1 and max(source.groups, target.groups) > 1:
-            indices[name] = _grouped(s.shape, t.shape, source.groups, target.groups)
+        axes = target.axes_of(name)
+        chosen = [
+            _fixed(axis, target.rows.get(name), *sizes) or choose(name, axis, d, *sizes)
+            for d, (axis, *sizes) in enumerate(zip(axes, s.shape, t.shape, strict=True))
+        ]
+        if t.dim() > 1 and max(source.groups, target.groups) > 1 and s.shape != t.shape:
+            indices[name] = _grouped(name, s.shape, t.shape, source.groups, target.groups, choose)
         else:
-            indices[name] = centre(s.shape, t.shape)
+            indices[name] = _mesh(chosen)
     return indices
+
+
+def _fixed(axis: str, rows: tuple[list[int], list[int]] | None, s: int, t: int) -> tuple[Places, Places] | None:
+    """The places along an axis that no operator chooses."""
+    if axis == TOKEN and rows is not None and max(s, t) > 1:
+        return rows
+    if s == t:
+        return slice(0, t), slice(0, s)
+    return (slice(0, min(s, t)),) * 2 if axis == TOKEN else None
 
 
 def is_centred(source: Weights, target: Weights) -> bool:
     """Does `clip` give the centre crop of every tensor of this pair?"""
-    return source.groups == target.groups == source.parts == target.parts == 1 and not is_table(target.kind)
+    return source.groups == target.groups == 1 and not any(TOKEN in target.axes_of(name) for name in target.tensors)
 
 
 def is_table(kind: str) -> bool:
@@ -100,38 +134,35 @@ def _centre(s: int, t: int) -> tuple[slice, slice]:
     return slice(0, t), slice((s - t) // 2, (s - t) // 2 + t)
 
 
-def _grouped(source: Sequence[int], target: Sequence[int], g_s: int, g_t: int) -> tuple[Index, Index]:
-    """The centre crop between convolutions with groups, (out, in / groups, ...), in the view of the dense ones.
+def _grouped(
+    name: str, source: Sequence[int], target: Sequence[int], g_s: int, g_t: int, choose: Choice
+) -> tuple[Index, Index]:
+    """The places between convolutions with groups, (out, in / groups, ...), in the view of the dense ones.
 
     Entry (o, i) of a group is entry (o, group · in / groups + i) of the dense weight, which is zero elsewhere. Filled
-    is what both have after the crop, so that a wider target with zeros elsewhere computes what the source does.
+    is what both have after the choice, so that a wider target with zeros elsewhere computes what the source does.
     """
-    (to, by), (to_kernel, by_kernel) = (centre(s, t) for s, t in ((source[:1], target[:1]), (source[2:], target[2:])))
-    o_t, o_s = (_places(index[0]) for index in (to, by))  # (n,)
-    in_s, in_t = source[1] * g_s, target[1] * g_t  # of the dense weights
-    shift = (in_t - in_s) // 2 if in_t > in_s else -((in_s - in_t) // 2)
+    o_t, o_s = map(_places, choose(name, OUT, 0, source[0], target[0]))  # (n,)
+    kernels = [_centre(s, t) for s, t in zip(source[2:], target[2:], strict=True)]
+    in_t, in_s = target[1] * g_t, source[1] * g_s  # of the dense weights
+    given = torch.full((in_t,), -1, device="cpu")  # (in_t,), the dense input that each one receives
+    to, by = map(_places, choose(name, IN, 1, in_s, in_t))
+    given[to] = by
     first_t = o_t // (target[0] // g_t) * target[1]  # (n,), the dense input where the group of an output begins
     first_s = o_s // (source[0] // g_s) * source[1]
     i_t = _places(slice(0, target[1]))
-    i_s = (first_t - shift - first_s)[:, None] + i_t  # (n, in_t / g_t)
-    row, column = ((i_s >= 0) & (i_s < source[1])).nonzero(as_tuple=True)
+    dense = given[first_t[:, None] + i_t]  # (n, in_t / g_t)
+    i_s = dense - first_s[:, None]
+    row, column = ((dense >= 0) & (i_s >= 0) & (i_s < source[1])).nonzero(as_tuple=True)
+    to_kernel, by_kernel = zip(*kernels, strict=True) if kernels else ((), ())
     return (o_t[row], i_t[column], *to_kernel), (o_s[row], i_s[row, column], *by_kernel)
 
 
-def _places(chosen: slice) -> Tensor:
+def _places(chosen: Places) -> Tensor:
     """On the CPU, whatever the default device."""
-    return torch.arange(chosen.start, chosen.stop, device="cpu")
-
-
-def _stacked(source: Sequence[int], target: Sequence[int], parts: int, along: int) -> tuple[Index, Index]:
-    """The centre crops of projections that are stacked along a dimension, of a bias its only one."""
-    d = min(along, len(source) - 1)
-    one = [[size // parts if i == d else size for i, size in enumerate(shape)] for shape in (source, target)]
-    chosen = []
-    for index, shape in zip(centre(*one), (one[1], one[0]), strict=True):
-        places = torch.cat([_places(index[d]) + part * shape[d] for part in range(parts)])
-        chosen.append((*index[:d], places, *index[d + 1 :]))
-    return tuple(chosen)
+    if isinstance(chosen, slice):
+        return torch.arange(chosen.start, chosen.stop, device="cpu")
+    return torch.tensor(chosen, device="cpu", dtype=torch.long)
 
 
 class ClipWithNormalization:
@@ -179,12 +210,9 @@ class FullTransfer:
     seed: int = 0
 
     def __call__(self, source: Weights, target: Weights) -> Indices:
-        return {
-            name: _mesh([self._dimension(d, *sizes) for d, sizes in enumerate(zip(s.shape, t.shape, strict=True))])
-            for name, s, t in shared(source, target)
-        }
+        return _each(source, target, self._choice)
 
-    def _dimension(self, dimension: int, s: int, t: int) -> tuple[list[int], list[int]]:
+    def _choice(self, name: str, axis: str, dimension: int, s: int, t: int) -> tuple[Places, Places]:
         """Equal for equal sizes, so that the tensors of a layer agree on its outputs."""
         drawn = random.Random(f"{self.seed} {dimension} {s} {t}").choices(range(s), k=max(t - s, 0))
         before = max(t - s, 0) // 2
@@ -199,25 +227,43 @@ def magnitude(source: Weights, target: Weights) -> Indices:
     source fills its leading channels.
     """
     weight = source.tensors.get("weight")
-    if weight is None or not weight.dim():
-        return clip(source, target)
+    if weight is None or weight.dim() == 0 or "weight" not in target.tensors:  # a recurrent layer has several
+        return _each(source, target, lambda n, axis, d, s, t: _centre(s, t) if s > t else (slice(0, s),) * 2)
+    axes = source.axes_of("weight")
     norms = weight.detach().float().abs()
-    norms = norms.flatten(2).sum(2) if norms.dim() > 2 else norms.view(len(norms), -1)  # (out, in)
-    out, into = 0, 1
-    if "Transpose" in source.kind:
-        norms, out, into = norms.T, 1, 0
-    indices = {}
-    for name, s, t in shared(source, target):
-        dimensions = [_dimension(*_centre(*sizes)) for sizes in zip(s.shape, t.shape, strict=True)]
-        dimension = out if name == "weight" else 0
-        if s.dim() and s.shape[dimension] == len(norms):
-            outputs = _largest(norms.sum(1), t.shape[dimension])
-            dimensions[dimension] = list(range(len(outputs))), outputs
-            if name == "weight" and s.dim() > 1:
-                inputs = _largest(norms[outputs].sum(0), t.shape[into])
-                dimensions[into] = list(range(len(inputs))), inputs
-        indices[name] = _mesh(dimensions)
-    return indices
+    if KERNEL in axes:
+        norms = norms.flatten(axes.index(KERNEL)).sum(-1)
+    if source.groups > 1:
+        norms = _dense(norms, source.groups)
+    wanted = target.tensors["weight"].shape
+    chosen: dict[str, list[int]] = {}
+    for axis in (HEAD, OUT, IN) if len(wanted) == weight.dim() else ():  # inputs by the chosen outputs
+        if axis in axes:
+            d = axes.index(axis)
+            others = [dimension for dimension in range(norms.dim()) if dimension != d]
+            groups = target.groups if axis == IN and source.groups > 1 else 1
+            chosen[axis] = _largest(norms.sum(others) if others else norms, wanted[d] * groups)
+            norms = norms.index_select(d, torch.tensor(chosen[axis], dtype=torch.long, device=norms.device))
+
+    def choose(name: str, axis: str, dimension: int, s: int, t: int) -> tuple[Places, Places]:
+        if axis == KERNEL:
+            return _centre(s, t)
+        if t >= s:
+            return slice(0, s), slice(0, s)
+        if (axis in (OUT, HEAD) or name == "weight") and len(chosen.get(axis, ())) == t:
+            return list(range(t)), chosen[axis]
+        return _centre(s, t)
+
+    return _each(source, target, choose)
+
+
+def _dense(norms: Tensor, groups: int) -> Tensor:
+    """The norms (out, in / groups) of a convolution with groups, as those of the dense one that it stands for."""
+    out, into = norms.shape
+    found = norms.new_zeros(groups, out // groups, groups, into)
+    for group in range(groups):
+        found[group, :, group] = norms[group * (out // groups) : (group + 1) * (out // groups)]
+    return found.view(out, groups * into)
 
 
 def _largest(norms: Tensor, count: int) -> list[int]:
@@ -233,27 +279,19 @@ def uniform(source: Weights, target: Weights) -> Indices:
     Entry i of n is entry floor(i · N / n) of the source's N, along every dimension. Where the target is larger, the
     source fills its centre.
     """
-    return {
-        name: _mesh([_evenly(*sizes) for sizes in zip(s.shape, t.shape, strict=True)])
-        for name, s, t in shared(source, target)
-    }
+    return _each(source, target, lambda name, axis, d, s, t: _evenly(s, t))
 
 
-def _evenly(s: int, t: int) -> tuple[list[int], list[int]]:
-    return _dimension(*_centre(s, t)) if t >= s else (list(range(t)), [i * s // t for i in range(t)])
+def _evenly(s: int, t: int) -> tuple[Places, Places]:
+    return _centre(s, t) if t >= s else (list(range(t)), [i * s // t for i in range(t)])
 
 
-def _dimension(to: slice, by: slice) -> tuple[list[int], list[int]]:
-    return list(range(to.start, to.stop)), list(range(by.start, by.stop))
-
-
-def _mesh(dimensions: Sequence[tuple[list[int], list[int]]]) -> tuple[Index, Index]:
+def _mesh(dimensions: Sequence[tuple[Places, Places]]) -> tuple[Index, Index]:
     """Places along each dimension -> indices of all their combinations."""
+    if all(isinstance(places, slice) for pair in dimensions for places in pair):
+        return tuple(to for to, _ in dimensions), tuple(by for _, by in dimensions)
     rank = len(dimensions)
-    shaped = [
-        [torch.tensor(places, device="cpu", dtype=torch.long).view(-1, *[1] * (rank - 1 - d)) for places in pair]
-        for d, pair in enumerate(dimensions)
-    ]
+    shaped = [[_places(places).view(-1, *[1] * (rank - 1 - d)) for places in pair] for d, pair in enumerate(dimensions)]
     return tuple(pair[0] for pair in shaped), tuple(pair[1] for pair in shaped)
 
 

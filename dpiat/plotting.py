@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,9 @@ import numpy as np
 from torch import nn
 
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.assignment import best
 from dpiat.files import draft
-from dpiat.matching import Matching, match
+from dpiat.matching import Matching
 from dpiat.similarity import as_architectures, coverage, similarity
 from dpiat.standardization import DEPTHWISE
 
@@ -71,7 +72,7 @@ def plot_matching(
     _check_suffix(file)
     source, target = map(_told_apart, as_architectures({"source": source, "target": target}))
     names = names or (source.name, target.name)
-    matching = match(source, target)
+    matching = best(source, target)
     axes = axes or _matching_axes((source, target), names)
     upper, lower = _place((source, target), names, axes)
     pairs = _block_numbers(source, target, matching)
@@ -89,8 +90,8 @@ def plot_matching(
 
 def _told_apart(network: Architecture) -> Architecture:
     """The network with an object for each block and each layer, of which an index keeps equal ones once."""
-    blocks = (Block(block.name, tuple(Layer(*layer) for layer in block.layers)) for block in network.blocks)
-    return Architecture(network.name, tuple(blocks))
+    blocks = (replace(block, layers=tuple(Layer(*layer) for layer in block.layers)) for block in network.blocks)
+    return replace(network, blocks=tuple(blocks))
 
 
 def plot_similarity(
@@ -259,9 +260,14 @@ def _label(block: Block) -> str:
 
 def _block_numbers(source: Architecture, target: Architecture, matching: Matching) -> list[tuple[int, int]]:
     """The matched blocks as numbers (source, target)."""
-    sources = {id(block): i for i, block in enumerate(source.blocks)}
-    targets = {id(block): j for j, block in enumerate(target.blocks)}
-    return [(sources[id(pair.source)], targets[id(pair.target)]) for pair in matching.blocks]
+    numbers = [
+        {id(layer): i for i, block in enumerate(network.blocks) for layer in block.layers}
+        for network in (source, target)
+    ]  # by their layers, since a run may be matched layer by layer
+    pairs = (
+        tuple(of[id(block.layers[0])] for of, block in zip(numbers, pair, strict=True)) for pair in matching.blocks
+    )
+    return list(dict.fromkeys(pairs))
 
 
 def _draw_bands(axes: Axes, upper: _Row, lower: _Row, pairs: Sequence[tuple[int, int]]) -> None:
@@ -273,7 +279,9 @@ def _draw_bands(axes: Axes, upper: _Row, lower: _Row, pairs: Sequence[tuple[int,
     for i, j in pairs:
         left, right = ([upper.blocks[i][side], lower.blocks[j][side]] for side in (0, 1))
         points = [*_bend(left[0], top, left[1], bottom), *_bend(right[1], bottom, right[0], top), (left[0], top)]
-        blocks = (Architecture("", (row.architecture.blocks[b],)) for row, b in ((upper, i), (lower, j)))
+        blocks = (
+            replace(row.architecture, blocks=(row.architecture.blocks[b],)) for row, b in ((upper, i), (lower, j))
+        )
         band = PathPatch(Curve(points, codes), facecolor=BAND, alpha=_opacity(coverage(*blocks)), linewidth=0, zorder=1)
         band.set_gid(f"match-{i}-{j}")
         axes.add_patch(band)

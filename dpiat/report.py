@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+WARNING = "warning: "  # begins the note of what is likely to be wrong
 COPIED, CROPPED, PARTLY, LEFT = "copied", "cropped", "partly filled", "left"
 
 
@@ -18,7 +19,8 @@ class Entry(NamedTuple):
     `action` is "copied" (equal shapes), "cropped" (all of it, from a source of another shape), "partly filled" (the
     `filled` part of its elements; the others keep the target's values) or "left" (nothing). `note` says why it is left,
     or that the values get another dtype. `rule` names what takes the operator's place: "input channels" or "classes".
-    `shared` is the name under which a tensor with several names counts; under the others it has no elements.
+    `shared` is the name under which a tensor with several names counts; under the others it has no elements. `parts`
+    says, of a tensor in which several layers are stacked, what each of them receives ("attn.qkv.weight[query]").
     """
 
     target: str
@@ -30,6 +32,7 @@ class Entry(NamedTuple):
     note: str = ""
     rule: str = ""
     shared: str = ""
+    parts: tuple[str, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -62,10 +65,21 @@ class Report:
         total = sum(entry.elements for entry in self.entries)
         return sum(entry.filled for entry in self.entries) / total if total else 0.0
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is likely to be wrong, tensor by tensor."""
+        return [
+            f"{entry.target}: {entry.note.removeprefix(WARNING)}" for entry in self.entries if WARNING in entry.note
+        ]
+
     def summary(self) -> str:
         total = sum(self.elements.values())
         parts = ", ".join(f"{count:,} {action}" for action, count in self.elements.items() if count)
-        return f"{self.share:.1%} of the target's {total:,} elements filled: {parts or 'none'}"
+        text = f"{_percent(self.share, 1)} of the target's {total:,} elements filled: {parts or 'none'}"
+        if warnings := self.warnings:
+            more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
+            text += f"; warning: {warnings[0]}{more}"
+        return text
 
     def to_dataframe(self) -> DataFrame:
         """A row for each target tensor: the fields of its entry, `elements` and `share`. Needs pandas."""
@@ -76,7 +90,7 @@ class Report:
     def __str__(self) -> str:
         head = ("target tensor", "shape", "action", "share", "from")
         rows = [
-            (e.target, times(e.shape), e.action, f"{e.share:.0%}", f"{e.source} {times(e.source_shape)}{_note(e)}")
+            (e.target, times(e.shape), e.action, _percent(e.share), f"{e.source} {times(e.source_shape)}{_note(e)}")
             if e.source
             else (e.target, times(e.shape), e.action, "0%", _note(e).strip())
             for e in self.entries
@@ -84,6 +98,14 @@ class Report:
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         table = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
         return "\n".join([*("  ".join(row).rstrip() for row in table), self.summary()])
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    """A part in percent; what is not all is never rounded to 100%, and what is not nothing never to 0%."""
+    least = 0.01 / 10**digits
+    if 0 < share < least:
+        return f"<{least:.{digits}%}"
+    return f"{min(share, 1 - least) if share < 1 else share:.{digits}%}"
 
 
 def times(shape: tuple[int, ...]) -> str:

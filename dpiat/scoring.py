@@ -10,16 +10,15 @@ from dpiat.architecture import Compact, Layer
 def score(target: Layer, source: Layer) -> float:
     """Eq. 1: the product over the dimensions of min(t_i / s_i, s_i / t_i), in [0, 1].
 
-    The strides of convolutions, where the layers have them (not in paper mode), count like dimensions. 0 for layers of
-    different kinds, of different numbers of dimensions, or without weights.
+    0 for layers of different kinds, of different numbers of dimensions, or without weights.
 
         >>> score(Layer("a", "Conv2d", (32, 16, 3, 3)), Layer("b", "Conv2d", (16, 16, 3, 3)))
         0.5
     """
-    if not target.shape or target.kind != source.kind or len(target.sizes) != len(source.sizes):
+    if not target.shape or target.kind != source.kind or len(target.shape) != len(source.shape):
         return 0.0
     product = 1.0
-    for t_i, s_i in zip(target.sizes, source.sizes, strict=True):
+    for t_i, s_i in zip(target.shape, source.shape, strict=True):
         product *= min(t_i, s_i) / max(t_i, s_i)
     return product
 

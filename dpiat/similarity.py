@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from torch import nn
 
+from dpiat.alignment import align, align_score
 from dpiat.architecture import Architecture
 from dpiat.index import pretrained, timm_architectures
 from dpiat.matching import match_both, match_score, match_scores
+from dpiat.reading import read, standardize
 from dpiat.sources import Source, is_timm_name, sketch, sketches
-from dpiat.standardization import read, standardize
 from dpiat.stored import Stored
 
 
@@ -31,7 +32,7 @@ def similarity(source: Source | Architecture, target: Source | Architecture, mod
     Raises TypeError if an argument is none of these, ValueError for a file or a name that gives no network.
     """
     source, target = as_architectures({"source": source, "target": target}, mode)
-    there, back = match_scores(source, target)
+    there, back = _scores(source, target)
     return sqrt(_part(there, target) * _part(back, source))
 
 
@@ -41,7 +42,7 @@ def coverage(source: Source | Architecture, target: Source | Architecture, mode:
     0 for a target without any layer that has weights.
     """
     source, target = as_architectures({"source": source, "target": target}, mode)
-    return _part(match_score(source, target), target)
+    return _part((align_score if source.structured and target.structured else match_score)(source, target), target)
 
 
 class Candidate(NamedTuple):
@@ -126,9 +127,19 @@ def _network(
     return sketch(source, architecture, like)
 
 
+def _scores(source: Architecture, target: Architecture) -> tuple[float, float]:
+    """The scores of the transfer and of the transfer back."""
+    if source.structured and target.structured:
+        return align_score(source, target), align_score(target, source)
+    return match_scores(source, target)
+
+
 def _values(source: Architecture, target: Architecture) -> tuple[float, float, float, float]:
     """The similarity, both coverages and the part of the target that is filled."""
-    found, back = match_both(source, target)
+    if source.structured and target.structured:
+        found, back = align(source, target), align_score(target, source)
+    else:
+        found, back = match_both(source, target)
     there, back = _part(found.score, target), _part(back, source)
     elements = sum(prod(layer.shape) for layer in target.layers if layer.shape)
     filled = sum(prod(map(min, pair.source.shape, pair.target.shape)) for pair in found.layers)

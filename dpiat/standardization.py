@@ -1,21 +1,16 @@
-"""nn.Module -> Architecture: Algorithm 1 of the paper (appendix A.1)."""
+"""nn.Module -> Architecture in paper mode: Algorithm 1 (appendix A.1). And what both modes know of kinds of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
-from torch.nn.parameter import is_lazy
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.parametrized import CHAINS, chains, computed
-from dpiat.stored import Stored
-
-MODES = ("default", "paper")
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # The kinds that the paper matches. A module of one of these classes, or of a subclass, is one layer even if it has
@@ -32,43 +27,120 @@ DIMENSIONS = {5: "Conv3d", 4: "Conv2d", 3: "Conv1d", 2: "Linear", 1: "Norm"}  # 
 DEPTHWISE = "Depthwise"
 # What Algorithm 1 counts to decide whether a list of layers is a block of its own.
 COUNTED = frozenset(prefix + cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear) for prefix in ("", DEPTHWISE))
-WRAPPERS = ("module", "_orig_mod")  # where DataParallel, DistributedDataParallel and torch.compile keep the network
 
 
-def standardize(module: nn.Module, mode: str = "default") -> Architecture:
-    """Divide a network into blocks of layers, as its author nested its modules (section 3.1, Algorithm 1).
+class View(NamedTuple):
+    """Where a tensor of a layer is stored: its name in the state dict and in its module, and how it is seen.
 
-    Every leaf module is a layer, activations included. A tensor that is no part of a leaf (a class token, a layer
-    scale) is a layer of kind "Parameter". Depthwise convolutions are of kinds of their own, and convolutions have
-    strides. With mode="paper" they are like other convolutions, and only convolutions, linear layers and batch norms
-    have shapes, as in the authors' code; the others stay in the list, where they lengthen the ranges of Eq. 3.
-
-    The module is only read: on any device, the meta device included. DataParallel, DistributedDataParallel and
-    torch.compile are looked through; in default mode also what holds a network and, beside it, vectors and numbers at
-    most, such as an average's or a loss's. Of a state dict (`dpiat.load`), the kinds of layers are what the shapes
-    tell.
-
-    Raises TypeError if `module` is not an nn.Module, or one that torch.jit.script made, ValueError if it has lazy
-    parameters that no forward pass has given a shape yet, or the packed weights of a quantized network.
-
-        >>> print(standardize(torchvision.models.resnet18()))
+    `part` names what is stacked with others in one tensor; `steps` lead from the stored tensor to the view of it.
     """
-    return read(module, mode, isinstance(module, Stored)).architecture
+
+    path: str
+    local: str
+    stored: Tensor
+    part: str = ""
+    steps: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """What is seen of a tensor that is like the stored one."""
+        for step in self.steps:
+            tensor = step(tensor)
+        return tensor
 
 
 class LayerWeights(NamedTuple):
     """A layer with its parameters and saved buffers, by their names in the layer; "" for a tensor that is a layer.
 
-    A tensor that is computed, by weight_norm for example, stands in the place of those that it is computed from.
+    A tensor that is computed, by weight_norm for example, stands in the place of those that it is computed from. In
+    default mode a tensor may be a view of what is stored (`views`), and `plain` is what matching sees of the layer.
+
+    `heads`: how many heads its outputs (of an attention's last projection: its inputs) are made of, 0 where nobody
+    says; `split`: the same, where the view has an axis of them. `gives`: the outputs of a recurrent layer of two
+    directions. `halves`: its inputs are two of one size side by side. `prefix`: of positions on a grid, the rows of
+    tokens before it, and `grid`, (height, width) where a module says it; `prefix` is None for a sequence, whose
+    positions begin at row `offset`. `patches`: it cuts an image in patches. `flat`: its inputs are a flattened picture
+    of so many channels. `joined`: no layer before it has so many outputs, so that its inputs are joined from several.
+    `stack`: its outputs are so many times what the next layer takes. `norm`: what normalizes its outputs.
     """
 
     name: str
     module: nn.Module
     tensors: dict[str, Tensor]
+    views: Mapping[str, View] = {}
+    plain: Layer | None = None
+    role: str = ""
+    heads: int = 0
+    split: int = 0
+    gives: int = 0
+    halves: bool = False
+    prefix: int | None = None
+    offset: int = 0
+    grid: tuple[int, int] | None = None
+    patches: bool = False
+    flat: int = 0
+    joined: bool = False
+    stack: int = 0
+    norm: LayerWeights | None = None
 
     def path(self, local: str) -> str:
         """The name of a tensor in the state dict of the network."""
+        if local in self.views:
+            return self.views[local].path
         return f"{self.name}.{local}" if self.name and local else self.name or local
+
+    def piece(self, local: str) -> str:
+        """The name of what the layer has of a stored tensor: "attn.qkv.weight[query]"."""
+        part = self.views[local].part if local in self.views else ""
+        return f"{self.path(local)}[{part}]" if part else self.path(local)
+
+    def own(self, local: str) -> str:
+        """The name of a tensor in its module."""
+        return self.views[local].local if local in self.views else local
+
+    def view(self, local: str, stored: Tensor) -> Tensor:
+        """What the layer sees of a tensor that is like the stored one."""
+        return self.views[local](stored) if local in self.views else stored
+
+    def renamed(self, names: Mapping[str, str]) -> LayerWeights:
+        views = {names.get(key, key): self._view(key) for key in self.tensors}
+        return self._replace(tensors={names.get(k, k): t for k, t in self.tensors.items()}, views=views)
+
+    def seen(self, local: str, *steps: Callable[[Tensor], Tensor]) -> LayerWeights:
+        """The layer with one of its tensors seen otherwise."""
+        view = self._view(local)
+        tensors = {**self.tensors, local: view._replace(steps=steps)(self.tensors[local])}
+        return self._replace(tensors=tensors, views={**self.views, local: view._replace(steps=view.steps + steps)})
+
+    def part(self, name: str, ranges: Sequence[tuple[int, int]], role: str) -> LayerWeights:
+        """Some rows of the layer, from (start, number) pairs at equal distances, as a layer of its own."""
+        (start, count), found = ranges[0], self
+        distance = ranges[1][0] - start if len(ranges) > 1 else 0
+        for local, tensor in self.tensors.items():
+            if tensor.dim():
+                found = found.seen(local, Rows(start, count, distance))
+        views = {local: view._replace(part=name) for local, view in found.views.items()}
+        split = len(ranges) if distance else 0
+        return found._replace(name=f"{self.name}[{name}]", views=views, role=role, split=split)
+
+    def _view(self, local: str) -> View:
+        return self.views[local] if local in self.views else View(self.path(local), local, self.tensors[local])
+
+    def stored(self, local: str) -> Tensor:
+        """The tensor that a tensor of the layer is a view of."""
+        return self.views[local].stored if local in self.views else self.tensors[local]
+
+
+class Rows(NamedTuple):
+    """A view of rows start ... start + count; of each group of `distance` rows, if that is not 0."""
+
+    start: int
+    count: int
+    distance: int = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.distance:
+            return tensor.unflatten(0, (-1, self.distance)).narrow(1, self.start, self.count)
+        return tensor.narrow(0, self.start, self.count)
 
 
 class Network(NamedTuple):
@@ -78,82 +150,34 @@ class Network(NamedTuple):
     weights: list[LayerWeights]
 
 
-def read(module: nn.Module, mode: str = "default", shapes_alone: bool = False) -> Network:
-    """The network as `standardize` gives it, with its tensors.
-
-    With `shapes_alone`, kinds follow from the tensors and not from the classes of modules, as they do in a state dict,
-    so that a network can be compared with one of which only the state dict is there.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"a network must be a torch.nn.Module, got {type(module).__name__}")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError("a scripted network does not show its modules: pass the original one, or its state_dict()")
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    module = unwrapped(module)
-    reader = _Reader(mode == "paper", shapes_alone, {id(module)} if mode == "paper" else set(_to_the_network(module)))
+def read_paper(module: nn.Module, shapes_alone: bool) -> Network:
+    """The network of Algorithm 1, in paper mode."""
+    reader = _Reader(shapes_alone, module)
     elements = reader.blocks(module, "")
     blocks = (Block(e.name, (e,)) if isinstance(e, Layer) else e for e in elements)
     return Network(Architecture(type(module).__name__, tuple(blocks)), reader.weights)
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The network itself inside of DataParallel, DistributedDataParallel or torch.compile."""
-    while len(module._modules) == 1 and not _own_tensors(module):
-        key, child = next(iter(module._modules.items()))
-        if key not in WRAPPERS or child is None:
-            break
-        module = child
-    return module
-
-
-def _to_the_network(module: nn.Module) -> Iterator[int]:
-    """The ids of what wraps a network and of the network itself.
-
-    A module wraps its child if all else that it holds are vectors and numbers, as an average or a loss has them.
-    """
-    yield id(module)
-    children = [child for child in module._modules.values() if child is not None and _has_matrices(_tensors(child))]
-    if len(children) == 1 and not _has_matrices(_own_tensors(module)):
-        yield from _to_the_network(children[0])
-
-
-def _has_matrices(tensors: Iterable[tuple[str, Tensor]]) -> bool:
-    return any(is_lazy(tensor) or tensor.dim() > 1 for _, tensor in tensors)
-
-
 class _Reader:
-    """One walk through the tree of modules, which collects the tensors on its way.
+    """One walk through the tree of modules, which collects the tensors on its way (Algorithm 1, in paper mode)."""
 
-    `networks` are the ids of modules whose content is that of the network, and no block of it.
-    """
-
-    def __init__(self, paper: bool, shapes_alone: bool, networks: set[int]):
-        self.paper, self.shapes_alone, self.networks = paper, shapes_alone, networks
+    def __init__(self, shapes_alone: bool, network: nn.Module):
+        self.shapes_alone, self.network = shapes_alone, network
         self.weights: list[LayerWeights] = []
         self.convolutions = 0  # so far, with shapes alone
-
-    def kind(self, module: nn.Module) -> str:
-        """The kind that a module is a layer of, whatever is inside it; "" if only its class tells."""
-        if self.paper:
-            return paper_kind(type(module))
-        kind, alias = known_kind(type(module)), _alias(type(module))
-        return kind or (alias if alias and not any(map(_has_tensors, module._modules.values())) else "")
 
     def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
         """The content of one node of the tree: single layers and blocks, in order (Algorithm 1)."""
         children = module._modules
         if self.shapes_alone:  # modules without tensors leave no trace in a state dict
-            children = {key: child for key, child in children.items() if _has_tensors(child)}
+            children = {key: child for key, child in children.items() if has_tensors(child)}
         alone = children.keys() == {CHAINS} and (self.shapes_alone or chains(module))
-        if not children or self.kind(module) or alone:
+        if not children or paper_kind(type(module)) or alone:
             return [self.layer(module, name)]
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
-        for key, tensor in _own_tensors(module):
+        for key, tensor in own_tensors(module):
             self.weights.append(LayerWeights(prefix + key, module, {"": tensor}))
-            if not self.paper:
-                content.append(Layer(prefix + key, "Parameter", _shape([tensor], prefix + key)))
         seen: set[int] = set()  # by id: modules may have an equality of their own
         for child_name, child in children.items():
             if child is None:
@@ -162,47 +186,43 @@ class _Reader:
             if id(child) in seen:  # under two names here, and still one layer
                 continue
             seen.add(id(child))
-            spliced = id(child) in self.networks or len(inner) == 1
-            if spliced or any(isinstance(e, Block) for e in inner) or _counted(inner) <= 1:
+            if len(inner) == 1 or any(isinstance(e, Block) for e in inner) or _counted(inner) <= 1:
                 content += inner
             else:
                 content.append(Block(prefix + child_name, tuple(inner)))
         n_blocks = sum(isinstance(e, Block) and len(e.layers) > 1 for e in content)
-        if id(module) not in self.networks and n_blocks < len(content) - n_blocks:
+        if module is not self.network and n_blocks < len(content) - n_blocks:
             return [layer for e in content for layer in (e.layers if isinstance(e, Block) else (e,))]
         return content
 
     def layer(self, module: nn.Module, name: str) -> Layer:
-        tensors = dict(_tensors(module) if module._modules else _own_tensors(module))
-        if _packs(type(module)) and _packed(module, tensors):
-            named = name or "the network"
-            raise ValueError(f"{named} has packed weights, as quantized layers do: use the network as it was before")
-        if module._forward_pre_hooks or CHAINS in module._modules:
-            tensors = computed(module, tensors)
-        kind = self.kind(module)
+        tensors, kind = layer_tensors(module, name), paper_kind(type(module))
         if not tensors:
             return Layer(name, kind or type(module).__name__)
         self.weights.append(LayerWeights(name, module, tensors))
         if isinstance(module, _Loss) and not module._parameters:  # weights of its own classes
             return Layer(name, type(module).__name__)
         weight = tensors.get("weight") if kind else None
-        shape = _shape(tensors.values() if weight is None else [weight], name)
-        if self.shapes_alone:
-            kind = "BatchNorm" if "running_mean" in tensors else DIMENSIONS.get(len(shape), "Parameter")
-            if any(key.startswith("weight_hh") for key in tensors):
-                kind = "Recurrent"
-            if self.paper:
-                return Layer(name, kind, () if kind in ("Norm", "Recurrent", "Parameter") else shape)
-            convolution = len(shape) > 2
-            depthwise = DEPTHWISE if convolution and self.convolutions and shape[1] == 1 < shape[0] else ""
-            self.convolutions += convolution  # the first one may see grey images
-            return Layer(name, depthwise + kind, shape)
-        if self.paper:
+        shape = shape_of(tensors.values() if weight is None else [weight], name)
+        if not self.shapes_alone:
             return Layer(name, kind or _class(module), () if weight is None else shape)
-        if not shape or not isinstance(module, CONVOLUTIONS):
-            return Layer(name, kind or _class(module), shape)
-        depthwise = DEPTHWISE if 1 < module.groups == module.in_channels else ""
-        return Layer(name, depthwise + kind, shape, module.stride)
+        kind = "BatchNorm" if "running_mean" in tensors else DIMENSIONS.get(len(shape), "Parameter")
+        recurrent = any(key.startswith("weight_hh") for key in tensors)
+        return Layer(name, kind, () if recurrent or kind in ("Norm", "Parameter") else shape)
+
+
+def layer_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """The tensors of a layer, computed ones in the place of what they are computed from.
+
+    Raises ValueError for packed weights, as quantized layers have them.
+    """
+    tensors = dict(_tensors(module) if module._modules else own_tensors(module))
+    if _packs(type(module)) and _packed(module, tensors):
+        named = name or "the network"
+        raise ValueError(f"{named} has packed weights, as quantized layers do: use the network as it was before")
+    if module._forward_pre_hooks or CHAINS in module._modules:
+        tensors = computed(module, tensors)
+    return tensors
 
 
 @cache
@@ -211,7 +231,7 @@ def paper_kind(cls: type[nn.Module]) -> str:
     return next((kind.__name__ for kind in PAPER_KINDS if issubclass(cls, kind)), "")
 
 
-def _has_tensors(module: nn.Module | None) -> bool:
+def has_tensors(module: nn.Module | None) -> bool:
     return module is not None and len(nn.Module.state_dict(module, keep_vars=True)) > 0
 
 
@@ -234,6 +254,12 @@ def known_kind(cls: type[nn.Module]) -> str:
     return paper_kind(cls) or next((kind.__name__ for kind in OTHER_KINDS if issubclass(cls, kind)), "")
 
 
+def known_class(module: nn.Module) -> str:
+    """The kind of default mode that a module is a layer of, whatever is inside it; "" if only its tensors tell."""
+    kind, alias = known_kind(type(module)), _alias(type(module))
+    return kind or (alias if alias and not any(map(has_tensors, module._modules.values())) else "")
+
+
 @cache
 def _alias(cls: type[nn.Module]) -> str:
     """The kind that the name of a class stands for, "" if for none."""
@@ -251,14 +277,14 @@ def _counted(layers: list[Layer]) -> int:
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """The parameters and saved buffers of a layer and its children."""
-    found = _own_tensors(module) if module._parameters or module._buffers else []
+    found = own_tensors(module) if module._parameters or module._buffers else []
     for key, child in module._modules.items():
         if child is not None:
             found += [(f"{key}.{local}", tensor) for local, tensor in _tensors(child)]
     return found
 
 
-def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+def own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     found = [(key, tensor) for key, tensor in module._parameters.items() if tensor is not None]
     if module._buffers:
         unsaved = module._non_persistent_buffers_set
@@ -266,7 +292,7 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _shape(tensors: Iterable[Tensor], name: str) -> tuple[int, ...]:
+def shape_of(tensors: Iterable[Tensor], name: str) -> tuple[int, ...]:
     """The shape of the first of the largest tensors: (1,) of a single number, () without elements to be moved."""
     try:
         tensor = max(tensors, key=Tensor.numel)

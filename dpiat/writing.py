@@ -18,13 +18,17 @@ from dpiat.standardization import LayerWeights
 
 
 class Write(NamedTuple):
-    """A part of a source tensor that goes to a part of a target tensor; `index` None stands for their centre crops."""
+    """A part of a source tensor that goes to a part of a target tensor; `index` None stands for their centre crops.
+
+    Both tensors may be views of what is stored (`LayerWeights.views`).
+    """
 
     to: LayerWeights
     by: LayerWeights
     local: str  # the name of both in their layers
     source: Tensor  # the values: those of `by`, or what was made of them
     index: tuple[Index, Index] | None = None
+    made: bool = False  # are the values others than those that `by` stores?
 
     @property
     def target(self) -> Tensor:
@@ -32,10 +36,10 @@ class Write(NamedTuple):
 
     def written(self) -> list[tuple[Tensor, Tensor | None]]:
         """The tensors that change, each with its counterpart: of a computed one, what it is computed from."""
-        mine = basis(self.to.module, self.local)
+        mine = basis(self.to.module, self.to.own(self.local))
         if not mine:
             return [(self.target, self.source)]
-        theirs = basis(self.by.module, self.local)
+        theirs = basis(self.by.module, self.by.own(self.local))
         return [(tensor, theirs.get(path)) for path, tensor in mine.items()]
 
     def to_itself(self) -> bool:
@@ -153,11 +157,12 @@ def check_optimizers(
         if _groups(optimizer).keys().isdisjoint(map(id, network.parameters())):
             raise ValueError(f"the {role}'s optimizer has none of its parameters: optimizer=(source's, target's)")
     for write in writes:
-        for key, kept in source.state.get(write.source, {}).items():
+        theirs = write.by.stored(write.local)
+        for key, kept in source.state.get(theirs, {}).items():
             if isinstance(kept, (Sequence, Mapping)):
                 raise ValueError(f"{names[0]} keeps {key} of several steps, which cannot be cropped")
             single = not isinstance(kept, Tensor) or kept.numel() == 1
-            if not single and kept.shape != write.source.shape != write.target.shape:
+            if not single and kept.shape != theirs.shape != write.to.stored(write.local).shape:
                 raise ValueError(f"{names[0]} keeps {key} of another shape than its parameter's: it cannot be cropped")
 
 
@@ -175,18 +180,19 @@ def move_state(writes: Iterable[Write], source: Optimizer, target: Optimizer) ->
     """
     groups = _groups(target)
     for write in writes:
-        state = source.state.get(write.source)
-        if not state or id(write.target) not in groups:
+        ours, theirs = write.to.stored(write.local), write.by.stored(write.local)
+        state = None if write.made else source.state.get(theirs)
+        if not state or id(ours) not in groups:
             continue
-        mine = target.state[write.target]
+        mine = target.state[ours]
         for key, kept in state.items():
             if not isinstance(kept, Tensor):
                 mine[key] = kept
-            elif kept.shape != write.source.shape:
+            elif kept.shape != theirs.shape:
                 mine[key] = kept.clone()
             else:
-                mine.setdefault(key, torch.zeros_like(write.target))
-                put(mine[key], kept, write.index)
+                mine.setdefault(key, torch.zeros_like(ours))
+                put(write.to.view(write.local, mine[key]), write.by.view(write.local, kept), write.index)
         for option, key in NEEDED.items():
-            if groups[id(write.target)].get(option) and mine.get(key) is None:
-                mine[key] = torch.zeros_like(write.target)
+            if groups[id(ours)].get(option) and mine.get(key) is None:
+                mine[key] = torch.zeros_like(ours)

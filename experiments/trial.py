@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from dpiat import sources, stored
 from dpiat.assignment import MATCHINGS
+from dpiat.heads import HEADS
 from dpiat.operators import OPERATORS
-from dpiat.roles import HEADS
-from dpiat.standardization import MODES
+from dpiat.reading import MODES
 from experiments import checkpoints, data, models, parallel, records
 from experiments.initialization import INITIALIZATIONS, Method, initialize
 from experiments.locks import alone

@@ -27,7 +27,7 @@ from dpiat import index, plan, rank, similarity, standardize, transfer
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import match_score
 from dpiat.operators import centre
-from dpiat.standardization import read
+from dpiat.reading import read
 from dpiat.writing import Write
 
 

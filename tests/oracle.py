@@ -9,10 +9,10 @@ from dpiat.architecture import Architecture, Layer
 
 
 def score(target: Layer, source: Layer) -> float:
-    if not target.shape or target.kind != source.kind or len(target.sizes) != len(source.sizes):
+    if not target.shape or target.kind != source.kind or len(target.shape) != len(source.shape):
         return 0.0
     product = 1.0
-    for t, s in zip(target.sizes, source.sizes, strict=True):
+    for t, s in zip(target.shape, source.shape, strict=True):
         product *= min(t / s, s / t)
     return product
 

@@ -42,7 +42,7 @@ def test_nested_bipartite_assigns_blocks_too():
     source, target = standardize(on_meta("mixnet_s")), standardize(on_meta("mnasnet_100"))
     found = nbipartite(source, target)
     for network in zip(*found.blocks, strict=True):
-        assert len({block.name for block in network}) == len(found.blocks) >= 20
+        assert len({block.layers for block in network}) == len(found.blocks) >= 18
     ordered = nbipartite(target, target)
     assert [pair.source for pair in ordered.blocks] == [pair.target for pair in ordered.blocks]
     inside = {layer for pair in found.blocks for layer in pair.target.layers}
@@ -82,7 +82,7 @@ def test_a_matching_of_the_users_own():
 
 def test_what_a_matching_must_not_return_is_named():
     source, target = (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)) for _ in range(2))
-    (first, act, last), before = standardize(target).layers, target[0].weight.clone()
+    (first, last), before = standardize(target).layers, target[0].weight.clone()
     unknown = Layer("fc", "Linear", (4, 4))
     for pairs, error, message in (
         ([(first, last)], TypeError, r"the layers of a matching must be dpiat\.LayerPair of two dpiat\.Layer, got \("),
@@ -94,5 +94,5 @@ def test_what_a_matching_must_not_return_is_named():
         with pytest.raises(error, match=message):
             transfer(source, target, matching=lambda *networks, pairs=pairs: Matching(1.0, (), tuple(pairs)))
     assert torch.equal(target[0].weight, before)
-    for pairs in ([LayerPair(act, act)], [LayerPair(first, last), LayerPair(first, first)]):  # no weights are no harm
-        transfer(source, target, matching=lambda *networks, pairs=pairs: Matching(1.0, (), tuple(pairs)))
+    pairs = LayerPair(first, last), LayerPair(first, first)
+    transfer(source, target, matching=lambda *networks: Matching(1.0, (), pairs))

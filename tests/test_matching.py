@@ -11,8 +11,8 @@ from networks import PAPER, on_meta
 from dpiat import matching as matching_module
 from dpiat.architecture import Architecture, Block, Layer, Places
 from dpiat.matching import match, match_score, ordered_scores, trace
+from dpiat.reading import standardize
 from dpiat.scoring import score
-from dpiat.standardization import standardize
 
 
 def random_scores(rng: random.Random) -> list[list[float]]:

@@ -9,10 +9,8 @@ import torch
 from networks import trained
 from torch import nn
 
-from dpiat import Plan, plan, transfer
+from dpiat import Plan, plan, standardize, transfer
 from dpiat.operators import OPERATORS, FullTransfer, Weights, centre, clip, magnitude, shared, uniform
-from dpiat.roles import seen
-from dpiat.standardization import LayerWeights
 
 
 def test_centre_crops_start_at_the_lower_half():
@@ -66,7 +64,9 @@ def test_query_key_and_value_are_cropped_one_by_one():
     target.in_proj_weight.zero_()
     transfer(source, target)
     for theirs, ours in zip(source.in_proj_weight.chunk(3), target.in_proj_weight.chunk(3), strict=True):
-        assert torch.equal(ours[2:10, 2:10], theirs) and int((ours != 0).sum()) == 64
+        for head, wider in zip(theirs.chunk(2), ours.chunk(2), strict=True):  # each head into the centre of its own
+            assert torch.equal(wider[1:5, 2:10], head)
+        assert int((ours != 0).sum()) == 64
 
 
 class Conv1D(nn.Module):
@@ -103,21 +103,21 @@ def test_projections_are_known_by_the_names_of_other_libraries(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "parts"),
+    ("name", "rows", "parts"),
     [
-        ("qkv_proj", (3, 1), 3),
-        ("qkv_proj", (5 / 3, 1), 1),  # grouped queries: parts that are not equal
-        ("crossattention.c_attn", (1, 2), 2),
-        ("c_attn", (1, 3), 3),
-        ("c_attn", (1, 1), 1),
-        ("qkv", (3, 1), 3),
+        ("qkv_proj", 24, ["query", "key", "value"]),
+        ("qkv_proj", 14, ["query", "key", "value"]),  # grouped queries: 8, 3 and 3
+        ("qkv_proj", 9, ["query", "key", "value"]),  # heads that are narrower than the inputs
+        ("qkv_proj", 7, [""]),
+        ("kv_proj", 16, ["key", "value"]),
+        ("qkv", 24, ["query", "key", "value"]),
+        ("in_proj", 24, ["query", "key", "value"]),
     ],
 )
-def test_parts_are_what_the_shape_says(name, shape, parts):
-    def layer(width: int) -> LayerWeights:
-        return LayerWeights(name, nn.Module(), {"weight": torch.zeros([round(width * part) for part in shape])})
-
-    assert seen(layer(24), layer(48), "default")[1].parts == parts
+def test_parts_are_what_the_name_and_the_shape_say(name, rows, parts):
+    network = nn.ModuleDict({"attn": nn.ModuleDict({name: nn.Linear(8, rows), "proj": nn.Linear(8, 8)})})
+    found = [layer.name.removeprefix(f"attn.{name}").strip("[]") for layer in standardize(network).layers[:-1]]
+    assert found == parts
 
 
 @pytest.mark.parametrize("operator", ["clip", "clip_normalized"])

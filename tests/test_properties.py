@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from torch import nn
 
-from dpiat import Plan, coverage, match, plan, similarity, standardize, transfer
+from dpiat import Plan, coverage, plan, similarity, standardize, transfer
+from dpiat.assignment import best
 
 settings.register_profile("dpiat", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("dpiat")
@@ -124,7 +125,7 @@ def test_wider_with_zeros_is_the_same_function(kinds, widths, more):
     kinds = [kind for kind in kinds if kind != "grouped"]
     source = network(kinds, widths)
     target = network(kinds, [width + 2 * extra for width, extra in zip(widths, more, strict=False)])
-    pairs = match(standardize(source), standardize(target)).layers
+    pairs = best(standardize(source), standardize(target)).layers
     assume(all(pair.source.name == pair.target.name for pair in pairs))
     for parameter in target.parameters():
         parameter.zero_()
@@ -136,10 +137,10 @@ def test_wider_with_zeros_is_the_same_function(kinds, widths, more):
 @given(networks(), networks())
 def test_matching_is_ordered_and_each_target_occurs_once(source, target):
     giver, taker = standardize(source), standardize(target)
-    found = match(giver, taker)
+    found = best(giver, taker)
     places = {layer.name: i for i, layer in enumerate(taker.layers)}
     order = [places[pair.target.name] for pair in found.layers]
     assert order == sorted(set(order))
-    blocks = {block.name: i for i, block in enumerate(giver.blocks)}
-    used = [blocks[pair.source.name] for pair in found.blocks]
+    first = {layer.name: i for i, layer in enumerate(giver.layers)}
+    used = [first[pair.source.layers[0].name] for pair in found.blocks]
     assert used == sorted(used) and 0 <= similarity(giver, taker) <= 1 + 1e-12

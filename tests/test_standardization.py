@@ -59,28 +59,35 @@ def contents(network: nn.Module) -> list[tuple]:
 
 def test_an_efficientnet_is_stem_blocks_and_head():
     """Figure 8: single layers before and after, 16 blocks between."""
-    sizes = [len(block.layers) > 3 for block in standardize(on_meta("tf_efficientnet_b0")).blocks]
-    assert sum(sizes) == 16 and sizes.index(True) == 2 and sizes[-5:] == [False] * 5
+    for mode, before, after in (("default", 1, 1), ("paper", 2, 5)):
+        blocks = standardize(on_meta("tf_efficientnet_b0"), mode).blocks
+        sizes = [len(block.layers) > 3 for block in blocks]
+        assert sum(sizes) == 16 and sizes == [False] * before + [True] * 16 + [False] * after
+        assert [block.run for block in blocks] == [mode == "default" and not size for size in sizes]
 
 
 def test_layer_counts_are_near_those_of_the_paper():
     """Appendix A.3: 199, 281, 291, 183; pooling and dropout are nested a little differently in today's timm."""
     for name, count in {"Eff-B0": 199, "Eff-B2": 281, "Mix-L": 291, "ReX": 183}.items():
-        assert abs(len(standardize(on_meta(PAPER[name])).layers) - count) <= 2
+        assert abs(len(standardize(on_meta(PAPER[name]), "paper").layers) - count) <= 2
 
 
 def test_plain_layers_stay_single():
-    assert blocks(nn.Sequential(*conv_bn(4))) == [["Conv2d"], ["BatchNorm2d"], ["ReLU"]]
+    assert blocks(nn.Sequential(*conv_bn(4)), "paper") == [["Conv2d"], ["BatchNorm2d"], ["ReLU"]]
+    assert blocks(nn.Sequential(*conv_bn(4))) == [["Conv2d"], ["BatchNorm2d"]]
 
 
 def test_groups_of_blocks_are_unpacked_one_level():
     stage = nn.Sequential(nn.Sequential(*conv_bn(4), *conv_bn(4)), nn.Sequential(*conv_bn(4), *conv_bn(4)))
-    assert [len(block) for block in blocks(nn.Sequential(nn.Conv2d(3, 4, 3), stage, nn.Linear(4, 2)))] == [1, 6, 6, 1]
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), stage, nn.Linear(4, 2))
+    assert [len(block) for block in blocks(network, "paper")] == [1, 6, 6, 1]
+    assert [len(block) for block in blocks(network)] == [1, 4, 4, 1]  # activations have no weights
 
 
 def test_a_child_with_one_convolution_joins_its_parent():
     network = nn.Sequential(nn.Sequential(nn.Sequential(*conv_bn(4)), nn.Sequential(*conv_bn(4))), nn.Linear(4, 2))
-    assert blocks(network) == [["Conv2d", "BatchNorm2d", "ReLU"] * 2, ["Linear"]]
+    assert blocks(network, "paper") == [["Conv2d", "BatchNorm2d", "ReLU"] * 2, ["Linear"]]
+    assert blocks(network) == [["Conv2d", "BatchNorm2d"] * 2, ["Linear"]]
 
 
 def test_a_subclass_with_children_is_one_layer_of_its_kind():
@@ -106,7 +113,7 @@ def test_paper_mode_gives_other_kinds_no_shape():
 
 
 def test_printing_shows_every_layer():
-    text = str(standardize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())))
+    text = str(standardize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "paper"))
     assert "2 blocks, 2 layers, 1 with weights" in text and "0: Conv2d[4, 3, 3, 3]" in text and "1: ReLU" in text
 
 
@@ -165,22 +172,13 @@ def test_the_shape_of_a_layer_is_that_of_its_weight_whatever_else_it_keeps(mode)
 
 
 def test_roles_that_shapes_alone_miss():
-    network = nn.Sequential(
-        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2, stride=2), nn.ConvTranspose1d(4, 8, 3, groups=4)
-    )
-    assert [(layer.kind, layer.stride) for layer in standardize(network).layers] == [
-        ("DepthwiseConv2d", (1, 1)),
-        ("Conv2d", (2, 2)),
-        ("DepthwiseConvTranspose1d", (1,)),
-    ]
-    assert [(layer.kind, layer.stride) for layer in standardize(network, "paper").layers] == [
-        ("Conv2d", ()),
-        ("Conv2d", ()),
-        ("ConvTranspose1d", ()),
-    ]
-    dense, depthwise = (Layer("", kind, (8, 1, 3, 3), (1, 1)) for kind in ("Conv2d", "DepthwiseConv2d"))
+    layers = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose1d(4, 8, 3, groups=4)
+    kinds = ["DepthwiseConv2d", "Conv2d", "DepthwiseConvTranspose1d"]
+    network = nn.Sequential(*layers)
+    assert [layer.kind for layer in standardize(network).layers] == kinds
+    assert [layer.kind for layer in standardize(network, "paper").layers] == ["Conv2d", "Conv2d", "ConvTranspose1d"]
+    dense, depthwise = (Layer("", kind, (8, 1, 3, 3)) for kind in ("Conv2d", "DepthwiseConv2d"))
     assert score(dense, depthwise) == 0
-    assert score(Layer("", "Conv2d", (8, 8, 3, 3), (2, 2)), Layer("", "Conv2d", (8, 8, 3, 3), (1, 1))) == 0.25
 
 
 def test_subclasses_and_other_names_of_a_norm_are_one_kind():

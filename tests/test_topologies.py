@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dpiat import match, standardize, transfer
+from dpiat import standardize, transfer
+from dpiat.alignment import align
 
 
 def plain(w: int) -> nn.Module:
@@ -119,8 +120,8 @@ CASES = {
         Transformer(8),
         Transformer(12),
         same(
-            *("token", "norm1", "attention.in_proj_weight", "attention.in_proj_bias", "attention.out_proj"),
-            *("norm2", "grow", "shrink"),
+            *("token", "norm1", *(f"attention.in_proj[{part}]" for part in ("query", "key", "value"))),
+            *("attention.out_proj", "norm2", "grow", "shrink"),
         ),
     ),
 }  # fmt: skip
@@ -129,7 +130,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_pairs(name):
     source, target, expected = CASES[name]
-    found = match(standardize(source), standardize(target)).layers
+    found = align(standardize(source), standardize(target)).layers
     assert [(pair.source.name, pair.target.name) for pair in found] == expected
 
 

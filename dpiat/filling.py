@@ -1,0 +1,421 @@
+"""What goes from one layer to another: the layers' tensors brought to the same axes, then the rules, then the operator.
+
+A rule takes the operator's place where the meaning of an axis says more than its size: classes, input channels,
+positions on a grid, the time of a video. Rules are entries of `RULES`, in the order in which they are asked; each gives
+values or places, or None where it does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpiat import roles
+from dpiat.operators import (
+    GATE,
+    HALF,
+    HEAD,
+    IN,
+    KERNEL,
+    OPERATORS,
+    OUT,
+    TOKEN,
+    Index,
+    Indices,
+    Operator,
+    Weights,
+    centre,
+    clip,
+    fractional,
+    is_centred,
+    is_table,
+)
+from dpiat.positions import resampled_grid, resampled_offsets, resampled_patches
+from dpiat.report import times
+from dpiat.sources import first_line
+from dpiat.standardization import CONVOLUTIONS, LayerWeights, known_kind, paper_kind
+
+INPUTS, CLASSES = "input channels", "classes"  # rules for layers that the whole network tells
+TIME, GRID, OFFSETS, PATCHES, FOLDED = "time", "grid", "offsets", "patches", "folded norm"
+
+
+class Route(NamedTuple):
+    """What goes from a source layer to a target layer: values, and where they go; None for the centre crops."""
+
+    source: LayerWeights
+    target: LayerWeights
+    indices: Indices | None
+    rules: Mapping[str, str]  # of each tensor that a rule fills
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How layers are filled: in which mode, by which operator, and which classes of a classifier."""
+
+    mode: str
+    operator: Operator = clip
+    classes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)  # of each classifier, target: source
+
+
+def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
+    """How the target layer `to` is filled from the source layer `by`."""
+    if settings.mode == "paper":
+        given, wanted = (weights_of(layer, "paper") for layer in (by, to))
+        operator = ChosenClasses(settings.classes[to.name]) if rule == CLASSES else settings.operator
+        rules = dict.fromkeys(to.tensors, CLASSES) if rule == CLASSES else {}
+        return Route(by, to, _indices(given, wanted, by, to, operator), rules)
+    by, to, axes = same_axes(by, to)
+    rules, rows = {}, _rows(by, to)
+    for name, apply in RULES.items():
+        if name in (INPUTS, CLASSES) and rule != name:
+            continue
+        values, chosen = apply(by, to)
+        by = by._replace(tensors={**by.tensors, **values})
+        rules |= dict.fromkeys(to.tensors if name == CLASSES else values, name)
+        rows |= chosen
+    given, wanted = (Weights(layer.tensors, _kind(layer), _groups(layer), axes, rows) for layer in (by, to))
+    if max(given.groups, wanted.groups) > 1 and (rules or all(map(_one_by_one, (by, to)))):
+        given, wanted = given._replace(groups=1), wanted._replace(groups=1)  # such a pair needs no more than its shapes
+    operator = ChosenClasses(settings.classes[to.name]) if rule == CLASSES else settings.operator
+    return Route(by, to, _indices(given, wanted, by, to, operator), rules)
+
+
+def weights_of(layer: LayerWeights, mode: str) -> Weights:
+    """A layer as an operator sees it alone."""
+    if mode == "paper":
+        return Weights(layer.tensors, paper_kind(type(layer.module)))
+    return Weights(layer.tensors, _kind(layer), _groups(layer))
+
+
+def _indices(given: Weights, wanted: Weights, by: LayerWeights, to: LayerWeights, operator: Operator) -> Indices | None:
+    if operator is clip and is_centred(given, wanted):
+        return None
+    indices = operator(given, wanted)
+    if operator not in OPERATORS.values() and not isinstance(operator, ChosenClasses):
+        _check_indices(indices, given, to, by)
+    return indices
+
+
+def _kind(layer: LayerWeights) -> str:
+    return known_kind(type(layer.module)) or (layer.plain.kind if layer.plain else "")
+
+
+def _groups(layer: LayerWeights) -> int:
+    return layer.module.groups if isinstance(layer.module, CONVOLUTIONS) else 1
+
+
+def _one_by_one(layer: LayerWeights) -> bool:
+    """Does every channel have a group and a filter of its own?"""
+    module = layer.module
+    return not isinstance(module, CONVOLUTIONS) or module.groups == module.in_channels == module.out_channels
+
+
+# --- the same axes ----------------------------------------------------------------------------------------------------
+
+
+def same_axes(by: LayerWeights, to: LayerWeights) -> tuple[LayerWeights, LayerWeights, dict[str, tuple[str, ...]]]:
+    """Both layers with their tensors seen alike, and the meaning of the axes where it is not the usual one.
+
+    A linear layer is seen as a 1 × 1 convolution where its partner is one, (C, 1, 1) as (C,), and the outputs of an
+    attention's projections as (heads, channels) where the sizes differ.
+    """
+    axes: dict[str, tuple[str, ...]] = {}
+    kind, role = to.plain.kind if to.plain else "", to.plain.role if to.plain else ""
+    for name, t in to.tensors.items():
+        s = by.tensors.get(name)
+        if s is None:
+            continue
+        if s.dim() != t.dim():
+            by, to = _same_rank(by, to, name)
+            s, t = by.tensors[name], to.tensors[name]
+        if kind == "Recurrent" and t.dim() > 1 and name.startswith(("weight_ih", "weight_hh", "bias")):
+            axes[name] = (GATE, OUT, *([HALF] if t.dim() == 4 else []), *([IN] if t.dim() > 2 else []))
+        elif kind == "Parameter" and t.dim() > 1:
+            axes[name] = _of_parameter(role, t)
+        elif s.shape == t.shape or s.dim() != t.dim():
+            continue
+        elif (heads := _heads(by, to)) and name in ("weight", "bias"):
+            by, to, axes[name] = _by_heads(by, to, name, heads, role)
+        elif (
+            1 < by.stack == to.stack
+            and not is_table(_kind(to))
+            and s.shape[0] != t.shape[0]
+            and name in ("weight", "bias")
+        ):
+            by, to = (layer.seen(name, _Split(0, layer.stack)) for layer in (by, to))
+            axes[name] = (GATE, OUT, *([IN] if t.dim() > 1 else []), *[KERNEL] * (t.dim() - 2))
+        elif by.flat and to.flat and name == "weight":
+            by, to = (layer.seen(name, _Split(1, layer.flat)) for layer in (by, to))
+            axes[name] = (OUT, IN, KERNEL)
+        elif by.halves and to.halves and name == "weight":
+            by, to = (layer.seen(name, _Split(1, 2)) for layer in (by, to))
+            axes[name] = (OUT, HALF, IN, *[KERNEL] * (t.dim() - 2))
+    return by, to, axes
+
+
+def _of_parameter(role: str, tensor: Tensor) -> tuple[str, ...]:
+    """The axes of a parameter that stands alone: places from the first one, or channels."""
+    if role == roles.OFFSET:
+        return (TOKEN, HEAD) if tensor.dim() == 2 else (OUT,) * tensor.dim()
+    if role == roles.POSITION or role.endswith("token") or role.endswith("tokens"):
+        return (*[TOKEN] * (tensor.dim() - 1), OUT)
+    return (OUT,) * tensor.dim()
+
+
+def _same_rank(by: LayerWeights, to: LayerWeights, name: str) -> tuple[LayerWeights, LayerWeights]:
+    """Bring two tensors to one number of dimensions, if they are the same but for some of size 1, or for heads."""
+    s, t = by.tensors[name], to.tensors[name]
+    if by.split and not to.split and s.dim() == t.dim() + 1 and not len(t) % len(s):
+        return by, to.seen(name, _Split(0, len(s)))
+    if to.split and not by.split and t.dim() == s.dim() + 1 and not len(s) % len(t):
+        return by.seen(name, _Split(0, len(t))), to
+    if {s.dim(), t.dim()} == {4, 5}:
+        return by, to  # a picture's and a video's
+    shapes = [[size for size in tensor.shape if size > 1] for tensor in (s, t)]
+    if not to.plain.kind.startswith(("Conv", "Depthwise", "Linear")):
+        same = len(shapes[0]) == len(shapes[1])
+        return (by.seen(name, _squeezed), to.seen(name, _squeezed)) if same else (by, to)
+    if s.dim() < t.dim() and prod(t.shape[s.dim() :]) == 1:
+        return by.seen(name, _Ones(t.dim() - s.dim())), to
+    if t.dim() < s.dim() and prod(s.shape[t.dim() :]) == 1:
+        return by, to.seen(name, _Ones(s.dim() - t.dim()))
+    if s.dim() == 2 and t.dim() > 2 and not s.shape[1] % prod(t.shape[2:]):  # of a flattened picture
+        return by.seen(name, _Kernel(tuple(t.shape[2:]))), to
+    if t.dim() == 2 and s.dim() > 2 and not t.shape[1] % prod(s.shape[2:]):
+        return by, to.seen(name, _Kernel(tuple(s.shape[2:])))
+    return by, to
+
+
+def _squeezed(tensor: Tensor) -> Tensor:
+    found = tensor.squeeze()
+    return found if found.dim() else found[None]
+
+
+class _Split(NamedTuple):
+    """A view of a dimension as (parts, size)."""
+
+    dimension: int
+    parts: int
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor.unflatten(self.dimension, (self.parts, -1))
+
+
+class _Ones(NamedTuple):
+    """A view with more dimensions of size 1 at the end."""
+
+    count: int
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor[(..., *[None] * self.count)]
+
+
+class _Kernel(NamedTuple):
+    """A view of the inputs of a linear layer as the channels and the places of the picture that was flattened."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor.unflatten(1, (-1, *self.shape))
+
+
+def _heads(by: LayerWeights, to: LayerWeights) -> tuple[int, int] | None:
+    """The numbers of heads of two projections; of one that does not say, by the size of the other's heads."""
+    counts = [by.heads, to.heads]
+    if not any(counts):
+        return None
+    axis = 1 if to.plain.role.endswith(roles.PROJECTED) else 0
+    sizes = [
+        prod(layer.tensors["weight"].shape[:2]) if layer.split else layer.tensors["weight"].shape[axis]
+        for layer in (by, to)
+    ]
+    if not all(counts):
+        known = counts.index(max(counts))
+        size, rest = divmod(sizes[known], counts[known])
+        if rest or sizes[1 - known] % size:
+            return None
+        counts[1 - known] = sizes[1 - known] // size
+    return tuple(counts) if all(not size % count for size, count in zip(sizes, counts, strict=True)) else None
+
+
+def _by_heads(
+    by: LayerWeights, to: LayerWeights, name: str, counts: tuple[int, int], role: str
+) -> tuple[LayerWeights, LayerWeights, tuple[str, ...]]:
+    """Both with an axis of heads: in the inputs of an attention's last projection, in the outputs of the others."""
+    inner = role.endswith(roles.PROJECTED)
+    if inner and name == "bias":
+        return by, to, (OUT,)
+    rank = to.tensors[name].dim()
+    if not (by.split and to.split):
+        by, to = (
+            layer.seen(name, _Split(1 if inner else 0, count)) for layer, count in zip((by, to), counts, strict=True)
+        )
+        rank += 1
+    rest = [KERNEL] * (rank - 3)
+    if inner:
+        return by, to, (OUT, HEAD, IN, *rest)
+    return by, to, (HEAD, OUT, *([IN] if rank > 2 else []), *rest)
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+# A rule gives, by the names of tensors, values in place of the source's, and which of the source's rows go where.
+Ruled = tuple[dict[str, Tensor], dict[str, tuple[list[int], list[int]]]]
+Rule = Callable[[LayerWeights, LayerWeights], Ruled]
+
+
+def _rows(by: LayerWeights, to: LayerWeights) -> dict[str, tuple[list[int], list[int]]]:
+    """The rows of sequences of positions that do not begin with the first row."""
+    s, t = (layer.tensors.get("weight") for layer in (by, to))
+    if to.plain.role != roles.POSITION or s is None or t is None or by.offset == to.offset or s.dim() != t.dim() < 2:
+        return {}
+    count = min(s.shape[-2] - by.offset, t.shape[-2] - to.offset)
+    return {"weight": tuple(list(range(layer.offset, layer.offset + count)) for layer in (to, by))}
+
+
+def _input_channels(by: LayerWeights, to: LayerWeights) -> Ruled:
+    return {"weight": adapt_inputs(by.tensors["weight"], to.tensors["weight"].shape[1])}, {}
+
+
+def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
+    """A convolution's weight (out, in, ...) for another number of input channels: (out, channels, ...).
+
+    Channels repeat in turn, and share what they stand for; or fold onto one another, and add up. Either way an image
+    that is the same in all channels gives the response that it gave.
+    """
+    count = weight.shape[1]
+    turn = torch.arange(max(channels, count), device="cpu") % min(channels, count)
+    to = turn.to(weight.device)
+    if channels < count:
+        return weight.new_zeros(weight.shape[0], channels, *weight.shape[2:]).index_add_(1, to, weight)
+    shares = turn.bincount()[turn].view(-1, *[1] * (weight.dim() - 2))
+    return weight.index_select(1, to) / shares.to(weight.device)
+
+
+def _weights(by: LayerWeights, to: LayerWeights, *ranks: int) -> tuple[Tensor, Tensor] | None:
+    """The weights of both, if they are of different shapes and of these numbers of dimensions."""
+    s, t = (layer.tensors.get("weight") for layer in (by, to))
+    return None if s is None or t is None or s.shape == t.shape or not {s.dim(), t.dim()} <= {*ranks} else (s, t)
+
+
+def _time(by: LayerWeights, to: LayerWeights) -> Ruled:
+    """A convolution over pictures for one over videos, and back: over time it adds up to the same."""
+    if (found := _weights(by, to, 4, 5)) is None or found[0].dim() == found[1].dim():
+        return {}, {}
+    s, t = found
+    if s.dim() == 5:
+        return {"weight": s.sum(2)}, {}
+    steps = t.shape[2]
+    return {"weight": (s / steps).unsqueeze(2).expand(-1, -1, steps, -1, -1)}, {}
+
+
+def _grid(by: LayerWeights, to: LayerWeights) -> Ruled:
+    """Positions on another grid, around the rows of tokens that stand before it."""
+    found = _weights(by, to, 2, 3)
+    if to.plain.role != roles.POSITION or found is None or by.prefix is None or to.prefix is None:
+        return {}, {}
+    resampled = resampled_grid(found[0], tuple(found[1].shape), (by.prefix, to.prefix), (by.grid, to.grid))
+    return ({}, {}) if resampled is None else ({"weight": resampled[0]}, {"weight": resampled[1]})
+
+
+def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
+    """Biases of relative positions for another window."""
+    found = _weights(by, to, 2)
+    if to.plain.role != roles.OFFSET or found is None or len(found[0]) == len(found[1]):
+        return {}, {}
+    values = resampled_offsets(found[0], len(found[1]))
+    return ({}, {}) if values is None else ({"weight": values}, {})
+
+
+def _patches(by: LayerWeights, to: LayerWeights) -> Ruled:
+    """The kernel of a patch embedding for patches of another size."""
+    found = _weights(by, to, 4)
+    if found is None or not to.patches or found[0].shape[2:] == found[1].shape[2:]:
+        return {}, {}
+    return {"weight": resampled_patches(found[0], tuple(found[1].shape[2:]))}, {}
+
+
+def _folded(by: LayerWeights, to: LayerWeights) -> Ruled:
+    """A convolution and the batch norm behind it, for a convolution without one: weight and bias of both together."""
+    norm, weight = by.norm, by.tensors.get("weight")
+    if norm is None or to.norm is not None or weight is None or not {"weight", "bias"} <= to.tensors.keys():
+        return {}, {}
+    mean, variance = (norm.tensors.get(name) for name in ("running_mean", "running_var"))
+    if mean is None or variance is None or not fractional(weight):
+        return {}, {}
+    scale = (variance + getattr(norm.module, "eps", 1e-5)).rsqrt()  # (out,)
+    if "weight" in norm.tensors:
+        scale = scale * norm.tensors["weight"]
+    shift = norm.tensors["bias"] if "bias" in norm.tensors else torch.zeros_like(mean)
+    bias = by.tensors.get("bias", torch.zeros_like(mean))
+    out = 1 if "Transpose" in _kind(by) else 0
+    if scale.shape[0] != weight.shape[out]:
+        return {}, {}
+    shaped = scale.view([-1 if d == out else 1 for d in range(weight.dim())])
+    return {"weight": weight.detach() * shaped, "bias": (bias - mean) * scale + shift}, {}
+
+
+RULES: dict[str, Rule] = {
+    CLASSES: lambda by, to: ({}, {}),
+    INPUTS: _input_channels,
+    TIME: _time,
+    GRID: _grid,
+    OFFSETS: _offsets,
+    PATCHES: _patches,
+    FOLDED: _folded,
+}
+
+
+@dataclass(frozen=True)
+class ChosenClasses:
+    """The operator of a classifier: rows by a mapping {target class: source class}, the rest clipped."""
+
+    classes: Mapping[int, int]
+
+    def __call__(self, source: Weights, target: Weights) -> Indices:
+        rows = self.classes.keys(), self.classes.values()
+        ours, theirs = (torch.tensor(list(chosen), device="cpu", dtype=torch.long) for chosen in rows)
+        indices = {}
+        for name, t in target.tensors.items():
+            s = source.tensors.get(name)
+            if s is None or s.dim() != t.dim():
+                continue
+            for chosen, tensor in ((ours, t), (theirs, s)):
+                if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(tensor):
+                    raise ValueError(f"head maps classes that are not among the {len(tensor)} of a classifier's {name}")
+            to, by = centre(s.shape, t.shape)
+            indices[name] = (ours, *to[1:]), (theirs, *by[1:])
+        return indices
+
+
+def _check_indices(indices: Any, source: Weights, to: LayerWeights, by: LayerWeights) -> None:
+    """Raise TypeError or ValueError for what an operator of the user's must not return."""
+    if not isinstance(indices, Mapping):
+        raise TypeError(
+            f"an operator must return {{tensor: (target index, source index)}}, got {type(indices).__name__}"
+        )
+    for local, pair in indices.items():
+        try:
+            ours, theirs = pair
+            shapes = _part(to.tensors[local], ours).shape, _part(source.tensors[local], theirs).shape
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"the operator's indices for {to.path(local)} do not fit ({first_line(error)})") from error
+        if shapes[0] != shapes[1]:
+            chosen = " and ".join(times(tuple(shape)) for shape in shapes)
+            raise ValueError(
+                f"the operator's indices choose {chosen} elements of {to.path(local)} and {by.path(local)}"
+            )
+        written = torch.zeros(to.tensors[local].shape, dtype=torch.bool, device="cpu")
+        written[ours] = True
+        if int(written.sum()) < prod(shapes[0]):
+            raise ValueError(f"the operator's indices choose an element of {to.path(local)} more than once")
+
+
+def _part(tensor: Tensor, index: Index) -> Tensor:
+    """What an index chooses of a tensor, but for the values: what is out of its bounds shows."""
+    return torch.zeros((), dtype=torch.bool, device="cpu").expand(tensor.shape)[index]

@@ -1,0 +1,284 @@
+"""The classifiers of a network, and the first layer's inputs: what a whole network tells of a layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
+from fnmatch import fnmatch
+from itertools import groupby
+from operator import index
+from typing import Any
+
+from dpiat import roles
+from dpiat.architecture import Architecture, Layer
+from dpiat.standardization import CONVOLUTIONS, COUNTED, DEPTHWISE, Network
+
+Classes = Mapping[int, int]  # target class -> source class
+Head = str | Classes | Mapping[str, Classes]
+
+HEADS = ("auto", "copy", "skip")
+UNMATCHED = "a classifier, and no classifier matched"
+SKIPPED = "the classifier, which head='skip' leaves"
+FUSED = ("qkv", "in_proj", "kv", "c_attn", "qkv_proj", "query_key_value")
+DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
+# Parts of names that libraries give to what tells classes, wherever it stands in the network.
+CLASS_WORDS = re.compile(
+    r"class_embed|cls_score|\w*class\w*_classifier|\w*classifier\w*|cls_logits|\w*_cls|cls_(head|pred|preds|layer|conv)|"
+    r"class(ification)?_head\w*|score|class_(predictor|layer|pred)|mask_fcn_logits|classify"
+)
+
+
+def treat_heads(
+    source: Architecture,
+    target: Architecture,
+    partner: MutableMapping[str, str],
+    head: Head = "auto",
+    mode: str = "default",
+) -> tuple[dict[str, str], dict[str, Classes]]:
+    """The target's heads that are not to be filled, with the reason, and those that are filled by a mapping of classes.
+
+    Classifiers that fit become partners. In paper mode there are no other heads. Raises ValueError if classes are
+    mapped and a network has no classifier or not the classes that are named.
+    """
+    if mode == "paper" and head in ("auto", "copy"):
+        return {}, {}
+    theirs, ours = heads_of(source), heads_of(target)
+    chosen: dict[str, Classes] = {}
+    if isinstance(head, Mapping):
+        named = {key: classes for key, classes in head.items() if isinstance(classes, Mapping)}
+        if named:
+            chosen = _named(source, target, partner, {key: _numbers(classes) for key, classes in named.items()})
+            head = "auto"
+        else:
+            head = _numbers(head)
+            _check_classes(head, source=theirs[-1:], target=ours[-1:])
+    mapped = isinstance(head, Mapping)
+    if mode == "paper":
+        theirs, ours = theirs[-1:], ours[-1:]
+    for layer in ours if theirs and head != "skip" else ():
+        others = [each for each in theirs if mapped or _alike(each, layer)]
+        if _says_so(layer) and (len(theirs) > 1 or len(ours) > 1):
+            others = [each for each in others if _last(each) == _last(layer)]
+        if others and (layer is ours[-1] or _says_so(layer)):
+            _pair(others, layer, partner)
+    if head == "copy":
+        return {}, chosen
+    rows = {layer.name: layer.shape[0] for layer in source.layers if layer.shape}
+    heads = {layer.name for layer in theirs}
+    kept = {}
+    for layer in ours:
+        given, classes = partner.get(layer.name), layer.shape[0]
+        if layer.name in chosen:
+            continue
+        if given not in heads and layer is not ours[-1] and rows.get(given) == classes and not _says_so(layer):
+            continue  # both are inner layers, which have as many rows by chance
+        if mapped and given in heads and (rows[given], classes) == (theirs[-1].shape[0], ours[-1].shape[0]):
+            chosen[layer.name] = head
+        elif head == "skip":
+            kept[layer.name] = SKIPPED
+        elif given not in heads:
+            kept[layer.name] = UNMATCHED
+        elif rows[given] != classes:
+            kept[layer.name] = f"a classifier of {classes} classes, of {rows[given]} in the source"
+    if target.structured:
+        kept |= _beside(source, target, partner, kept)
+    if head == "auto":
+        kept = {name: why for name, why in _other_outputs(source, target, partner).items() if name not in chosen} | kept
+    return kept, chosen
+
+
+def _other_outputs(source: Architecture, target: Architecture, partner: Mapping[str, str]) -> dict[str, str]:
+    """The target's layers whose outputs no layer takes, where the source's has other outputs of as many inputs."""
+    if not target.structured:
+        return {}
+    theirs = {layer.name: layer for layer in source.layers if layer.shape}
+    taken = [{_inputs(layer) for layer in network.layers if layer.shape} for network in (source, target)]
+    found = {}
+    first = next((layer for layer in target.layers if len(layer.shape) > 1), None)  # which may look up tokens
+    for block in target.blocks:
+        for layer in block.layers if block.run else ():
+            if layer is first:
+                continue
+            by = theirs.get(partner.get(layer.name, ""))
+            if by is None or not layer.shape or not _classifies(layer) or by.shape[0] == layer.shape[0]:
+                continue
+            if by.shape[1:] == layer.shape[1:] and by.shape[0] not in taken[0] and layer.shape[0] not in taken[1]:
+                found[layer.name] = f"gives {layer.shape[0]} outputs of the network, of {by.shape[0]} in the source"
+    return found
+
+
+def _numbers(classes: Mapping[Any, Any]) -> dict[int, int]:
+    found = {}
+    for pair in classes.items():
+        numbers = []
+        for number in pair:
+            try:
+                numbers.append(index(number))
+            except TypeError as error:
+                raise TypeError(f"head maps classes by their numbers, got {number!r}") from error
+        found[numbers[0]] = numbers[1]
+    return found
+
+
+def _named(
+    source: Architecture, target: Architecture, partner: MutableMapping[str, str], named: Mapping[str, Classes]
+) -> dict[str, Classes]:
+    """The target's layers that patterns name, with their classes; their partners are the source's of like names."""
+    chosen = {}
+    for pattern, classes in named.items():
+        ours, theirs = (_called(network, pattern) for network in (target, source))
+        if not ours:
+            raise ValueError(f"head names {pattern!r}, and the target has no such layer with outputs for classes")
+        for place, layer in enumerate(ours):
+            if theirs:
+                partner[layer.name] = theirs[min(place, len(theirs) - 1)].name
+            given = next((each for each in source.layers if each.name == partner.get(layer.name)), None)
+            if given is None:
+                raise ValueError(f"head names {pattern!r}, and the source has no layer for {layer.name}")
+            _check_classes(classes, source=[given], target=[layer])
+            chosen[layer.name] = classes
+    return chosen
+
+
+def _called(network: Architecture, pattern: str) -> list[Layer]:
+    """The layers whose dotted name, or the end or a part of it, fits a pattern (* and ?)."""
+    found = [layer for layer in network.layers if layer.shape and _classifies(layer)]
+    exact = [layer for layer in found if layer.name == pattern or layer.name.endswith(f".{pattern}")]
+    return exact or [layer for layer in found if fnmatch(layer.name, pattern) or fnmatch(layer.name, f"*.{pattern}")]
+
+
+def _check_classes(classes: Classes, **heads: Sequence[Layer]) -> None:
+    for role, chosen in (("target", classes.keys()), ("source", classes.values())):
+        if not heads[role]:
+            raise ValueError(f"head maps classes, and the {role} does not end in a classifier")
+        rows = heads[role][-1].shape[0]
+        for number in chosen:
+            if number not in range(rows):
+                raise ValueError(f"head maps class {number!r} of the {role}, whose classifier has {rows}")
+
+
+def _alike(source: Layer, target: Layer) -> bool:
+    """Are two layers of one kind, with as many rows?"""
+    linear = all(set(layer.shape[2:]) <= {1} for layer in (source, target))
+    return (source.kind == target.kind or linear) and source.shape[0] == target.shape[0]
+
+
+def _pair(theirs: Sequence[Layer], ours: Layer, partner: MutableMapping[str, str]) -> None:
+    """Give our classifier theirs, unless it has another of their heads that fits to the last input."""
+    last = ours.name.rpartition(".")[2]
+    best = next((layer for layer in reversed(theirs) if layer.name.rpartition(".")[2] == last), theirs[-1])
+    shape = (best.shape[0], *ours.shape[1:])
+    if partner.get(ours.name) not in {layer.name for layer in theirs if layer.shape == shape}:
+        partner[ours.name] = best.name
+
+
+def _last(layer: Layer) -> str:
+    """The end of a layer's name that tells heads apart: its last word, and what is before a number or a norm."""
+    words = [word for word in layer.name.split(".") if not word.isdigit()]
+    return words[-1] if words else ""
+
+
+def heads_of(architecture: Architecture) -> list[Layer]:
+    """The classifiers: those whose names say so, or else the last layer and the others like it that give outputs."""
+    return _by_words(architecture) or _at_the_end(architecture)
+
+
+def _says_so(layer: Layer) -> bool:
+    return any(CLASS_WORDS.fullmatch(word) for word in layer.name.split("."))
+
+
+def _by_words(architecture: Architecture) -> list[Layer]:
+    """What its name calls a classifier; where that is a module of several layers, the last one, or a list of heads."""
+    if not architecture.structured:
+        return []
+    found: dict[str, list[Layer]] = {}
+    for block in architecture.blocks:
+        for layer in block.layers if block.run or len(block.layers) == 1 else ():
+            words = layer.name.lower().split(".")
+            place = next((i for i, word in enumerate(words) if CLASS_WORDS.fullmatch(word)), None)
+            if place is not None and layer.shape and _classifies(layer, any_kernel=True):
+                found.setdefault(".".join(words[: place + 1]), []).append(layer)
+    heads = []
+    for word, layers in found.items():
+        listed = all(re.fullmatch(rf"{re.escape(word)}\.\d+", layer.name.lower()) for layer in layers)
+        alike = len({layer.shape[0] for layer in layers}) == 1
+        heads += layers if listed and alike else layers[-1:]
+    return heads
+
+
+def _beside(
+    source: Architecture, target: Architecture, partner: Mapping[str, str], kept: Mapping[str, str]
+) -> dict[str, str]:
+    """The target's layers with some outputs for each class of a classifier that is kept, such as a detector's boxes."""
+    rows = {layer.name: layer.shape[0] for layer in source.layers if layer.shape}
+    ours = {layer.name: layer for layer in target.layers if layer.shape}
+    found = {}
+    for name, reason in kept.items():
+        head, parent = ours[name], name.rpartition(".")[0]
+        for layer in ours.values() if _says_so(head) else ():
+            theirs = rows.get(partner.get(layer.name, ""))
+            if layer.name in kept or layer.name.rpartition(".")[0] != parent or theirs is None:
+                continue
+            if len(layer.shape) < 2 or _inputs(layer) != _inputs(head):
+                continue
+            of_each, rest = divmod(layer.shape[0], head.shape[0])
+            if _classifies(layer) and not rest and of_each > 1 and (reason == SKIPPED or theirs != layer.shape[0]):
+                found[layer.name] = reason
+    return found
+
+
+def _at_the_end(architecture: Architecture) -> list[Layer]:
+    """The classifier, at the end, and the others like it that give outputs of the network.
+
+    The classifier is the last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a
+    norm has none. Side by side with it are heads of the same inputs, such as that of a distillation token or the boxes
+    of a detector; others elsewhere have as many rows as one of these, such as auxiliary classifiers and what is beside
+    those. No later layer takes what a head gives. An attention's last projection is none.
+    """
+    layers = [layer for layer in architecture.layers if layer.shape and not _of_loss(layer)]
+    outputs, taken = set(), set()
+    for place, layer in reversed(list(enumerate(layers))):
+        if _classifies(layer) and layer.shape[0] not in taken:
+            outputs.add(place)
+        taken.add(_inputs(layer))
+    if len(layers) - 1 not in outputs:
+        return []
+    runs = groupby(range(len(layers)), lambda place: place in outputs and _inputs(layers[place]))
+    beside = [[layers[place] for place in run] for inputs, run in runs if inputs]
+    rows = {layer.shape[0] for layer in beside[-1]}
+    return [layer for run in beside if not rows.isdisjoint(each.shape[0] for each in run) for layer in run]
+
+
+def _of_loss(layer: Layer) -> bool:
+    """Is it a vector of a loss's, such as the weights of classes, beside the network?"""
+    return len(layer.shape) == 1 and any(word in f"{layer.name} {layer.kind}".lower() for word in ("loss", "criteri"))
+
+
+def _inputs(layer: Layer) -> int:
+    of_each = len(layer.shape) == 1 or layer.kind.startswith(DEPTHWISE)
+    return layer.shape[0] if of_each else layer.shape[1]
+
+
+def _classifies(layer: Layer, any_kernel: bool = False) -> bool:
+    """Can a layer tell classes? It is linear or a convolution of one place, and not the inside of an attention."""
+    if layer.kind not in COUNTED or not (any_kernel or set(layer.shape[2:]) <= {1}):
+        return False
+    return not (layer.role or roles.role(layer.name)).endswith(roles.PROJECTIONS) and not layer.name.endswith(FUSED)
+
+
+# --- the first layer --------------------------------------------------------------------------------------------------
+
+
+def other_inputs(source: Network, target: Network, partner: Mapping[str, str]) -> list[str]:
+    """The target's first convolution, if its partner is the source's and takes another number of input channels."""
+    first, ours = (_first_convolution(network.architecture) for network in (source, target))
+    if not first or not ours or partner.get(ours.name) != first.name or first.shape[1] == ours.shape[1]:
+        return []
+    layers = [next(w for w in n.weights if w.name == layer.name) for n, layer in ((source, first), (target, ours))]
+    whole = all("weight" in w.tensors and getattr(w.module, "groups", 1) == 1 for w in layers)
+    return [ours.name] if whole else []
+
+
+def _first_convolution(architecture: Architecture) -> Layer | None:
+    first = next((layer for layer in architecture.layers if layer.shape and layer.kind in DENSE), None)
+    return None if first is None or "Transpose" in first.kind else first

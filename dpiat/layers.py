@@ -1,0 +1,329 @@
+"""Layers of default mode: canonical views of the tensors that a module stores.
+
+A fused `qkv` is three layers, a packed gate two; a Conv1D is seen transposed; "gamma" is a weight. Writing into a view
+writes the parameter, and an optimizer's state goes the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from torch.nn.parameter import is_lazy
+
+from dpiat import roles
+from dpiat.architecture import Layer
+from dpiat.parametrized import CHAINS
+from dpiat.standardization import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    DIMENSIONS,
+    LayerWeights,
+    View,
+    known_class,
+    layer_tensors,
+    shape_of,
+)
+from dpiat.stored import Stored
+
+CONSTANT = "Constant"  # what a network computes from its own settings, such as a sinusoid: no knowledge
+RECURRENT = "Recurrent"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# Names of tensors that stand for the usual ones.
+ALIASES = {"gamma": "weight", "beta": "bias", "lambda1": "weight", "scale": "weight", "kernel": "weight"}
+# Buffers that libraries save and that are no knowledge, by the ends of their names.
+COMPUTED = (
+    *("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "token_type_ids", "inv_freq"),
+    *("pe", "masked_bias", "causal_mask", "num_batches_tracked"),
+)
+FUSED = {  # projections stacked in one layer, by the end of its name
+    **dict.fromkeys(
+        (
+            "qkv",
+            "in_proj",
+            "c_attn",
+            "qkv_proj",
+            "to_qkv",
+            "wqkv",
+            "w_pack",
+            "query_key_value",
+            "qkv_linear",
+            "attn_qkv",
+        ),
+        (roles.QUERY, roles.KEY, roles.VALUE),
+    ),
+    **dict.fromkeys(("kv", "kv_proj", "to_kv", "key_value", "wkv"), (roles.KEY, roles.VALUE)),
+    **dict.fromkeys(("qk", "to_qk"), (roles.QUERY, roles.KEY)),
+}
+OUTPUTS = ("proj", "out_proj", "o_proj", "c_proj", "wo", "o", "out", "dense", "to_out")  # of an attention
+BY_HEADS = ("query_key_value",)  # head by head: its query, its key, its value
+PACKED = ("gate_up_proj", "w12")  # a gate, and what it lets through
+HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads", "nhead", "num_query_heads")
+KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_local_kv_heads")
+GPT2 = ("c_attn", "c_proj", "c_fc", "q_attn")  # of a kind that stores (in, out)
+
+
+class Heads(NamedTuple):
+    """How many heads an attention has."""
+
+    queries: int
+    keys: int
+
+
+def layers_of(
+    module: nn.Module,
+    name: str,
+    shapes_alone: bool,
+    above: Sequence[nn.Module] = (),
+    bare: Mapping[str, Tensor] | None = None,
+    head_size: int = 0,
+) -> list[LayerWeights]:
+    """The layers that a module without children is, or that `bare` tensors of one with children are.
+
+    `above` are the modules around it, the nearest first. `head_size` is what an attention's head has where no module
+    says, as in a state dict.
+    """
+    stem = name.rpartition(".")[2]
+    if bare is None:
+        tensors = layer_tensors(module, name)
+        whole = LayerWeights(name, module, tensors)
+    else:
+        prefix = name[: -len(stem)]
+        names = {key: key.rpartition("_")[2] if len(bare) > 1 else "weight" for key in bare}
+        views = {names[key]: View(prefix + key, key, tensor) for key, tensor in bare.items()}
+        tensors = {names[key]: tensor for key, tensor in bare.items()}
+        whole = LayerWeights(name, module, tensors, views)
+    if any(map(is_lazy, tensors.values())):
+        raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
+    if not tensors:
+        return [whole._replace(plain=Layer(name, type(module).__name__))]
+    kind = _kind(module, name, tensors, shapes_alone, bare is not None)
+    whole = _canonical(whole, kind)
+    if kind == CONSTANT:
+        return [whole._replace(plain=Layer(name, CONSTANT))]
+    if kind == RECURRENT:
+        return [_recurrent(whole)]
+    weight = whole.tensors.get("weight")
+    if weight is not None and weight.dim() == 2 and _is_transposed(module, stem, whole.tensors, above):
+        whole = whole.seen("weight", Tensor.t)
+    found = (
+        _parts(whole, stem, above, shapes_alone, head_size)
+        if kind in ("Linear", "Conv2d", "Conv1d") or bare
+        else [whole]
+    )
+    return [_described(layer, kind, above) for layer in found]
+
+
+def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_alone: bool, bare: bool) -> str:
+    weight = tensors.get("weight")
+    last = next(iter(tensors)) if len(tensors) == 1 else ""
+    if bare and len(tensors) == 1:
+        constant = not weight.is_floating_point() and not weight.is_complex()
+        is_buffer = not isinstance(module, Stored) and name.rpartition(".")[2] in module._buffers
+        if constant or is_buffer or name.endswith(COMPUTED):
+            return CONSTANT
+        return "Parameter"
+    if isinstance(module, _Loss) and not module._parameters:
+        return CONSTANT
+    if any(key.startswith("weight_hh") for key in tensors):
+        return RECURRENT
+    if not shapes_alone and (kind := known_class(module)):
+        if isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels:
+            return DEPTHWISE + kind
+        return kind
+    learned = isinstance(module, Stored) or module._parameters or CHAINS in module._modules
+    if weight is None and not learned and not (tensors.keys() & set(STATISTICS)):
+        return CONSTANT
+    if last in COMPUTED:
+        return CONSTANT
+    if "running_mean" in tensors:
+        return "BatchNorm"
+    if weight is None:
+        largest = max(tensors.values(), key=Tensor.numel)
+        return "Parameter" if len(tensors) == 1 else DIMENSIONS.get(largest.dim(), "Parameter")
+    kind = DIMENSIONS.get(weight.dim(), "Parameter") if max(weight.shape, default=1) < weight.numel() else "Norm"
+    if kind == "Linear" and "bias" not in tensors and roles.role(name) in roles.TABLES:
+        return "Embedding"
+    if weight.dim() > 2 and weight.shape[1] == 1 < weight.shape[0]:
+        return DEPTHWISE + kind
+    bias = tensors.get("bias")
+    if weight.dim() > 2 and bias is not None and len(bias) == weight.shape[1] != weight.shape[0]:
+        return kind.replace("Conv", "ConvTranspose")
+    return kind
+
+
+def _canonical(layer: LayerWeights, kind: str) -> LayerWeights:
+    """The layer with its tensors under the usual names: "gamma" alone is a weight."""
+    if "weight" in layer.tensors:
+        return layer
+    names = {key: ALIASES[key] for key in layer.tensors if key in ALIASES}
+    if len(layer.tensors) == 1 and kind == "Parameter":
+        names = dict.fromkeys(layer.tensors, "weight")
+    return layer.renamed(names) if names else layer
+
+
+def _is_transposed(module: nn.Module, stem: str, tensors: Mapping[str, Tensor], above: Sequence[nn.Module]) -> bool:
+    """Does a matrix have its outputs in columns, as Hugging Face's Conv1D?"""
+    if not isinstance(module, Stored):
+        return type(module).__name__ == "Conv1D" and known_class(module) == ""
+    weight, bias = tensors["weight"], tensors.get("bias")
+    if bias is not None and weight.shape[0] != weight.shape[1]:
+        return len(bias) == weight.shape[1]
+    if stem not in GPT2 or not above:
+        return False
+    fused = above[0]._modules.get("c_attn")  # which has more outputs than inputs
+    weight = fused._buffers.get("weight") if fused is not None else None
+    return weight is not None and weight.dim() == 2 and weight.shape[1] > weight.shape[0]
+
+
+def _parts(
+    layer: LayerWeights, stem: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
+) -> list[LayerWeights]:
+    """The layers that are stacked in one along its outputs; itself where there is but one."""
+    stem = stem.lower()
+    for wrapper in ("_orig_mod", "base_layer"):
+        if stem == wrapper:
+            stem = layer.name.split(".")[-2].lower()
+    weight = layer.tensors.get("weight")
+    if weight is None or weight.dim() < 2:
+        return [layer]
+    parts = FUSED.get(stem) or next((FUSED[end] for end in ("qkv", "in_proj") if stem.endswith(end)), ())
+    if parts:
+        count = heads(above)
+        if count is None and head_size and not len(weight) % (len(parts) * head_size):
+            count = Heads(*[len(weight) // (len(parts) * head_size)] * 2)
+        return _projections(layer, parts, stem in BY_HEADS, count)
+    if stem in PACKED or (roles.role(layer.name) == roles.INTO and _is_packed(layer, above)):
+        if len(weight) % 2:
+            return [layer]
+        half = len(weight) // 2
+        last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
+        names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
+        return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
+    return [layer]
+
+
+def _is_packed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
+    """Does the layer give twice what the next one in its feed-forward network takes?"""
+    out = len(layer.tensors["weight"])
+    for key, child in above[0]._modules.items() if above else ():
+        if child is not None and roles.role(f"mlp.{key}") == roles.OUT_OF:
+            weight = child._parameters.get("weight", child._buffers.get("weight"))
+            if weight is not None and weight.dim() > 1 and prod(weight.shape[2:]) == 1:
+                return 2 * weight.shape[1] == out
+    return False
+
+
+def _projections(layer: LayerWeights, parts: Sequence[str], by_heads: bool, count: Heads | None) -> list[LayerWeights]:
+    rows, into = layer.tensors["weight"].shape[:2]
+    equal, rest = divmod(rows, len(parts))
+    if by_heads and count is None:
+        return [layer]  # in which rows a part stands, the number of heads says
+    if by_heads and count.queries == count.keys and not rest and not equal % count.queries:
+        size = equal // count.queries
+        step = size * len(parts)
+        return [
+            layer.part(part, [(head * step + i * size, size) for head in range(count.queries)], part)
+            for i, part in enumerate(parts)
+        ]
+    sizes = [equal] * len(parts)
+    if len(parts) == 3 and (rest or equal != into or (count and count.keys != count.queries)):
+        if count and not rows % (count.queries + 2 * count.keys):
+            size = rows // (count.queries + 2 * count.keys)
+            sizes = [size * count.queries, size * count.keys, size * count.keys]
+            if by_heads and count.keys > 1 and count.queries != count.keys:  # a group of queries, its key, its value
+                group = count.queries // count.keys
+                step = size * (group + 2)
+                starts = ((0, group * size), (group * size, size), ((group + 1) * size, size))
+                return [
+                    layer.part(part, [(g * step + first, length) for g in range(count.keys)], part)
+                    for part, (first, length) in zip(parts, starts, strict=True)
+                ]
+        elif rows > into and not (rows - into) % 2 and rest:
+            sizes = [into, (rows - into) // 2, (rows - into) // 2]
+    if sum(sizes) != rows:
+        if len(parts) == 3 and rows == 2 * into:
+            parts, sizes = (roles.KEY, roles.VALUE), [into, into]
+        else:
+            return [layer]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [layer.part(part, [(start, size)], part) for part, start, size in zip(parts, starts, sizes, strict=True)]
+
+
+def heads(above: Sequence[nn.Module]) -> Heads | None:
+    """The heads of the nearest attention around a layer that says how many it has."""
+    for module in above:
+        for facts in (module.__dict__, getattr(module.__dict__.get("config"), "__dict__", {})):
+            count = next((facts[key] for key in HEADS if isinstance(facts.get(key), int)), 0)
+            if count > 0:
+                keys = next((facts[key] for key in KEY_HEADS if isinstance(facts.get(key), int)), count)
+                multi_query = facts.get("multi_query") is True and not facts.get("new_decoder_architecture")
+                return Heads(count, 1 if multi_query else keys)
+    return None
+
+
+def _recurrent(layer: LayerWeights) -> LayerWeights:
+    """A recurrent layer with the axis of its gates, and of the two directions that its inner layers see."""
+    tensors = layer.tensors
+    hidden = next(t for key, t in tensors.items() if key.startswith("weight_hh"))
+    projected = next((t.shape[0] for key, t in tensors.items() if key.startswith("weight_hr")), 0)
+    rows = len(hidden)
+    size = next((t.shape[1] for key, t in tensors.items() if key.startswith("weight_hr")), hidden.shape[1])
+    gates = rows // size if not rows % size else 1
+    both = any(key.endswith("_reverse") for key in tensors)
+    given = projected or size  # what a direction gives
+    for key, tensor in tensors.items():
+        if key.startswith("weight_hr"):
+            continue
+        inner = both and key.startswith("weight_ih") and not key.startswith("weight_ih_l0")
+        if tensor.dim() and len(tensor) == gates * size:
+            layer = layer.seen(key, _Unflatten(gates, 2 if inner and tensor.shape[1] == 2 * given else 1))
+    shape = shape_of(tensors.values(), layer.name)
+    return layer._replace(plain=Layer(layer.name, RECURRENT, shape), gives=2 * given if both else 0)
+
+
+@dataclass(frozen=True)
+class _Unflatten:
+    """Rows as (gates, hidden), columns as (directions, hidden)."""
+
+    gates: int
+    directions: int
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        found = tensor.unflatten(0, (self.gates, -1))
+        return found.unflatten(2, (self.directions, -1)) if self.directions > 1 else found
+
+
+def _beside_queries(above: Sequence[nn.Module]) -> bool:
+    """Is the module around a layer an attention, whatever its name?"""
+    if not above:
+        return False
+    children = {key.lower() for key in above[0]._modules}
+    own = {*above[0]._parameters, *above[0]._buffers}
+    if not own.isdisjoint(("in_proj_weight", "q_proj_weight")):
+        return True
+    return not children.isdisjoint(FUSED) or any(roles.role(key) == roles.QUERY for key in children)
+
+
+def _described(layer: LayerWeights, kind: str, above: Sequence[nn.Module]) -> LayerWeights:
+    """The layer with what matching sees of it."""
+    role = layer.role or roles.role(layer.name)
+    if not role and len(layer.tensors) == 1:  # a module of one parameter may be called by it
+        role = roles.role(layer.path(next(iter(layer.tensors))))
+    if not role and layer.name.rpartition(".")[2] in OUTPUTS and _beside_queries(above):
+        role = roles.PROJECTED
+    weight = layer.tensors.get("weight")
+    shape = shape_of(layer.tensors.values() if weight is None else [weight], layer.name)
+    if layer.split:
+        shape = (shape[0] * shape[1], *shape[2:])
+    if role in (roles.INTO, roles.OUT_OF) and len(shape) > 1:  # libraries name a squeeze and excitation so too
+        out, into = shape[:2]
+        role = roles.REDUCE if role == roles.INTO and out < into else role
+        role = roles.EXPAND if role == roles.OUT_OF and out > into else role
+    if role.endswith(roles.PROJECTIONS) and (count := heads(above)):
+        layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
+    return layer._replace(plain=Layer(layer.name, kind, shape, role))

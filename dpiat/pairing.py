@@ -1,0 +1,77 @@
+"""What follows from the matching of two networks in default mode: norms, constants, and why a layer is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from itertools import pairwise
+
+from torch.nn.modules.loss import _Loss
+
+from dpiat.alignment import family
+from dpiat.architecture import Layer
+from dpiat.layers import CONSTANT
+from dpiat.matching import Matching
+from dpiat.standardization import LayerWeights, Network
+
+
+def complete(source: Network, target: Network, matched: Matching, partner: MutableMapping[str, str]) -> None:
+    """Add what is computed and not learned, from its like of equal shapes: a network's own stays what it is."""
+    given = {layer.name: layer for layer in source.weights}
+    blocks = {pair.target.name: pair.source.name for pair in matched.blocks if not pair.target.run}
+    for layer in target.weights:
+        if layer.plain.kind != CONSTANT or isinstance(layer.module, _Loss):  # a loss has weights of its own classes
+            continue
+        inside = (ours for ours in blocks if layer.name.startswith(f"{ours}."))
+        ours = next(inside, "")
+        name = blocks[ours] + layer.name[len(ours) :] if ours else layer.name
+        if name in given and _shapes(given[name]) == _shapes(layer):
+            partner[layer.name] = name
+
+
+def _shapes(layer: LayerWeights) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in layer.tensors.values()]
+
+
+def keep_norms(source: Network, target: Network, partner: MutableMapping[str, str]) -> None:
+    """Let the batch norm right behind a convolution come from behind the convolution's own partner."""
+    behind = {layer.name: norm for layer, norm in _normed(source)}
+    for layer, norm in _normed(target):
+        theirs = behind.get(partner.get(layer.name, ""))
+        if theirs is not None:
+            partner[norm.name] = theirs.name
+
+
+def _normed(network: Network) -> list[tuple[Layer, Layer]]:
+    """The convolutions and linear layers that a batch norm of their outputs follows, each with it."""
+    layers = [layer for layer in network.architecture.layers if layer.shape]
+    return [
+        (layer, norm)
+        for layer, norm in pairwise(layers)
+        if len(layer.shape) > 1 and norm.kind.startswith("BatchNorm") and norm.shape == layer.shape[:1]
+    ]
+
+
+def reasons(source: Network, target: Network, partner: Mapping[str, str]) -> dict[str, str]:
+    """Why layers of the target have no partner, where one fact says it."""
+    theirs = [layer for layer in source.architecture.layers if layer.shape]
+    families, known = {family(layer) for layer in theirs}, {layer.role for layer in theirs}
+    found = {}
+    for layer in target.weights:
+        plain = layer.plain
+        if layer.name in partner:
+            continue
+        if plain.kind == CONSTANT:
+            found[layer.name] = "computed from the architecture, and not learned"
+        elif plain.shape and family(plain) not in families:
+            found[layer.name] = f"the source has no layer of its kind ({plain.kind})"
+        elif plain.shape and (other := _of_another_kind(plain, theirs)):
+            found[layer.name] = f"the source's {other.name} is a {other.kind}, not a {plain.kind}"
+        elif plain.role and plain.role not in known and "" not in known:
+            found[layer.name] = f"the source has no layer for this ({plain.role})"
+    return found
+
+
+def _of_another_kind(layer: Layer, layers: list[Layer]) -> Layer | None:
+    """The layer of the same name, if it is of a kind that never matches."""
+    found = next((each for each in layers if each.name == layer.name), None)
+    return found if found is not None and family(found) != family(layer) else None

@@ -1,0 +1,480 @@
+"""A transfer that has not happened yet: what every target tensor will receive, and its application (section 3.4)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dpiat.filling import CLASSES, FOLDED, INPUTS, RULES, Settings, route, weights_of
+from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
+from dpiat.operators import OPERATORS, Index, Operator, Weights, clip, fractional, is_table
+from dpiat.parametrized import assign, originals, solved
+from dpiat.reading import read
+from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, WARNING, Entry, Report, times
+from dpiat.roles import PROJECTED
+from dpiat.sources import Source, load
+from dpiat.standardization import LayerWeights, Network
+from dpiat.stored import Stored
+from dpiat.writing import Write, check, check_optimizers, move_state, put
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FORMAT = "dpiat plan 4"  # of the text that keeps a plan
+DROPPED = "dropped"
+NOTHING = "–"  # in the place of a part that receives nothing
+
+Place = tuple[LayerWeights, str]  # a layer, and the name of a tensor in it
+Classes = Mapping[str, Mapping[int, int]]  # of each classifier of the target, target class -> source class
+
+
+def read_both(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network, Network]:
+    """Both networks; by their shapes alone if of the source there is only a state dict."""
+    if not isinstance(source, Stored):
+        return read(source, mode), read(target, mode)
+    wanted = read(target, mode, True)
+    headed = next((layer for layer in wanted.weights if layer.heads and not layer.plain.role.endswith(PROJECTED)), None)
+    return read(source, mode, True, headed.plain.shape[0] // headed.heads if headed else 0), wanted
+
+
+class Outcome(NamedTuple):
+    """What happens to one tensor of a target layer, which may be a part of a stored one."""
+
+    to: LayerWeights
+    local: str
+    note: str = ""
+    write: Write | None = None
+    by: LayerWeights | None = None  # where it comes from, and under which name
+    theirs: str = ""
+    filled: int = 0
+    copied: bool = False
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A transfer that has not happened yet: `print()` shows it, `apply()` carries it out.
+
+    It can be changed first (`drop`, `pair`) and kept as text (`to_json`, `from_json`). A changed plan is a new one.
+    """
+
+    source: nn.Module
+    target: nn.Module
+    report: Report
+    mode: str = "default"
+    operator: Operator = clip
+    classes: Classes = field(default_factory=dict)
+
+    def apply(self, optimizer: tuple[Optimizer, Optimizer] | None = None) -> Report:
+        """Write the weights into the target, in place, and return the report. The source is only read.
+
+        With `optimizer`, the source's and the target's, the state of the parameters that are written moves too.
+
+        Nothing is written unless everything can be. Raises ValueError if the target's tensors, or which of them are
+        one, are no longer those of the plan, if a tensor that takes part is on the meta device, no longer has the shape
+        it was planned with, or cannot be written, or if the state of the source's optimizer means nothing to the
+        target's.
+        """
+        source, target = read_both(self.source, self.target, self.mode)
+        found = list(self._again(source, target))
+        now = replace(self, report=Report(tuple(entry for entry, _ in found)))
+        return now.carry_out([write for _, writes in found for write in writes], optimizer)
+
+    @torch.no_grad()
+    def carry_out(self, writes: Sequence[Write], optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
+        """Write; `writes` are those of this plan, for networks that have not changed since it was made."""
+        itself = self.source is self.target
+        check(writes, None if itself else self.source, finished=hasattr(self.operator, "finish"))
+        if optimizer is not None:
+            check_optimizers(writes, optimizer, (self.source, self.target))
+        computed: dict[tuple[int, str], Write] = {}  # weights that are computed from others, each once
+        direct = []
+        for write in writes:
+            if (own := write.to.own(write.local)) in originals(write.to.module):
+                put(write.target, write.source, write.index)  # into a tensor of its own
+                computed[id(write.to.module), own] = write
+            else:
+                direct.append(write)
+        values = [_solved(write) for write in computed.values()]
+        sources = [write.source.clone() if itself else write.source for write in direct]
+        for write, source in zip(direct, sources, strict=True):
+            put(write.target, source, write.index)
+        if hasattr(self.operator, "finish"):
+            for written in self._written(writes):
+                self.operator.finish(written)
+            values = [_solved(write) for write in computed.values()]
+        for (_, own), write, value in zip(computed, computed.values(), values, strict=True):
+            assign(write.to.module, own, value)
+        if optimizer is not None:
+            move_state(writes, *optimizer)
+        return self.report
+
+    def _written(self, writes: Iterable[Write]) -> Iterator[Weights]:
+        """The layers that an operator may finish: what it wrote of each, and in paper mode all that was not dropped."""
+        left = {
+            e.target for e in self.report.entries if e.action == LEFT and (self.mode != "paper" or e.note == DROPPED)
+        }
+        for layer in {write.to.name: write.to for write in writes}.values():
+            target = weights_of(layer, self.mode)
+            yield target._replace(tensors={k: t for k, t in target.tensors.items() if layer.path(k) not in left})
+
+    def _again(self, source: Network, target: Network) -> Iterator[tuple[Entry, list[Write]]]:
+        """The entries of this plan and their writes, for the networks as they are now.
+
+        The plan may come from a text or have been edited, and the networks may have changed since: whatever does not
+        fit raises ValueError.
+        """
+        given, wanted = _pieces(source.weights), _places(target.weights)
+        planned, there = Counter(entry.target for entry in self.report.entries), Counter(list(wanted))
+        if differ := (planned - there) + (there - planned):
+            raise ValueError(f"the target and the plan do not have {min(differ)} alike: make a new plan")
+        written: dict[int, str] = {}
+        layers: dict[tuple[str, str, str], list[Outcome]] = {}
+        for entry in self.report.entries:
+            places = wanted[entry.target]
+            stored = places[0][0].stored(places[0][1])
+            if entry.action == LEFT:
+                others = wanted.get(entry.shared or entry.target)
+                if others is None or others[0][0].stored(others[0][1]) is not stored:
+                    raise ValueError(f"{entry.target} is not the same tensor as {entry.shared}: make a new plan")
+                shape = (0,) if entry.shared else tuple(stored.shape)
+                yield Entry(entry.target, shape, LEFT, note=entry.note, shared=entry.shared), []
+                continue
+            if tuple(stored.shape) != entry.shape:
+                raise ValueError(_changed(entry.target, tuple(stored.shape), entry.shape))
+            pieces = entry.parts or (entry.source,)
+            if len(pieces) != len(places):
+                raise ValueError(f"{entry.target} has {len(places)} parts, not {len(pieces)}: make a new plan")
+            outcomes = []
+            for (to, local), piece in zip(places, pieces, strict=True):
+                if piece == NOTHING:
+                    outcomes.append(Outcome(to, local, DROPPED))
+                    continue
+                by, theirs = given.get(piece, (None, ""))
+                if by is None:
+                    raise ValueError(_changed(piece, None, entry.source_shape))
+                now = tuple(by.stored(theirs).shape)
+                if not entry.parts and now != entry.source_shape:
+                    raise ValueError(_changed(piece, now, entry.source_shape))
+                if (theirs != local and entry.rule != FOLDED) or (
+                    self.mode == "paper" and len(entry.shape) != len(entry.source_shape)
+                ):
+                    raise ValueError(f"{entry.source} is no counterpart of {entry.target}: make a new plan")
+                rule = entry.rule if entry.rule in (INPUTS, CLASSES) else ""
+                key = to.name, by.name, rule
+                if key not in layers:
+                    layers[key] = list(self.filled(by, to, rule))
+                outcome = next(each for each in layers[key] if each.local == local)
+                if outcome.write is None:
+                    raise ValueError(f"{entry.target} cannot be filled ({outcome.note}): make a new plan")
+                outcomes.append(outcome)
+            if (first := written.setdefault(id(stored), entry.target)) != entry.target:
+                raise ValueError(f"{entry.target} is now the same tensor as {first}: make a new plan")
+            yield _entry(outcomes), [outcome.write for outcome in outcomes if outcome.write]
+
+    def entries(
+        self,
+        sources: Iterable[LayerWeights],
+        targets: Sequence[LayerWeights],
+        partner: Mapping[str, str],
+        kept: Mapping[str, str],
+        rules: Mapping[str, str],
+        unmatched: Mapping[str, str],
+    ) -> Iterator[tuple[Entry, list[Write]]]:
+        """One entry for each target tensor, in the order of its state dict, and what it takes to carry it out.
+
+        `partner` names the source layer of a target layer, `kept` says why one keeps its values, `rules` what takes the
+        operator's place, and `unmatched` why one has no partner, where that is known.
+        """
+        given = {layer.name: layer for layer in sources}
+        partners = [given.get(partner.get(layer.name)) for layer in targets]
+        writer = _writers(targets, partners)
+        held = _held(targets, partners, kept) if writer else {}
+        found: dict[str, list[Outcome]] = {}
+        for to, by in zip(targets, partners, strict=True):
+            reason = kept.get(to.name) or ("" if by else unmatched.get(to.name, "no source layer matched"))
+            outcomes = _left(to, reason) if reason else self.filled(by, to, rules.get(to.name, ""))
+            for outcome in outcomes:
+                found.setdefault(to.path(outcome.local), []).append(outcome)
+        for path, outcomes in found.items():
+            to, local = outcomes[0].to, outcomes[0].local
+            key = id(to.stored(local))
+            if writer.get(key, path) != path:  # its elements are counted once
+                if rules.get(to.name) == CLASSES:
+                    raise ValueError(f"head maps classes, and {path} is {writer[key]} as well")
+                yield Entry(path, (0,), LEFT, shared=writer[key]), []
+            elif key in held and any(outcome.write for outcome in outcomes):
+                yield Entry(path, tuple(to.stored(local).shape), LEFT, note=held[key]), []
+            else:
+                yield _entry(outcomes), [outcome.write for outcome in outcomes if outcome.write]
+
+    def filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[Outcome]:
+        """What each tensor of a target layer receives from a source layer."""
+        way = route(by, to, rule, Settings(self.mode, self.operator, self.classes))
+        for local in to.tensors:
+            own, t, s = to.own(local), way.target.tensors[local], way.source.tensors.get(local)
+            if self.mode == "paper" and own in to.module._buffers:
+                reason = "a buffer, which paper mode does not copy"
+            elif s is None:
+                reason = f"{by.name or 'the source'} has no {local}"
+            elif s.dim() != t.dim():
+                reason = f"{by.path(local)} has {s.dim()} dimensions"
+            elif way.indices is not None and local not in way.indices:
+                reason = "the operator leaves it"
+            elif s.layout != torch.strided or t.layout != torch.strided:
+                reason = "sparse tensors are not treated"
+            elif s.is_quantized or t.is_quantized:
+                reason = "quantized tensors are not treated"
+            elif (odd := _odd(type(s)) or _odd(type(t))) and (type(s) is not type(t) or s.shape != t.shape):
+                reason = f"tensors of class {odd} are filled by their like of equal shape alone"
+            elif s.shape != t.shape and not fractional(t):
+                reason = f"{_dtype(t)} values are no weights that could be cropped"
+            elif s.dtype != t.dtype and not (fractional(s) == fractional(t) and torch.can_cast(s.dtype, t.dtype)):
+                reason = f"{_dtype(s)} values do not fit {_dtype(t)}"
+            elif s.shape != t.shape and to.plain is not None and to.plain.kind == "Constant":
+                reason = "computed from the architecture, and not learned"
+            else:
+                index = None if way.indices is None else way.indices[local]
+                filled = prod(map(min, s.shape, t.shape)) if index is None else _count(t, index[0])
+                made = way.rules.get(local, "")
+                yield Outcome(
+                    to,
+                    local,
+                    ", ".join(filter(None, (_warning(by, to), _cast(s, t), _joined(by, to, s, t)))),
+                    Write(way.target, way.source, local, s, index, made not in ("", CLASSES)),
+                    by,
+                    local if local in by.tensors else "weight",  # of a norm that is folded into it, the bias
+                    filled,
+                    s.shape == t.shape and filled == t.numel() and made in ("", CLASSES),
+                    made,
+                )
+                continue
+            yield Outcome(to, local, reason)
+
+    def drop(self, name: str) -> Plan:
+        """The plan without a layer, a block or a tensor of the target, given by its name: it keeps its values.
+
+        Raises ValueError if the target has nothing of this name.
+
+            >>> plan(source, target).drop("classifier").apply()
+        """
+        chosen = [e for e in self.report.entries if e.target == name or e.target.startswith(f"{name}.")]
+        if not chosen:
+            raise ValueError(f"the target has no {name!r}: print the plan to see its names")
+        shared = {entry.shared for entry in chosen}
+        chosen += [entry for entry in self.report.entries if entry.target in shared]
+        return self._with(Entry(e.target, e.shape, LEFT, note=DROPPED, shared=e.shared) for e in chosen)
+
+    def pair(self, source: str, target: str) -> Plan:
+        """The plan with a layer of the target filled from a layer of the source of your choice, given by their names.
+
+        Of layers that are stacked in one, such as the query in "attn.qkv", the name is "attn.qkv[query]"; the name of
+        the whole stands for all of them. Raises ValueError if one has no such layer or no tensor of the target layer
+        fits.
+        """
+        networks = read_both(self.source, self.target, self.mode)
+        chosen = []
+        for role, network, name in zip(("source", "target"), networks, (source, target), strict=True):
+            found = [layer for layer in network.weights if name in (layer.name, layer.name.rpartition("[")[0])]
+            if not found:
+                raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
+            chosen.append(found)
+        if len(chosen[0]) != len(chosen[1]):
+            counts = " and ".join(str(len(found)) for found in chosen)
+            raise ValueError(f"{source!r} and {target!r} are {counts} layers: pair them one by one")
+        outcomes: dict[str, list[Outcome]] = {}
+        for by, to in zip(*chosen, strict=True):
+            rule = INPUTS if self.mode == "default" and other_inputs(*networks, {to.name: by.name}) else ""
+            for outcome in self.filled(by, to, rule):
+                outcomes.setdefault(to.path(outcome.local), []).append(outcome)
+        places = _places(networks[1].weights)
+        before = {entry.target: entry for entry in self.report.entries}
+        entries = []
+        for path, now in outcomes.items():
+            if any(outcome.write for outcome in now):
+                entries.append(self._joined(before.get(path), _entry(now), now, places[path]))
+        if not entries:
+            raise ValueError(f"no tensor of {target!r} has one of as many dimensions in {source!r}")
+        # A shared tensor is written under the one of its names that has its elements.
+        aliases = {entry.target: entry.shared for entry in self.report.entries if entry.shared}
+        return self._with(entry._replace(target=aliases.get(entry.target, entry.target)) for entry in entries)
+
+    def _joined(
+        self, before: Entry | None, entry: Entry, outcomes: Sequence[Outcome], places: Sequence[Place]
+    ) -> Entry:
+        """The entry of a tensor of which only some parts are paired anew: the others stay as they were."""
+        if len(outcomes) == len(places) or before is None:
+            return entry
+        new = {outcome.to.name: outcome for outcome in outcomes}
+        old = before.parts or (NOTHING,) * len(places)
+        parts = tuple(
+            new[to.name].by.piece(new[to.name].theirs) if to.name in new else piece
+            for (to, _), piece in zip(places, old, strict=True)
+        )
+        filled = sum(outcome.filled for outcome in outcomes) + before.filled * (len(places) - len(new)) // len(places)
+        return entry._replace(
+            action=PARTLY if NOTHING in parts else CROPPED, parts=parts, filled=filled, source=" + ".join(parts)
+        )
+
+    def _with(self, entries: Iterable[Entry]) -> Plan:
+        """The plan with these entries in place of those of the same target tensors."""
+        new = {entry.target: entry for entry in entries}
+        return replace(self, report=Report(tuple(new.get(e.target, e) for e in self.report.entries)))
+
+    def to_json(self) -> str:
+        """The plan as text, without the networks and their weights."""
+        operator = next((name for name, known in OPERATORS.items() if known == self.operator), None)
+        classes = {name: list(chosen.items()) for name, chosen in self.classes.items()}
+        head = {"format": FORMAT, "mode": self.mode, "operator": operator, "classes": classes}
+        return json.dumps({**head, "entries": [entry._asdict() for entry in self.report.entries]}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, source: Source, target: nn.Module, operator: Operator | None = None) -> Plan:
+        """A plan that was kept as text, for networks with the tensors that it names.
+
+        A plan with an operator of your own needs it again. Raises ValueError if the text is no plan. What no longer
+        fits, `apply` refuses.
+        """
+        try:
+            kept = json.loads(text)
+            if kept["format"] != FORMAT:
+                raise ValueError(f"its format is {kept['format']!r}, not {FORMAT!r}")
+            plain = ("shape", "source_shape", "parts")
+            entries = [Entry(**{k: tuple(v) if k in plain else v for k, v in row.items()}) for row in kept["entries"]]
+            if wrong := {entry.action for entry in entries} - {COPIED, CROPPED, PARTLY, LEFT}:
+                raise ValueError(f"there is no action {wrong.pop()!r}")
+            if wrong := {entry.rule for entry in entries} - {"", *RULES}:
+                raise ValueError(f"there is no rule {wrong.pop()!r}")
+            operator = operator or OPERATORS.get(kept["operator"])
+            mode, classes = kept["mode"], {name: dict(chosen) for name, chosen in kept["classes"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a plan that to_json wrote ({error})") from error
+        if operator is None:
+            raise ValueError("the plan was made with an operator of your own: pass it as operator=")
+        return cls(load(source, like=target), target, Report(tuple(entries)), mode, operator, classes)
+
+    def to_dataframe(self) -> DataFrame:
+        """A row for each target tensor. Needs pandas."""
+        return self.report.to_dataframe()
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+def _solved(write: Write) -> list[Tensor]:
+    return solved(write.to.module, write.to.own(write.local), write.to.stored(write.local), write.by.module)
+
+
+def _entry(outcomes: Sequence[Outcome]) -> Entry:
+    """What one stored tensor of the target receives, from what its parts do."""
+    to, local = outcomes[0].to, outcomes[0].local
+    stored = to.stored(local)
+    path, shape = to.path(local), tuple(stored.shape)
+    written = [outcome for outcome in outcomes if outcome.write]
+    if not written:
+        return Entry(path, shape, LEFT, note=outcomes[0].note)
+    filled = sum(outcome.filled for outcome in outcomes)
+    copied = all(outcome.copied for outcome in outcomes)
+    action = PARTLY if filled < stored.numel() else COPIED if copied else CROPPED
+    note = next((outcome.note for outcome in outcomes if outcome.note), "")
+    first = written[0]
+    if len(outcomes) == 1:
+        source, parts = first.by.piece(first.theirs), ()
+    else:
+        parts = tuple(o.by.piece(o.theirs) if o.write else NOTHING for o in outcomes)
+        whole = [part.rpartition("[") for part in parts]
+        alike = len({path for path, _, _ in whole}) == 1 and all(
+            part == o.to.piece(o.local).rpartition("[")[2] for (_, _, part), o in zip(whole, outcomes, strict=True)
+        )
+        source = whole[0][0] if alike else " + ".join(parts)
+    source_shape = tuple(first.by.stored(first.theirs).shape)
+    return Entry(path, shape, action, filled, source, source_shape, note, first.rule, "", parts)
+
+
+def _warning(by: LayerWeights, to: LayerWeights) -> str:
+    ours, theirs = (layer.plain.role if layer.plain else "" for layer in (to, by))
+    return f"{WARNING}filled from another role ({theirs}, not {ours})" if ours and theirs and ours != theirs else ""
+
+
+def _joined(by: LayerWeights, to: LayerWeights, s: Tensor, t: Tensor) -> str:
+    if s.shape == t.shape or t.dim() < 2:
+        return ""
+    if to.stack == by.stack > 2 and to.plain.kind == "Linear":
+        return "its outputs seem to be stacked, and its inputs may be so too, which a crop cuts across"
+    if not (by.joined and to.joined):
+        return ""
+    return "its inputs seem to be joined from several layers, which a crop cuts across"
+
+
+def _left(to: LayerWeights, reason: str) -> Iterator[Outcome]:
+    for local in to.tensors:
+        yield Outcome(to, local, reason)
+
+
+def _writers(targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None]) -> dict[int, str]:
+    """The name that counts of each tensor that has several: the first with a counterpart. Others are not in it."""
+    names: dict[int, dict[str, bool]] = {}
+    for to, by in zip(targets, partners, strict=True):
+        for local in to.tensors:
+            without = by is None or local not in by.tensors
+            names.setdefault(id(to.stored(local)), {}).setdefault(to.path(local), without)
+    return {key: min(found, key=found.get) for key, found in names.items() if len(found) > 1}
+
+
+def _held(
+    targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None], kept: Mapping[str, str]
+) -> dict[int, str]:
+    """The tensors that a classifier keeps as they are, under all of their names, each with the reason.
+
+    Not those of an embedding that is filled: the numbers of its tokens are those of the classes.
+    """
+    filled = [to for to, by in zip(targets, partners, strict=True) if by and is_table(weights_of(to, "default").kind)]
+    tokens = {id(to.stored(local)) for to in filled for local in to.tensors}
+    reasons = ((to, reason) for to in targets if (reason := kept.get(to.name, UNMATCHED)) != UNMATCHED)
+    held = {id(to.stored(local)): reason for to, reason in reasons for local in to.tensors}
+    return {key: reason for key, reason in held.items() if reason == SKIPPED or key not in tokens}
+
+
+def _places(layers: Iterable[LayerWeights]) -> dict[str, list[Place]]:
+    """The places of every stored tensor by its name in the state dict: one, or one for each of its parts."""
+    found: dict[str, list[Place]] = {}
+    for layer in layers:
+        for local in layer.tensors:
+            found.setdefault(layer.path(local), []).append((layer, local))
+    return found
+
+
+def _pieces(layers: Iterable[LayerWeights]) -> dict[str, Place]:
+    """The place of every tensor by the name of what its layer has of it."""
+    return {layer.piece(local): (layer, local) for layer in layers for local in layer.tensors}
+
+
+def _changed(name: str, now: tuple[int, ...] | None, planned: tuple[int, ...]) -> str:
+    there = "is gone" if now is None else f"now has shape {times(now)}"
+    return f"{name} {there}; it was planned with {times(planned)}: make a new plan"
+
+
+def _count(tensor: Tensor, index: Index) -> int:
+    """The number of elements that an index chooses."""
+    return torch.empty(tensor.shape, device="meta")[index].numel()
+
+
+def _odd(cls: type[Tensor]) -> str:
+    """The name of a class of tensors that does by itself what is done with tensors, such as a DTensor, or ""."""
+    return "" if cls.__torch_dispatch__ is Tensor.__torch_dispatch__ else cls.__name__
+
+
+def _cast(source: Tensor, target: Tensor) -> str:
+    return f"{_dtype(source)} → {_dtype(target)}" if source.dtype != target.dtype else ""
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

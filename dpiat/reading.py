@@ -1,0 +1,62 @@
+"""A network as plain data, in paper mode or in default mode."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dpiat.architecture import Architecture
+from dpiat.standardization import Network, own_tensors, read_paper
+from dpiat.stored import Stored
+from dpiat.structure import read_structure
+
+MODES = ("default", "paper")
+WRAPPERS = ("module", "_orig_mod")  # where DataParallel, DistributedDataParallel and torch.compile keep the network
+
+
+def standardize(module: nn.Module, mode: str = "default") -> Architecture:
+    """Divide a network into blocks of layers, as its author nested its modules (section 3.1, Algorithm 1).
+
+    In default mode, every module or bare parameter with weights is a layer (`dpiat.structure`): blocks are what repeats
+    in numbered lists, and runs are the single layers between them. Layers that are stacked in one tensor are taken
+    apart ("attn.qkv[query]"), depthwise convolutions are of kinds of their own, and `role` says what a layer is for.
+    With mode="paper", blocks are those of Algorithm 1: every leaf module is a layer, activations included, and only
+    convolutions, linear layers and batch norms have shapes, as in the authors' code; the others stay in the list, where
+    they lengthen the ranges of Eq. 3.
+
+    The module is only read: on any device, the meta device included. DataParallel, DistributedDataParallel and
+    torch.compile are looked through. Of a state dict (`dpiat.load`), the kinds of layers are what the shapes tell.
+
+    Raises TypeError if `module` is not an nn.Module, or one that torch.jit.script made, ValueError if it has lazy
+    parameters that no forward pass has given a shape yet, or the packed weights of a quantized network.
+
+        >>> print(standardize(torchvision.models.resnet18()))
+    """
+    return read(module, mode, isinstance(module, Stored)).architecture
+
+
+def read(module: nn.Module, mode: str = "default", shapes_alone: bool = False, head_size: int = 0) -> Network:
+    """The network as `standardize` gives it, with its tensors.
+
+    With `shapes_alone`, kinds follow from the tensors and not from the classes of modules, as they do in a state dict,
+    so that a network can be compared with one of which only the state dict is there; `head_size` is then that of an
+    attention's heads, if it is known.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"a network must be a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("a scripted network does not show its modules: pass the original one, or its state_dict()")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    module = unwrapped(module)
+    return read_paper(module, shapes_alone) if mode == "paper" else read_structure(module, shapes_alone, head_size)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network itself inside of DataParallel, DistributedDataParallel or torch.compile."""
+    while len(module._modules) == 1 and not own_tensors(module):
+        key, child = next(iter(module._modules.items()))
+        if key not in WRAPPERS or child is None:
+            break
+        module = child
+    return module

@@ -1,0 +1,319 @@
+"""nn.Module or state dict -> Architecture in default mode: blocks from what repeats, layers as views of stored tensors.
+
+Modules without tensors leave no trace in a state dict, so that they count for nothing here: a network and its state
+dict have one structure. Elements of a numbered list with alike contents are blocks, wherever nested; what stands
+between blocks (the stem, a transition between stages, the head) is a run of single layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from dpiat import roles
+from dpiat.architecture import Architecture, Block, Layer
+from dpiat.layers import CONSTANT, LayerWeights, layers_of
+from dpiat.parametrized import CHAINS, chains
+from dpiat.standardization import Network, View, known_class, own_tensors
+
+NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")  # "3", "layer3", "encoder_layer_3", "Mixed_5b"
+TEXT = re.compile(r"(^|[._])(text|token|tok|word)")
+BIASES = {"q_bias": roles.QUERY, "k_bias": roles.KEY, "v_bias": roles.VALUE}
+POWERS = frozenset(2**n for n in range(4, 20))
+Above = tuple[nn.Module, ...]  # a module and those around it, the nearest first
+ALIKE = 0.5  # the part of the names in two elements that they share
+
+
+def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) -> Network:
+    """The network in default mode: its blocks and runs of layers, and the layers' tensors in state-dict order."""
+    root = _node("", "", (module,), Told(shapes_alone, head_size), set()) or _Node("", "", [], [])
+    told = iter(_in_context([layer for node in root.leaves for layer in node.weights], shapes_alone))
+    for node in root.leaves:
+        node.weights = [next(told) for _ in node.weights]
+    elements = list(_elements(root))
+    if any(not block.run for block in elements):
+        elements = list(_runs(elements))
+    weights = [layer for node in root.leaves for layer in node.weights]
+    return Network(Architecture(type(module).__name__, tuple(elements), structured=True), weights)
+
+
+def _in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWeights]:
+    """The layers with what only the layers around them tell: of positions and patches, of inputs side by side."""
+    images = any(layer.plain.kind.startswith("Conv2d") for layer in weights)
+    tokens = [
+        layer
+        for layer in weights
+        if layer.plain.role.endswith(("class token", "distillation token", "register tokens"))
+    ]
+    prefix = sum(prod(layer.plain.shape[:-1]) for layer in tokens)
+    given, outs, first, flattened, found = 0, set(), True, False, []
+    for layer in weights:
+        plain, module = layer.plain, layer.module
+        if plain.role == roles.POSITION:
+            prefix_of = prefix if images and not TEXT.search(layer.name) else None
+            layer = layer._replace(prefix=prefix_of, offset=_offset(layer), grid=_grid(module))
+        if len(plain.shape) > 1 and "weight" in layer.tensors and not layer.split and _is_matrix(plain):
+            if first and plain.kind.startswith("Depthwise") and plain.shape[1] == 1 and _is_grey(module):
+                plain = plain._replace(kind=plain.kind.removeprefix("Depthwise"))
+                layer = layer._replace(plain=plain)
+            out, into, *kernel = plain.shape
+            if "Transpose" in plain.kind:
+                out, into = into, out
+            if first and len(kernel) == 2:
+                side = tuple(kernel)
+                step = getattr(module, "stride", side if shapes_alone and side[0] > 3 else None)
+                layer = layer._replace(patches=step == side and side[0] > 1)
+            elif plain.role == "" and given and not plain.kind.startswith("Depthwise"):
+                if into == 2 * given:
+                    layer = layer._replace(halves=True)
+                elif plain.kind == "Linear" and into > given and not into % given and flattened:
+                    layer = layer._replace(flat=given)
+                elif into not in outs and getattr(module, "groups", 1) == 1:
+                    layer = layer._replace(joined=True)
+            first, given, flattened = False, out, bool(kernel)
+            outs.add(out)
+        elif layer.gives:
+            given = layer.gives // 2
+        found.append(layer)
+    taken = 0  # by the next layer
+    for place in reversed(range(len(found))):
+        plain = found[place].plain
+        if len(plain.shape) > 1 and _is_matrix(plain):
+            linear = plain.kind == "Linear"
+            stacked, rest = divmod(plain.shape[0], taken) if linear and taken else (0, 0)
+            if plain.role == "" and not rest and 1 < stacked < 5:
+                found[place] = found[place]._replace(stack=stacked)
+            taken = plain.shape[1] if linear else 0
+        elif len(plain.shape) > 1:
+            taken = 0
+    behind = [*found[1:], None][: len(found)]
+    return [_with_norm(layer, after) for layer, after in zip(found, behind, strict=True)]
+
+
+def _is_matrix(layer: Layer) -> bool:
+    return layer.kind.startswith(("Linear", "Conv", "Depthwise"))
+
+
+def _is_grey(module: nn.Module) -> bool:
+    """Can a first convolution of one input channel be dense?"""
+    return getattr(module, "groups", 1) == 1
+
+
+def _with_norm(layer: LayerWeights, after: LayerWeights | None) -> LayerWeights:
+    """A convolution with the batch norm of its outputs right behind it."""
+    if after is None or len(layer.plain.shape) < 2 or after.plain.shape != layer.plain.shape[:1]:
+        return layer
+    return layer._replace(norm=after)
+
+
+def _grid(module: nn.Module) -> tuple[int, int] | None:
+    """The grid of patches that positions are for, if a module beside them says."""
+    for child in (module, *module._modules.values()):
+        found = None if child is None else child.__dict__.get("grid_size")
+        if isinstance(found, (tuple, list)) and len(found) == 2:
+            return tuple(found)
+    return None
+
+
+def _offset(layer: LayerWeights) -> int:
+    """The row of the first position: libraries keep rows before it for padding."""
+    module = layer.module
+    rows = layer.tensors["weight"].shape[-2] if layer.tensors["weight"].dim() > 1 else 0
+    if isinstance(offset := module.__dict__.get("offset"), int):
+        return offset
+    if (isinstance(padding := module.__dict__.get("padding_idx"), int) and padding < 0) or rows - 2 in POWERS:
+        return 2 if rows - 2 in POWERS else 0
+    return padding + 1 if isinstance(padding, int) else 0
+
+
+class Told(NamedTuple):
+    """What is known beside the modules: are kinds to follow from shapes alone, and how large is an attention's head?"""
+
+    shapes_alone: bool
+    head_size: int
+
+
+class _Node:
+    """A module, or a bare parameter of one, with what it holds; what holds no tensors is not there."""
+
+    def __init__(self, key: str, name: str, children: list[_Node], weights: list[LayerWeights]):
+        self.key, self.name, self.children, self.weights = key, name, children, weights
+
+    @cached_property
+    def leaves(self) -> list[_Node]:
+        return [leaf for child in self.children for leaf in child.leaves] if self.children else [self]
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        return [layer.plain for leaf in self.leaves for layer in leaf.weights if layer.plain.kind != CONSTANT]
+
+    @cached_property
+    def counted(self) -> int:
+        """The number of matrices and convolutions in it."""
+        return sum(len(layer.shape) > 1 and layer.kind != "Parameter" for layer in self.layers)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Its layers by their names in it, without numbers."""
+        start = len(self.name) + 1
+        return frozenset(re.sub(r"\d+", "#", leaf.name[start:]) for leaf in self.leaves)
+
+    @cached_property
+    def vectors(self) -> frozenset[str]:
+        """The names of layers in it that are vectors, as norms are."""
+        return frozenset(layer.name for layer in self.layers if len(layer.shape) == 1)
+
+    @cached_property
+    def groups(self) -> list[list[_Node]]:
+        """Its children by what their names are before a number: those that could be a list of blocks."""
+        found: dict[str, list[_Node]] = {}
+        for child in self.children:
+            if numbered := NUMBERED.fullmatch(child.key):
+                found.setdefault(numbered[1], []).append(child)
+        return [group for group in found.values() if len(group) > 1]
+
+    @cached_property
+    def lists(self) -> list[list[_Node]]:
+        """The lists of alike elements in it, wherever nested."""
+        own = [[child for child in group if child.counted > 1] for group in self.groups]
+        own = [group for group in own if any(_alike(a, b) for a, b in pairwise(group))]
+        return own + [group for child in self.children for group in child.lists]
+
+    @cached_property
+    def is_container(self) -> bool:
+        """Does it hold blocks, so that it is none itself?
+
+        The experts of a mixture and the parts of a layer repeat too, but have no norms of their own beside those of the
+        layer.
+        """
+        return any(map(_is_list_of_one, self.children)) or any(
+            not (self.vectors - {name for element in group for name in element.vectors})
+            or any(element.vectors for element in group)
+            for group in self.lists
+        )
+
+    @cached_property
+    def is_numbered(self) -> bool:
+        return NUMBERED.fullmatch(self.key) is not None
+
+
+def _node(key: str, name: str, above: Above, told: Told, seen: set[int]) -> _Node | None:
+    """The node of the first module of `above`; those after it are around it, the nearest first."""
+    module = above[0]
+    if known_class(module):
+        return _leaf(key, name, layers_of(module, name, told.shapes_alone, above[1:], None, told.head_size))
+    prefix, children = f"{name}." if name else "", []
+    for child_key, child in module._modules.items():
+        if child is None or id(child) in seen:  # under two names, and still one layer
+            continue
+        seen.add(id(child))
+        if found := _node(child_key, prefix + child_key, (child, *above), told, seen):
+            children.append(found)
+    if not children or ([child.key for child in children] == [CHAINS] and (told.shapes_alone or chains(module))):
+        return _leaf(key, name, layers_of(module, name, told.shapes_alone, above[1:], None, told.head_size))
+    own = _with_biases(children, own_tensors(module), prefix)
+    bare = [
+        _Node(
+            stem, prefix + stem, [], layers_of(module, prefix + stem, told.shapes_alone, above, tensors, told.head_size)
+        )
+        for stem, tensors in _bare(own).items()
+    ]
+    return _Node(key, name, bare + children, [])
+
+
+def _with_biases(children: list[_Node], own: list[tuple[str, Tensor]], prefix: str) -> list[tuple[str, Tensor]]:
+    """What a module holds itself, but for biases of stacked projections, which go to these: BEiT's q_bias, v_bias."""
+    biases = {key: BIASES[key] for key, _ in own if key in BIASES}
+    if not biases:
+        return own
+    left = dict(own)
+    for leaf in (leaf for child in children for leaf in child.leaves):
+        for place, layer in enumerate(leaf.weights):
+            key = next((key for key, role in biases.items() if role == layer.role and key in left), None)
+            if key and "bias" not in layer.tensors:
+                tensor = left.pop(key)
+                views = {**layer.views, "bias": View(prefix + key, key, tensor)}
+                leaf.weights[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
+    return list(left.items())
+
+
+def _leaf(key: str, name: str, weights: list[LayerWeights]) -> _Node | None:
+    weights = [layer for layer in weights if layer.tensors]
+    return _Node(key, name, [], weights) if weights else None
+
+
+def _is_list_of_one(node: _Node) -> bool:
+    """Is it a list with one block, beside other things?"""
+    return len(node.children) == 1 and node.children[0].key.isdigit() and node.children[0].counted > 1
+
+
+def _bare(tensors: list[tuple[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Tensors of a module that has children: "in_proj_weight" and "in_proj_bias" are one layer, others each one."""
+    found: dict[str, dict[str, Tensor]] = {}
+    names = {key for key, _ in tensors}
+    for key, tensor in tensors:
+        stem, _, last = key.rpartition("_")
+        paired = stem and last in ("weight", "bias") and {f"{stem}_weight", f"{stem}_bias"} <= names
+        found.setdefault(stem if paired else key, {})[key] = tensor
+    return found
+
+
+def _alike(a: _Node, b: _Node) -> bool:
+    return len(a.names & b.names) >= ALIKE * len(a.names | b.names)
+
+
+def _elements(node: _Node) -> Iterator[Block]:
+    """The blocks of a network and the single layers between them, in order."""
+    if node.children and (node.is_container or not (node.is_numbered and node.counted > 1)):
+        for child in node.children:
+            yield from _elements(child)
+    elif node.children:
+        while len(node.children) == 1 and node.children[0].children:  # a stage of one block
+            node = node.children[0]
+        yield Block(node.name, tuple(map(_in_block(node), node.layers)))
+    else:
+        for place, weights in enumerate(node.weights):
+            if weights.plain.role == roles.SHORTCUT:  # between blocks, nothing is beside it
+                node.weights[place] = weights._replace(plain=weights.plain._replace(role=""))
+            if weights.plain.kind != CONSTANT:
+                yield Block(weights.name, (node.weights[place].plain,), run=True)
+
+
+def _in_block(node: _Node):
+    """What is known of a layer in a block only."""
+    start = len(node.name) + 1
+
+    def told(layer: Layer) -> Layer:
+        inner = layer.name[start:]
+        if re.fullmatch(r"proj(\.\w+)?", inner) and len(layer.shape) in (1, 4):
+            return layer._replace(role=roles.SHORTCUT)
+        return layer
+
+    return told
+
+
+def _runs(elements: list[Block]) -> Iterator[Block]:
+    """The blocks, and the single layers between two of them as one run."""
+    run: list[Layer] = []
+    for block in [*elements, None]:
+        if block is not None and block.run:
+            run += block.layers
+            continue
+        if run:
+            yield Block(_shared_path([layer.name for layer in run]), tuple(run), run=True)
+            run = []
+        if block is not None:
+            yield block
+
+
+def _shared_path(names: list[str]) -> str:
+    """The module that all these are in, "" if none but the network."""
+    paths = [name.split(".")[:-1] for name in names]
+    alike = [len(set(words)) == 1 for words in zip(*paths, strict=False)]
+    return ".".join(paths[0][: [*alike, False].index(False)])
