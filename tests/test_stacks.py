@@ -1,0 +1,192 @@
+"""A stack of blocks that grows or shrinks: each matrix from its own role, whole blocks from whole blocks."""
+
+import re
+
+import pytest
+import timm
+import torchvision.models as vision
+import transformers as hf
+from functions import on_meta
+from torch import nn
+
+from dpiat import plan
+
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 64}
+LLAMA = {**SMALL, "intermediate_size": 40, "num_key_value_heads": 1, "vocab_size": 32}
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+
+
+def t5(depth: int) -> nn.Module:
+    config = hf.T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=64, num_layers=depth, num_heads=4)
+    return hf.T5ForConditionalGeneration(config)
+
+
+def gpt2(depth: int) -> nn.Module:
+    config = hf.GPT2Config(vocab_size=32, n_positions=8, n_embd=16, n_layer=depth, n_head=2, **NO_TOKENS)
+    return hf.GPT2LMHeadModel(config)
+
+
+def bert(depth: int) -> nn.Module:
+    return hf.BertForMaskedLM(hf.BertConfig(**SMALL, num_hidden_layers=depth, vocab_size=32))
+
+
+def llama(depth: int) -> nn.Module:
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA, num_hidden_layers=depth, **NO_TOKENS))
+
+
+def hf_vit(depth: int) -> nn.Module:
+    config = hf.ViTConfig(**SMALL, num_hidden_layers=depth, image_size=32, patch_size=16, num_labels=5)
+    return hf.ViTForImageClassification(config)
+
+
+def vit(depth: int) -> nn.Module:
+    return timm.models.VisionTransformer(32, 16, embed_dim=16, depth=depth, num_heads=2, num_classes=5)
+
+
+def layer_scaled_vit(depth: int) -> nn.Module:
+    options = {"init_values": 1e-5, "qk_norm": True, "reg_tokens": 4}
+    return timm.models.VisionTransformer(32, 16, embed_dim=16, depth=depth, num_heads=2, num_classes=5, **options)
+
+
+def torchvision_vit(depth: int) -> nn.Module:
+    return vision.VisionTransformer(32, 16, depth, 2, 16, 64, num_classes=5)
+
+
+def plain_transformer(depth: int) -> nn.Module:
+    return nn.Transformer(16, 2, depth, depth, 64)
+
+
+def mixer(depth: int) -> nn.Module:
+    return timm.models.MlpMixer(num_classes=5, img_size=32, patch_size=8, num_blocks=depth, embed_dim=16)
+
+
+# A stack of so many blocks, and what its blocks are called in the names of tensors.
+STACKS = {
+    "llama": (llama, r"layers\.(\d+)\."),
+    "gpt2": (gpt2, r"\.h\.(\d+)\."),
+    "bert": (bert, r"layer\.(\d+)\."),
+    "t5": (t5, r"block\.(\d+)\."),
+    "vit": (vit, r"blocks\.(\d+)\."),
+    "vit with layer scales and norms of queries": (layer_scaled_vit, r"blocks\.(\d+)\."),
+    "vit of Hugging Face": (hf_vit, r"layers\.(\d+)\."),
+    "vit of torchvision": (torchvision_vit, r"encoder_layer_(\d+)\."),
+    "nn.Transformer": (plain_transformer, r"layers\.(\d+)\."),
+    "mixer": (mixer, r"blocks\.(\d+)\."),
+}
+stacks = pytest.mark.parametrize(("make", "block"), STACKS.values(), ids=STACKS.keys())
+depths = pytest.mark.parametrize("depths", [(2, 3), (4, 8), (8, 3)], ids=str)
+as_given = pytest.mark.parametrize("stored", [False, True], ids=["module", "state dict"])
+
+
+def in_blocks(source: nn.Module, target: nn.Module, block: str) -> list[tuple[str, str]]:
+    """Each tensor in a block of the target, and the source's that fills it."""
+    found = [(e.target, e.source) for e in plan(source, target).report.entries if re.search(block, e.target)]
+    assert found
+    return found
+
+
+def role(name: str, block: str) -> str:
+    return re.sub(block, ".#.", name, count=1)
+
+
+@stacks
+@depths
+@as_given
+def test_every_tensor_of_a_stack_comes_from_its_own_role(make, block, depths, stored):
+    source, target = (on_meta(make, depth) for depth in depths)
+    pairs = in_blocks(source.state_dict() if stored else source, target, block)
+    assert [pair for pair in pairs if role(pair[0], block) != role(pair[1], block)] == []
+
+
+@stacks
+@depths
+def test_whole_blocks_come_from_whole_blocks(make, block, depths):
+    source, target = (on_meta(make, depth) for depth in depths)
+    sources: dict[str, set[str]] = {}
+    for ours, theirs in in_blocks(source, target, block):
+        stack, number = re.split(block, ours)[:2]
+        found = re.split(block, theirs)
+        sources.setdefault(f"{stack} {number}", set()).add(" ".join(found[:2]))
+    assert {name: found for name, found in sources.items() if len(found) > 1} == {}
+
+
+@stacks
+@pytest.mark.parametrize("depths", [(3, 5), (5, 3)], ids=str)
+def test_blocks_are_used_alike(make, block, depths):
+    """None is dropped where there is room for it, and none is used again while another is not used at all."""
+    source, target = (on_meta(make, depth) for depth in depths)
+    used = [re.split(block, theirs)[:2] for _, theirs in in_blocks(source, target, block) if theirs]
+    stacks = {stack for stack, _ in used}
+    for stack in stacks:
+        assert len({number for name, number in used if name == stack}) == min(depths)
+
+
+class Wide(nn.Module):
+    """Widths and depths grow at once, as from a base to a large network."""
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        self.vit = timm.models.VisionTransformer(32, 16, embed_dim=width, depth=depth, num_heads=width // 8)
+
+
+@pytest.mark.parametrize(("source", "target"), [((24, 3), (32, 6)), ((32, 6), (24, 3)), ((16, 12), (64, 12))], ids=str)
+@as_given
+def test_a_stack_of_another_width_keeps_its_roles(source, target, stored):
+    source, target = on_meta(Wide, *source), on_meta(Wide, *target)
+    block = r"blocks\.(\d+)\."
+    pairs = in_blocks(source.state_dict() if stored else source, target, block)
+    assert [pair for pair in pairs if role(pair[0], block) != role(pair[1], block)] == []
+
+
+def swin(depths: tuple[int, ...]) -> nn.Module:
+    options = {"embed_dim": 8, "num_heads": (1, 2, 4), "window_size": 4, "num_classes": 5}
+    return timm.models.SwinTransformer(32, 2, depths=depths, **options)
+
+
+def convnext(depths: tuple[int, ...]) -> nn.Module:
+    return timm.create_model("convnext_atto", depths=(*depths, 1), dims=(8, 12, 16, 24))
+
+
+def resnet(depths: tuple[int, ...]) -> nn.Module:
+    return timm.create_model("resnet18", layers=(*depths, 2))
+
+
+def bottlenecks(depths: tuple[int, ...]) -> nn.Module:
+    return vision.ResNet(vision.resnet.Bottleneck, [*depths, 2])
+
+
+def residual(depths: tuple[int, ...]) -> nn.Module:
+    parts = zip((8, 16, 24), depths, strict=True)
+    return nn.ModuleDict({f"s{i}": nn.Sequential(*(Residual(w) for _ in range(d))) for i, (w, d) in enumerate(parts)})
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3), nn.BatchNorm2d(width)
+
+
+# Networks in stages, and what precedes and numbers their blocks.
+STAGED = {
+    "swin": (swin, r"(layers\.\d)\.blocks\.(\d+)\."),
+    "convnext": (convnext, r"(stages\.\d)\.blocks\.(\d+)\."),
+    "resnet": (resnet, r"(layer\d)\.(\d+)\."),
+    "resnet of bottlenecks, torchvision": (bottlenecks, r"(layer\d)\.(\d+)\."),
+    "residual blocks of one's own": (residual, r"(s\d)\.(\d+)\."),
+}
+
+
+@pytest.mark.parametrize(("make", "block"), STAGED.values(), ids=STAGED.keys())
+@pytest.mark.parametrize("depths", [((2, 2, 2), (3, 4, 6)), ((3, 4, 6), (2, 2, 2))], ids=str)
+@as_given
+def test_stages_grow_each_from_its_own(make, block, depths, stored):
+    source, target = (on_meta(make, depth) for depth in depths)
+    pairs = in_blocks(source.state_dict() if stored else source, target, block)
+    same = re.compile(block.replace(r"(\d+)", r"\d+"))
+    wrong = []
+    for ours, theirs in pairs:
+        stage, role_ours, role_theirs = re.search(block, ours)[1], same.sub("", ours), same.sub("", theirs)
+        if not theirs.startswith(stage) or role_ours != role_theirs:
+            wrong.append((ours, theirs))
+    assert wrong == []
