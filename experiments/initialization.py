@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,8 +14,6 @@ from dpiat.assignment import RandomMatching
 from dpiat.operators import FullTransfer
 from experiments import models
 
-# A trained source is asked for only by those that need one.
-Source = Callable[[], nn.Module]
 Initialized = tuple[nn.Module, dict[str, Any]]
 
 
@@ -38,31 +36,50 @@ class Method:
         return arguments
 
 
-def initialize(
-    name: str, model: str, classes: int, seed: int, method: Method, source: Source
-) -> tuple[nn.Module, dict]:
-    """The network `model` with its first weights, drawn by `seed`, and facts about them for the record."""
-    torch.manual_seed(seed)
-    return INITIALIZATIONS[name](model, classes, seed, method, source)
+@dataclass(frozen=True)
+class Start:
+    """What the first weights of a network may depend on."""
+
+    model: str
+    classes: int
+    seed: int
+    method: Method = Method()
+    source: Callable[[], nn.Module] | None = None  # trains the source, or loads it, when it is called
 
 
-def _random(model: str, classes: int, seed: int, method: Method, source: Source) -> Initialized:
-    return models.build(model, classes), {}
+class Initialization(NamedTuple):
+    """One name of `init`: how it makes the network, and what a trial needs for it."""
+
+    build: Callable[[Start], Initialized]
+    from_source: bool = False  # its trial has a source, and the fields of a method
 
 
-def _pretrained(
-    model: str, classes: int, seed: int, method: Method, source: Source
-) -> tuple[nn.Module, dict[str, Any]]:
+def initialize(name: str, start: Start) -> Initialized:
+    """The network with its first weights, drawn by the seed, and facts about them for the record."""
+    torch.manual_seed(start.seed)
+    return INITIALIZATIONS[name].build(start)
+
+
+def _random(start: Start) -> Initialized:
+    return models.build(start.model, start.classes), {}
+
+
+def _pretrained(start: Start) -> Initialized:
     """The network's own ImageNet weights; its classifier is drawn anew unless the classes are ImageNet's."""
-    return models.build(model, classes, imagenet=True), {}
+    return models.build(start.model, start.classes, imagenet=True), {}
 
 
-def _dpiat(model: str, classes: int, seed: int, method: Method, source: Source) -> Initialized:
+def _dpiat(start: Start) -> Initialized:
     """The random weights of the same seed, overwritten where the source has something to give."""
-    target, trained = models.build(model, classes), source()
-    report = dpiat.transfer(trained, target, **method.arguments(seed))
-    similarity = dpiat.similarity(trained, target, method.mode)
+    target, trained = models.build(start.model, start.classes), start.source()
+    report = dpiat.transfer(trained, target, **start.method.arguments(start.seed))
+    similarity = dpiat.similarity(trained, target, start.method.mode)
     return target, {"similarity": similarity, "filled": report.share, "elements": report.elements}
 
 
-INITIALIZATIONS = {"random": _random, "pretrained": _pretrained, "dpiat": _dpiat}
+# A new name is an entry here, a file in configs/init, and a word in the text of settings.py.
+INITIALIZATIONS = {
+    "random": Initialization(_random),
+    "pretrained": Initialization(_pretrained),
+    "dpiat": Initialization(_dpiat, from_source=True),
+}

@@ -28,7 +28,7 @@ from dpiat.heads import HEADS
 from dpiat.operators import OPERATORS
 from dpiat.reading import MODES
 from experiments import checkpoints, data, models, parallel, records
-from experiments.initialization import INITIALIZATIONS, Method, initialize
+from experiments.initialization import INITIALIZATIONS, Method, Start, initialize
 from experiments.locks import alone
 from experiments.malloc import keep_large_blocks
 from experiments.settings import LoggerSettings, Settings, UserError, first_line
@@ -49,12 +49,12 @@ class Trial:
     stored_size: int | None
     train_subset: int | None
     model: str
-    init: str  # random, pretrained, dpiat, or checkpoint (of a source: weights from the user's file)
+    init: str  # a name of INITIALIZATIONS, or checkpoint (of a source: weights from the user's file)
     recipe: Recipe
-    mode: str = ""  # of dpiat
-    source: Trial | None = None  # of dpiat; a source of 0 epochs is not trained
+    mode: str = ""  # of the method, where there is a source
+    source: Trial | None = None  # one of 0 epochs is not trained
     checkpoint: str = ""  # SHA-256 of the user's file
-    matching: str = Method.matching  # of dpiat, like the next two
+    matching: str = Method.matching  # of the method, like the next two
     operator: str = Method.operator
     head: str = Method.head
 
@@ -129,10 +129,11 @@ def plan(settings: Settings) -> Trial:
     _check_choice("source_weights", settings.source_weights, WEIGHTS)
     _check_choice("logger", settings.logger.name, LOGGERS)
     _check_choice("logger.mode", settings.logger.mode, LOGGER_MODES)
-    imagenet = init == "pretrained" or (init == "dpiat" and settings.source_weights != "scratch")
+    from_source = INITIALIZATIONS[init].from_source
+    imagenet = init == "pretrained" or (from_source and settings.source_weights != "scratch")
     recipe = _recipe(settings, settings.target, settings.lr or (LR_IMAGENET if imagenet else LR))
     target = _trial(settings, settings.target, init, recipe)
-    if init != "dpiat":
+    if not from_source:
         return target
     models.check(settings.source)
     method = settings.init
@@ -255,7 +256,7 @@ class _Runner:
             _load_weights(network, _read_users_checkpoint(Path(self.settings.source_checkpoint).expanduser(), trial))
             return network
         if trial.recipe.epochs == 0:
-            return initialize(trial.init, trial.model, classes, trial.recipe.seed, Method(), self._no_source)[0]
+            return initialize(trial.init, Start(trial.model, classes, trial.recipe.seed))[0]
         with self._alone(trial):
             state, record = parallel.from_first(lambda: (self._checkpoint(trial), self._ended(trial)))
             if state is None and (record is None or record["status"] == "finished"):
@@ -370,9 +371,9 @@ class _Runner:
             "test_images": len(self.data.test.labels),
             "classes": len(self.data.classes),
         }
-        source = (lambda: self.network(trial.source)) if trial.source else self._no_source
-        classes, seed = len(self.data.classes), trial.recipe.seed
-        network, facts = initialize(trial.init, trial.model, classes, seed, trial.method, source)
+        source = partial(self.network, trial.source) if trial.source else None
+        start = Start(trial.model, len(self.data.classes), trial.recipe.seed, trial.method, source)
+        network, facts = initialize(trial.init, start)
         return network, record | {"initialization": facts}
 
     def _machine(self) -> dict[str, Any]:
@@ -394,10 +395,6 @@ class _Runner:
             record["continued"] = [*record.get("continued", ()), {"epoch": len(state["rows"]) + 1, **machine}]
         record |= {"commit": now["commit"], "dirty": dirty}
         return models.build(trial.model, len(self.data.classes)), record
-
-    @staticmethod
-    def _no_source() -> nn.Module:
-        raise AssertionError("only dpiat has a source")
 
 
 def _check_output(trial: Trial, classes: int, counts: Iterable[int], device: torch.device) -> None:
