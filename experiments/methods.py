@@ -20,7 +20,7 @@ WITH_SIMILARITY, ENOUGH = "with similarity", 10  # a column; over fewer pairs it
 
 def several(frame: pd.DataFrame) -> bool:
     """Whether an experiment, by its `tables.own_trials`, varies how weights move, and not just where."""
-    return len(frame.loc[frame["init"] == "dpiat", METHOD].drop_duplicates()) > 1
+    return len(frame.loc[frame["source"] != "", METHOD].drop_duplicates()) > 1
 
 
 def pairs(frame: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
     `method` names what varies of it.
     """
     frame = frame.assign(**{RATES[1]: frame["random"].map(frame.set_index("id")["lr"])})
-    frame = frame[frame["init"] == "dpiat"].rename(columns={"of random": "random init"})
+    frame = frame[frame["source"] != ""].rename(columns={"of random": "random init"})
     varied = [key for key in METHOD if frame[key].nunique() > 1]
     frame["method"] = [", ".join(f"{row[key]} {key}" for key in varied) for _, row in frame.iterrows()]
     means = ["similarity", "random init", "accuracy", "effectiveness"]

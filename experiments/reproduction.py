@@ -32,7 +32,7 @@ def matrix(table: str, records: Records) -> Table:
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         ratios = frame.assign(value=frame["accuracy"] / frame[f"of {divisor}"])
-        data = _beside(printed, ratios[ratios["init"] == "dpiat"], ["target", "source"])
+        data = _beside(printed, ratios[ratios["source"] != ""], ["target", "source"])
         text = data["text"] + "<br>paper " + data["paper"].map("{:.2f}".format) + data["difference"].map(_signed)
         page = data.assign(text=text).pivot(index="target", columns="source", values="text")
         page = page.loc[data["target"].unique(), data["source"].unique()].rename_axis(columns=None).reset_index()
@@ -95,7 +95,7 @@ def table12(records: Records) -> Table:
     printed = paper.methods()
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        transfers = frame[frame["init"] == "dpiat"]
+        transfers = frame[frame["source"] != ""]
         pairs = transfers.assign(value=transfers["accuracy"] / transfers["of random"])
         pairs = pairs.groupby(["operator", "matching", "target", "source"], as_index=False)["value"].mean()
         data = _beside(printed, pairs, ["operator", "matching"])

@@ -100,7 +100,7 @@ def headline(experiment: str, records: cells.Records) -> str:
 
 def _after_one_epoch(trials: pd.DataFrame) -> str:
     """How many pairs of `own_trials` need one epoch for what random init needs four for."""
-    run = trials[(trials["init"] == "dpiat") & (trials["source"] != trials["target"]) & trials["epochs"].notna()]
+    run = trials[(trials["source"] != "") & (trials["source"] != trials["target"]) & trials["epochs"].notna()]
     after_one = (run["epochs"] == 1).groupby([run["target"], run["source"]]).all()
     return (
         f"In {after_one.sum()} of {len(after_one)} pairs of different networks, the target is after one epoch, with "
@@ -153,12 +153,14 @@ def same_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _column(row: Any) -> str:
     """The column of a trial, which names all that its grid may vary."""
-    if row.init != "dpiat":
-        return {"random": f"random init, lr {row.lr:g}", "pretrained": "own ImageNet weights"}[row.init]
+    if not row.source:
+        named = {"random": f"random init, lr {row.lr:g}", "pretrained": "own ImageNet weights"}
+        return named.get(row.init, row.init)
+    init = "" if row.init == "dpiat" else f", {row.init}"
     mode = "" if row.mode == "paper" else f", {row.mode} mode"
     method = "" if (row.operator, row.matching) == ("clip", "dp") else f", {row.operator} {row.matching}"
     head = "" if row.head == "auto" else f", head {row.head}"
-    return f"{row.source}{mode}{method}{head}"
+    return f"{row.source}{init}{mode}{method}{head}"
 
 
 def wide(frame: pd.DataFrame, value: str, text: Callable[[pd.Series], str] = cells.shown) -> str:
@@ -208,7 +210,7 @@ def _run(table: str, records: cells.Records) -> pd.DataFrame:
 def own_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The transfers of `own_trials` that are run: target, source, similarity, value (mean over `same_seeds`)."""
     frame = same_seeds(frame)
-    found = frame[(frame["init"] == "dpiat") & frame["effectiveness"].notna()]
+    found = frame[(frame["source"] != "") & frame["effectiveness"].notna()]
     means = found.groupby(["target", "source"], sort=False)[["similarity", "effectiveness"]].mean()
     return means.rename(columns={"effectiveness": "value"}).reset_index()
 
