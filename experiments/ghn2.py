@@ -1,0 +1,289 @@
+"""GHN-2 (Knyazev et al., 2110.13100): a graph neural network that predicts all parameters of a network from its graph.
+
+    embed kinds and shapes -> pass messages along the graph, forward and backward -> decode a tensor for each node
+                           -> tile or slice it to the parameter's shape -> scale it by fan-in
+
+Names of modules are those of the published checkpoints, `ghn2_cifar10.pt` and `ghn2_imagenet.pt`, so that they load.
+Batch-norm statistics are not predicted: a network keeps those that it was built with, and its first epoch, whose steps
+normalize by their batches, estimates them as it does from random init.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.ghn2_graph import KINDS, Graph, Node, trace
+from experiments.settings import UserError
+
+# What makes a graph hypernetwork a GHN-2, and not one that the paper compares it with.
+CONFIG = {"hypernet": "gatedgnn", "decoder": "conv", "weight_norm": True, "ve": True, "layernorm": True}
+PUBLISHED = {10: "CIFAR10", 1000: "ImageNet"}  # what the published checkpoints learned, by their numbers of classes
+
+
+class MLP(nn.Module):
+    """Two linear layers, a ReLU between them and, unless they give parameters, one after them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, last_relu: bool = True):
+        super().__init__()
+        last = [nn.ReLU()] if last_relu else []
+        self.fc = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs), *last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+class ShapeEncoder(nn.Module):
+    """A shape (out, in, height, width) as four embeddings side by side; the last row of a table stands for no shape."""
+
+    def __init__(self, hidden: int, classes: int, largest_kernel: int):
+        super().__init__()
+        steps = (range(8, 64, 8), range(64, 4096, 16), range(4096, 8193, 32))
+        self.channels = sorted({1, 3, classes, *(n for step in steps for n in step)})
+        self.sides = sorted({*range(1, max(12, largest_kernel), 2), 14, 16})
+        self.embed_spatial = nn.Embedding(len(self.sides) + 1, hidden // 4)
+        self.embed_channel = nn.Embedding(len(self.channels) + 1, hidden // 4)
+
+    def forward(self, shapes: list[tuple[int, ...] | None]) -> Tensor:
+        rows = torch.tensor([self._rows(shape) for shape in shapes], device=self.embed_channel.weight.device)
+        tables = (self.embed_channel, self.embed_channel, self.embed_spatial, self.embed_spatial)
+        return torch.cat([table(rows[:, axis]) for axis, table in enumerate(tables)], dim=1)  # (n, hidden)
+
+    def _rows(self, shape: tuple[int, ...] | None) -> tuple[int, int, int, int]:
+        if shape is None:
+            return len(self.channels), len(self.channels), len(self.sides), len(self.sides)
+        out, inputs, height, width = (*shape, 1, 1, 1)[:4]
+        channels = (_nearest(self.channels, 8 if 3 < n < 8 else n) for n in (out, inputs))
+        return *channels, *(_nearest(self.sides, 3 if n == 2 else n) for n in (height, width))
+
+
+def _nearest(values: list[int], wanted: int) -> int:
+    """The index of the value next to the one wanted, the smaller of two that are as near."""
+    return min(range(len(values)), key=lambda index: (abs(values[index] - wanted), values[index]))
+
+
+class GatedGNN(nn.Module):
+    """One sweep along the edges and one against them (Eq. 3, 4 of the paper).
+
+    A node is updated once in a sweep, after those that it hears from:
+    h_v <- GRU(sum over neighbours of MLP(h_u) + sum over nodes with a path of MLP_ve(h_u) / its length, h_v).
+    """
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.mlp = MLP(hidden, hidden // 2, hidden)
+        self.mlp_ve = MLP(hidden, hidden // 2, hidden)
+        self.gru = nn.GRUCell(hidden, hidden)
+
+    def forward(self, h: Tensor, distances: Tensor) -> Tensor:
+        """`h` (n, hidden); `distances` (n, n) of `Graph.distances`."""
+        near = (distances == 1).to(h)  # (to, from)
+        far = torch.where(distances > 0, 1 / distances, 0).to(h)
+        h = self._sweep(h, near, far)
+        return self._sweep(h.flip(0), near.T.flip(0, 1), far.T.flip(0, 1)).flip(0)
+
+    def _sweep(self, h: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        """Nodes in their order; `near` and `far` are zero on and above the diagonal."""
+        states, messages, virtual = [], [], []
+        for v, state in enumerate(h.split(1)):
+            heard = torch.zeros_like(state)
+            if v:
+                heard = near[v : v + 1, :v] @ torch.cat(messages) + far[v : v + 1, :v] @ torch.cat(virtual)
+            states.append(self.gru(heard, state))
+            messages.append(self.mlp(states[-1]))
+            virtual.append(self.mlp_ve(states[-1]))
+        return torch.cat(states)
+
+
+class Decoder(nn.Module):
+    """From the state of a node to a weight of at most `largest` (out, in, height, width); to a classifier's too."""
+
+    def __init__(self, hidden: int, largest: tuple[int, int, int, int], classes: int):
+        super().__init__()
+        self.largest = largest
+        outputs, inputs, height, width = largest
+        self.fc = nn.Sequential(nn.Linear(hidden, 4 * hidden * height * width), nn.ReLU())
+        convolutions = nn.Conv2d(4 * hidden, 8 * hidden, 1), nn.Conv2d(8 * hidden, outputs * inputs, 1)
+        self.conv = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1])
+        self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Conv2d(outputs, classes, 1))
+
+    def forward(self, h: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        """(n, hidden) -> (n, *shape): the leading part of the largest weight, of which nothing else is computed."""
+        outputs, inputs, height, width = shape
+        grid = torch.arange(self.fc[0].out_features, device=h.device).view(-1, *self.largest[2:])
+        used = grid[:, :height, :width].flatten()
+        x = F.linear(h, self.fc[0].weight[used], self.fc[0].bias[used]).relu().view(len(h), -1, height, width)
+        pairs = torch.arange(self.conv[2].out_channels, device=h.device).view(self.largest[:2])
+        used = pairs[:outputs, :inputs].flatten()
+        x = self.conv[1](self.conv[0](x))
+        return F.conv2d(x, self.conv[2].weight[used], self.conv[2].bias[used]).view(len(h), *shape)
+
+    def classifier(self, h: Tensor, inputs: int) -> Tensor:
+        """(n, hidden) -> (n, classes, inputs)"""
+        x = self(h, (self.largest[0], inputs, 1, 1))
+        return self.class_layer_predictor(x[..., 0])[..., 0]
+
+
+class GHN2(nn.Module):
+    """`forward` predicts every parameter of a network from its graph, by name, with gradients where they are wanted."""
+
+    def __init__(self, classes: int, largest: tuple[int, int, int, int] = (64, 64, 16, 16), hidden: int = 32):
+        super().__init__()
+        self.largest = largest
+        vector = max(largest[:2])
+        self.embed = nn.Embedding(len(KINDS), hidden)
+        self.shape_enc = ShapeEncoder(hidden, classes, largest[3])
+        self.gnn = GatedGNN(hidden)
+        self.ln = nn.LayerNorm(hidden)
+        self.decoder = Decoder(hidden, largest, classes)
+        self.decoder_1d = MLP(hidden, 2 * hidden, 2 * vector, last_relu=False)
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(vector, classes))
+
+    def forward(self, graph: Graph) -> dict[str, Tensor]:
+        """Raises UserError for a kernel that is larger than any that the decoder gives."""
+        decoders = self.decoders(graph)
+        h, found = self.states(graph), {}  # (n, hidden)
+        for (decoder, *shape), indices in decoders.items():
+            decoded = getattr(self, decoder)(h[indices], *shape)
+            for node, tensor in zip((graph.nodes[index] for index in indices), decoded, strict=True):
+                if len(node.shape) > 1:
+                    found[node.name] = scaled(tiled(tensor, node.shape))
+                    continue
+                weight, bias = (tiled(row, node.shape) for row in tensor)  # a node of a bias alone uses its half
+                if node.kind == "bias":
+                    found[node.name] = torch.tanh(bias / 5)
+                    continue
+                found[node.name] = 2 * torch.sigmoid(weight / 2)
+                if node.bias:
+                    found[node.bias] = torch.tanh(bias / 5)
+        return found
+
+    def states(self, graph: Graph) -> Tensor:
+        """What the decoders read: (n, hidden)"""
+        device = self.embed.weight.device
+        kinds = torch.tensor([KINDS.index(node.kind) for node in graph.nodes], device=device)
+        h = self.embed(kinds) + self.shape_enc([node.shape for node in graph.nodes])
+        return self.ln(self.gnn(h, graph.distances().to(device)))
+
+    def decoders(self, graph: Graph) -> dict[tuple[Any, ...], list[int]]:
+        """The nodes with parameters by their decoder and the part of its largest tensor that is needed.
+
+        Raises UserError as `forward` does.
+        """
+        classifier, found = graph.classifier, defaultdict(list)
+        for index, node in enumerate(graph.nodes):
+            if node.name:
+                found[self._decoder(node, node.name in classifier)].append(index)
+        return found
+
+    def _decoder(self, node: Node, classifies: bool) -> tuple[Any, ...]:
+        if len(node.shape) == 1:
+            return ("class_vectors" if classifies else "vectors",)
+        outputs, inputs, *kernel = (*node.shape, 1, 1)[:4]
+        if kernel[0] > self.largest[2] or kernel[1] > self.largest[3]:
+            limit = "×".join(map(str, self.largest[2:]))
+            raise UserError(f"GHN-2 cannot predict {node.name}: its kernel is {kernel[0]}×{kernel[1]}, at most {limit}")
+        inputs = min(inputs, self.largest[1])
+        if classifies:
+            return "class_weights", inputs
+        return "weights", (min(outputs, self.largest[0]), inputs, *kernel)
+
+    def weights(self, h: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        return self.decoder(h, shape)
+
+    def class_weights(self, h: Tensor, inputs: int) -> Tensor:
+        return self.decoder.classifier(h, inputs)
+
+    def vectors(self, h: Tensor) -> Tensor:
+        """(n, 2, channels): a weight and a bias"""
+        return self.decoder_1d(h).unflatten(1, (2, -1))
+
+    def class_vectors(self, h: Tensor) -> Tensor:
+        return self.bias_class(self.vectors(h))
+
+
+def tiled(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The leading part of a predicted tensor, repeated along channels where it is smaller than the parameter."""
+    tensor = tensor.view(tensor.shape[: len(shape)])
+    for axis, size in enumerate(shape[:2]):
+        tensor = tensor.index_select(axis, torch.arange(size, device=tensor.device) % tensor.shape[axis])
+    return tensor
+
+
+def scaled(weight: Tensor) -> Tensor:
+    """Times sqrt(beta / fan-in), where beta makes up for a ReLU after the layer (section 4.2).
+
+    Beta is 2, but 1 for filters of one input channel, whose layers are taken for depthwise ones without one.
+    """
+    kernel = weight.shape[2:]
+    beta = 1 if kernel and (weight.shape[1] == 1 or kernel[0] < kernel[1]) else 2
+    return weight * (beta / weight[0].numel()) ** 0.5
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    ghn: GHN2
+    learned: str  # the data set that it learned from
+
+
+def read(file: Path) -> Checkpoint:
+    """A published checkpoint, or one of `scripts/train_ghn2.py`. Raises UserError for any other file, in one line."""
+    try:
+        content = torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file} is no checkpoint of GHN-2: torch.load finds no tensors in it, or not all") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("config", "state_dict")):
+        raise UserError(f"{file} is no checkpoint of GHN-2: it needs config and state_dict")
+    return Checkpoint(_network(file, content), str(content.get("learned") or _learned(content["config"])))
+
+
+def _network(file: Path, content: dict[str, Any]) -> GHN2:
+    config = content["config"]
+    for key, value in CONFIG.items():
+        if config.get(key) != value:
+            raise UserError(f"{file} is no GHN-2: its {key} is {config.get(key)!r}, not {value!r}")
+    try:
+        largest = tuple(map(int, config["max_shape"]))
+        ghn = GHN2(int(config["num_classes"]), largest, int(config.get("hid", 32)))
+        ghn.load_state_dict(content["state_dict"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is not of GHN-2's format: {cause}") from error
+    if not all(tensor.isfinite().all() for tensor in ghn.state_dict().values()):
+        raise UserError(f"{file} holds values that are not finite")
+    return ghn.eval()
+
+
+def _learned(config: dict[str, Any]) -> str:
+    return PUBLISHED.get(config["num_classes"], f"{config['num_classes']} classes")
+
+
+def to_checkpoint(ghn: GHN2, learned: str) -> dict[str, Any]:
+    """What `read`, and the published code, take."""
+    config = CONFIG | {"max_shape": ghn.largest, "hid": ghn.embed.embedding_dim}
+    config["num_classes"] = ghn.bias_class[1].out_features
+    return {"config": config, "state_dict": ghn.state_dict(), "learned": learned}
+
+
+@torch.no_grad()
+def fill(network: nn.Module, ghn: GHN2, image_size: int) -> None:
+    """Overwrite every parameter of a network, in place, with what GHN-2 predicts.
+
+    Raises UserError for a network that it cannot predict.
+    """
+    predicted = ghn(trace(network, image_size))
+    for name, parameter in network.named_parameters():
+        parameter.copy_(predicted[name])
