@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 import dpiat
 from dpiat.assignment import RandomMatching
 from dpiat.operators import FullTransfer
-from experiments import models
+from experiments import ghn2, models
 
 Initialized = tuple[nn.Module, dict[str, Any]]
 
@@ -43,8 +44,10 @@ class Start:
     model: str
     classes: int
     seed: int
+    image_size: int = 224
     method: Method = Method()
     source: Callable[[], nn.Module] | None = None  # trains the source, or loads it, when it is called
+    checkpoint: Path | None = None  # the user's file
 
 
 class Initialization(NamedTuple):
@@ -52,6 +55,8 @@ class Initialization(NamedTuple):
 
     build: Callable[[Start], Initialized]
     from_source: bool = False  # its trial has a source, and the fields of a method
+    from_file: bool = False  # its trial has init.checkpoint
+    check: Callable[[Start], None] | None = None  # raises UserError before anything is trained
 
 
 def initialize(name: str, start: Start) -> Initialized:
@@ -77,9 +82,22 @@ def _dpiat(start: Start) -> Initialized:
     return target, {"similarity": similarity, "filled": report.share, "elements": report.elements}
 
 
+def _ghn2(start: Start) -> Initialized:
+    """Every parameter as a trained graph hypernetwork predicts it; buffers as in a new network."""
+    network, checkpoint = models.build(start.model, start.classes), ghn2.read(start.checkpoint)
+    ghn2.fill(network, checkpoint.ghn, start.image_size)
+    return network, {"ghn2": checkpoint.learned}
+
+
+def _check_ghn2(start: Start) -> None:
+    network, checkpoint = models.build(start.model, start.classes), ghn2.read(start.checkpoint)
+    checkpoint.ghn.decoders(ghn2.trace(network, start.image_size))
+
+
 # A new name is an entry here, a file in configs/init, and a word in the text of settings.py.
 INITIALIZATIONS = {
     "random": Initialization(_random),
     "pretrained": Initialization(_pretrained),
     "dpiat": Initialization(_dpiat, from_source=True),
+    "ghn2": Initialization(_ghn2, from_file=True, check=_check_ghn2),
 }

@@ -17,7 +17,7 @@ def report(record: dict[str, Any], baseline: dict[str, Any] | None, plots: Path)
     seconds = " and ".join(f"{each['seconds']:.0f} s ({each['trial']['init']})" for each in trained)
     lines = [tables.side_by_side(record, baseline) if baseline else _alone(record)]
     facts = record["initialization"]
-    if facts:
+    if "similarity" in facts:
         lines += [f"similarity {facts['similarity']:.2f}, {facts['filled']:.0%} of the target's elements filled"]
     lines += [f"trained in {seconds}"]
     if baseline:

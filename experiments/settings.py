@@ -39,11 +39,12 @@ class DatasetSettings:
 
 @dataclass
 class InitSettings:
-    name: str = _doc("how the target gets its first weights: random, pretrained or dpiat", MISSING)
+    name: str = _doc("how the target gets its first weights: random, pretrained, dpiat or ghn2", MISSING)
     mode: str = _doc("for dpiat: paper (the authors' algorithm) or default (the library's)", "paper")
     matching: str = _doc("for dpiat: dp, bipartite, nbipartite or random (Table 12)", "dp")
     operator: str = _doc("for dpiat: clip, clip_normalized, full, magnitude (Table 12) or uniform", "clip")
     head: str = _doc("for dpiat, the classifier: skip, copy, or auto (as init.mode does)", "auto")
+    checkpoint: str | None = _doc("for ghn2: file of a trained GHN-2 (ghn2_cifar10.pt, ghn2_imagenet.pt, ...)", None)
 
 
 @dataclass

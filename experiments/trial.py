@@ -53,7 +53,7 @@ class Trial:
     recipe: Recipe
     mode: str = ""  # of the method, where there is a source
     source: Trial | None = None  # one of 0 epochs is not trained
-    checkpoint: str = ""  # SHA-256 of the user's file
+    checkpoint: str = ""  # SHA-256 of the user's file: of a source's weights, or init.checkpoint
     matching: str = Method.matching  # of the method, like the next two
     operator: str = Method.operator
     head: str = Method.head
@@ -133,6 +133,12 @@ def plan(settings: Settings) -> Trial:
     imagenet = init == "pretrained" or (from_source and settings.source_weights != "scratch")
     recipe = _recipe(settings, settings.target, settings.lr or (LR_IMAGENET if imagenet else LR))
     target = _trial(settings, settings.target, init, recipe)
+    if INITIALIZATIONS[init].from_file:
+        if not settings.init.checkpoint:
+            raise UserError(f"init={init} needs a trained checkpoint: init.checkpoint=FILE")
+        target = replace(target, checkpoint=_digest("init.checkpoint", _path(settings.init.checkpoint)))
+    if check := INITIALIZATIONS[init].check:
+        check(_start(settings, target, classes=10))
     if not from_source:
         return target
     models.check(settings.source)
@@ -181,14 +187,29 @@ def _source(settings: Settings) -> Trial:
     source = _trial(settings, settings.source, init, recipe)
     if settings.source_checkpoint is None:
         return source
-    file = Path(settings.source_checkpoint).expanduser()
+    checkpoint = _digest("source_checkpoint", _path(settings.source_checkpoint))
+    return replace(source, init="checkpoint", checkpoint=checkpoint)
+
+
+def _path(name: str) -> Path:
+    return Path(name).expanduser()
+
+
+def _digest(key: str, file: Path) -> str:
+    """The SHA-256 of the file that a key names."""
     if not file.is_file():
-        raise UserError(f"source_checkpoint {file} {'is not a file' if file.exists() else 'does not exist'}")
+        raise UserError(f"{key} {file} {'is not a file' if file.exists() else 'does not exist'}")
     try:
-        content = file.read_bytes()
+        return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"source_checkpoint {file} cannot be read: {error.strerror}") from error
-    return replace(source, init="checkpoint", checkpoint=hashlib.sha256(content).hexdigest())
+        raise UserError(f"{key} {file} cannot be read: {error.strerror}") from error
+
+
+def _start(settings: Settings, trial: Trial, classes: int) -> Start:
+    """What the first weights of a trial's network depend on, but for a trained source."""
+    checkpoint = _path(settings.init.checkpoint) if INITIALIZATIONS[trial.init].from_file else None
+    recipe = trial.recipe
+    return Start(trial.model, classes, recipe.seed, recipe.image_size, trial.method, checkpoint=checkpoint)
 
 
 def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
@@ -253,10 +274,10 @@ class _Runner:
         torch.manual_seed(trial.recipe.seed)
         if trial.init == "checkpoint":
             network = models.build(trial.model, classes)
-            _load_weights(network, _read_users_checkpoint(Path(self.settings.source_checkpoint).expanduser(), trial))
+            _load_weights(network, _read_users_checkpoint(_path(self.settings.source_checkpoint), trial))
             return network
         if trial.recipe.epochs == 0:
-            return initialize(trial.init, Start(trial.model, classes, trial.recipe.seed))[0]
+            return initialize(trial.init, _start(self.settings, trial, classes))[0]
         with self._alone(trial):
             state, record = parallel.from_first(lambda: (self._checkpoint(trial), self._ended(trial)))
             if state is None and (record is None or record["status"] == "finished"):
@@ -372,8 +393,8 @@ class _Runner:
             "classes": len(self.data.classes),
         }
         source = partial(self.network, trial.source) if trial.source else None
-        start = Start(trial.model, len(self.data.classes), trial.recipe.seed, trial.method, source)
-        network, facts = initialize(trial.init, start)
+        start = _start(self.settings, trial, len(self.data.classes))
+        network, facts = initialize(trial.init, replace(start, source=source))
         return network, record | {"initialization": facts}
 
     def _machine(self) -> dict[str, Any]:
