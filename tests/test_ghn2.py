@@ -1,7 +1,10 @@
 """GHN-2: numbers of its authors' code, every parameter of the paper's networks, and a trial that starts from it."""
 
+import argparse
+import importlib
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from experiments import ghn2, ghn2_graph, models, trial
+from experiments import data, ghn2, ghn2_graph, models, trial
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
 
 # From `checkpoint()`: for each parameter its mean, the mean of its absolute values, and four of its values, as the code
@@ -227,3 +230,58 @@ def test_mistakes_are_named_before_anything_is_trained(folder):
 def test_what_a_checkpoint_learned():
     for classes, name in ((10, "CIFAR10"), (1000, "ImageNet"), (100, "100 classes")):
         assert ghn2._learned({"num_classes": classes}) == name
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """scripts/train_ghn2.py"""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
+    module = importlib.import_module("train_ghn2")
+    monkeypatch.setattr(module, "LARGEST", (8, 8, 11, 11))
+    return module
+
+
+def test_networks_that_ghn2_learns_from(training):
+    seen = set()
+    for seed in range(12):
+        network = training.network(random.Random(seed), 10, 16)
+        seen |= {node.kind for node in ghn2_graph.trace(network, 16).nodes}
+        assert all(parameter.is_meta for parameter in network.parameters())
+    assert seen == {"input", "conv", "sep_conv", "bias", "bn", "sum", "glob_avg"}
+
+
+def test_a_training_that_was_stopped_goes_on(training, tmp_path, monkeypatch):
+    found = data.load(DatasetSettings(name="digits"), str(tmp_path))
+
+    def arguments(name: str, **changes) -> argparse.Namespace:
+        settings = {"dataset": "digits", "size": 16, "steps": 4, "batch": 16, "networks": 1, "hidden": 16, "lr": 1e-3}
+        return argparse.Namespace(**settings | {"seed": 0, "every": 2, "out": tmp_path / name} | changes)
+
+    whole = training.train(arguments("whole.pt"), found)
+    kept, steps = training.step, []
+
+    def stop(*inputs):
+        steps.append(inputs)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return kept(*inputs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "step", stop)
+        training.train(arguments("stopped.pt"), found)
+    stopped = training.train(arguments("stopped.pt"), found)
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, stopped.state_dict()[key]), key
+    read = ghn2.read(tmp_path / "stopped.pt")
+    assert read.learned == "digits at 16 px, 4 steps"
+    assert all(torch.equal(tensor, read.ghn.state_dict()[key]) for key, tensor in whole.state_dict().items())
+    assert not torch.equal(whole.embed.weight, ghn2.GHN2(10, **SMALL).embed.weight)
+    accuracies = training.unseen(read.ghn, found, arguments("stopped.pt"), networks=2)
+    assert accuracies.shape == (2,) and accuracies.min() >= 0 and accuracies.max() <= 1
+    with pytest.raises(UserError, match="is of other settings"):
+        training.train(arguments("stopped.pt", lr=1e-2), found)
+
+
+def test_a_trained_checkpoint_stays_below_four_megabytes():
+    ghn = ghn2.GHN2(100, (32, 32, 11, 11))
+    assert sum(tensor.numel() * 4 for tensor in ghn.state_dict().values()) < 3.9e6
