@@ -7,6 +7,7 @@ cannot slip in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -36,6 +37,10 @@ MORE_COMMANDS = {
 
 # The data sets that one has to have already.
 WITHOUT_DOWNLOAD = ("imagenette", "imagenet", "folder")
+
+# The experiments that show GHN-2, and which checkpoint: None for any, a row each.
+WITH_GHN2 = {"table02": None, "table03": "ImageNet"}
+GHN2_BATCH = {"eff_b2": 32}  # images; 64 elsewhere
 
 # The names of source_weights in tables and figures.
 SOURCES = {
@@ -86,13 +91,34 @@ def frames(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
         planned = plan(experiment, f"scale={scale}")
         run = {cell.trial.id for cell in planned} & records.keys()
         if run - taken:
-            found[scale] = trials(planned, records)
+            found[scale] = trials(planned, records, from_ghn2(experiment, planned, records))
         taken |= run
     return found
 
 
-def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
-    """A row for each planned target and each random-init baseline; what has no record has no accuracy.
+def from_ghn2(experiment: str, planned: Iterable[grids.Planned], records: Records) -> list[grids.Planned]:
+    """What was run from GHN-2 beside the random init of planned cells, with random init in batches of the same size.
+
+    Found by their records, as a checkpoint is a file that not everyone has, and checked by their ids: nothing but the
+    paper's batches may be different.
+    """
+    learned = {}
+    if experiment in WITH_GHN2:
+        run = [record for record in records.values() if record["trial"]["init"] == "ghn2"]
+        learned = {record["trial"]["checkpoint"]: record["initialization"]["ghn2"] for record in run}
+    found = []
+    for cell in {cell.random.id: cell for cell in planned}.values() if learned else ():
+        recipe = replace(cell.random.recipe, batch_size=GHN2_BATCH.get(cell.random.model, 64))
+        random = replace(cell.random, recipe=recipe)
+        for checkpoint in sorted(name for name in learned if WITH_GHN2[experiment] in (None, learned[name])):
+            trial = replace(random, init="ghn2", checkpoint=checkpoint)
+            if trial.id in records:
+                found.append(cell._replace(trial=trial, random=random))
+    return found
+
+
+def trials(planned: Iterable[grids.Planned], records: Records, alone: Iterable[grids.Planned] = ()) -> pd.DataFrame:
+    """A row for each planned target and each random-init baseline, but of those `alone`; no record, no accuracy.
 
     `accuracy` is the best test accuracy within 4 epochs, `best` that of all epochs, both in [0, 1]; `of random` and
     `of pretrained` are `accuracy` of the same seed's random init and of the target's own ImageNet weights.
@@ -102,12 +128,13 @@ def trials(planned: Iterable[grids.Planned], records: Records) -> pd.DataFrame:
         rows.setdefault(cell.trial.id, _row(cell, records))
         baseline = cell._replace(trial=cell.random)
         rows.setdefault(cell.random.id, _row(baseline, records))
+    rows |= {cell.trial.id: _row(cell, records) for cell in alone}
     return pd.DataFrame(list(rows.values()), columns=COLUMNS)
 
 
 COLUMNS = (
     *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "head", "lr", "seed", "random"),
-    *("similarity", "accuracy", "of random", "of pretrained", "best", "sourceless", "source id"),
+    *("similarity", "accuracy", "of random", "of pretrained", "best", "sourceless", "source id", "ghn2"),
 )
 
 
@@ -135,6 +162,7 @@ def _row(cell: grids.Planned, records: Records) -> dict[str, Any]:
         "best": best_accuracy(record, trial.recipe.epochs) if record else None,
         "sourceless": sourceless(cell, records),
         "source id": trial.source.id if trial.source and trial.source.recipe.epochs else "",
+        "ghn2": record["initialization"].get("ghn2", "") if record else "",
     }
 
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 from experiments import cells, grids, paper, records
 from experiments.records import CannotWrite
 
 
-def planned(experiment: str) -> set[str]:
-    """The ids of an experiment's trials, at every scale if it is the paper's: targets, baselines, sources."""
+def planned(experiment: str, run: cells.Records = MappingProxyType({})) -> set[str]:
+    """The ids of an experiment's trials, at every scale if it is the paper's: targets, baselines, sources.
+
+    Those from GHN-2 among what was run.
+    """
     of_paper = experiment.startswith(("table", "figure"))
     scales = [(f"scale={name}",) for name in grids.names("scale")] if of_paper else [()]
     found = [cell for scale in scales for cell in cells.plan(experiment, *scale)]
+    found += cells.from_ghn2(experiment, found, run)
     return {trial.id for cell in found for trial in (cell.trial, cell.random, cell.trial.source) if trial}
 
 
@@ -31,7 +36,8 @@ def collect(experiment: str, folder: Path) -> str:
     found = records.ended(folder)
     if not found:
         raise ValueError(f"no records in {folder}: run an experiment first")
-    known, wanted = cells.all_evidence(), planned(experiment)
+    known = cells.all_evidence()
+    wanted = planned(experiment, {**known, **found})
     new = {name: record for name, record in found.items() if name in wanted and name not in known}
     for name, record in new.items():
         try:
@@ -54,7 +60,7 @@ def restore(experiment: str, folder: Path) -> str:
 
     No whole record is overwritten. Returns what was done. Raises ValueError if there is no evidence.
     """
-    wanted = planned(experiment)
+    wanted = planned(experiment, cells.all_evidence())
     found = [record for name, record in cells.all_evidence().items() if name in wanted]
     if not found:
         raise ValueError(f"no trial of {experiment} is in {paper.RESULTS / 'trials'}: there is nothing to bring back")

@@ -124,6 +124,8 @@ def _line(
     if init == "pretrained":
         beneath = {"color": "#f0e442", "linewidth": 5, "zorder": 1, "marker": ""}  # the same as from itself
         return f"own ImageNet weights, lr {lr:g}", beneath
+    if init == "ghn2":
+        return f"GHN-2, lr {lr:g}", {"color": "#b8860b", "linestyle": "-."}
     dashes = "-" if plain else {"imagenet": "--", "scratch": ":"}.get(weights, "-")
     colour = COLOURS[sources.index(source) % len(COLOURS)]
     return f"{source}, {cells.SOURCES[weights]}, lr {lr:g}", {"color": colour, "linestyle": dashes}

@@ -59,13 +59,16 @@ def summary(data: pd.DataFrame) -> str:
 
 
 def table02(records: Records) -> Table:
-    """Effectiveness of GHN-2, which is not implemented here, and of random init, which is 1 by definition."""
+    """Effectiveness of GHN-2, a row for each checkpoint, and of random init, which is 1 by definition."""
     printed = paper.printed("table02_ghn2_effectiveness").rename(columns={"value": "paper"})
+    keys = ["target", "initialization"]
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        random = frame.assign(initialization="random", value=frame["accuracy"] / frame["of random"])
-        data = _beside(printed, random, ["target", "initialization"])
-        data.loc[data["initialization"] != "random", "text"] = NEEDS_GHN2
+        frame = frame.assign(value=frame["accuracy"] / frame["of random"])
+        frame["initialization"] = ("GHN2-" + frame["ghn2"]).where(frame["init"] == "ghn2", "random")
+        rows = printed.merge(frame[keys].drop_duplicates(), on=keys, how="outer")  # of checkpoints of ours, too
+        data = _beside(rows, frame, keys)
+        data.loc[(data["initialization"] != "random") & (data["n"] == 0), "text"] = NEEDS_GHN2
         return data, _listed(data)
 
     return _at_each_scale("table02", records, compare)
@@ -80,8 +83,9 @@ def table03(records: Records) -> Table:
     printed = printed[["target", "init", "source", "weights", "paper"]]
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        data = _beside(printed, frame.assign(value=frame["best"]), ["target", "init", "source", "weights"])
-        data.loc[data["init"] == "GHN2", "text"] = NEEDS_GHN2
+        frame = frame.assign(value=frame["best"], init=frame["init"].replace("ghn2", "GHN2"))
+        data = _beside(printed, frame, ["target", "init", "source", "weights"])
+        data.loc[(data["init"] == "GHN2") & (data["n"] == 0), "text"] = NEEDS_GHN2
         random = data[data["init"] == "random"].set_index("target")[["ours", "paper"]]
         others = data[data["init"] != "random"].set_index("target")
         ratios = others[["ours", "paper"]] / random.loc[others.index]
@@ -142,9 +146,10 @@ def times(table: str, records: Records) -> Table:
     printed = _by_source(paper.printed(file))
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        frame = frame.assign(init=frame["init"].replace("ghn2", "GHN2"))
         data = printed.merge(_reached(frame, records), on=["target", "init", "source", "weights"], how="left")
         data["epochs"] = data["epochs"].astype(object).fillna(NOT_RUN)
-        data.loc[data["init"] == "GHN2", "epochs"] = NEEDS_GHN2
+        data.loc[(data["init"] == "GHN2") & (data["epochs"] == NOT_RUN), "epochs"] = NEEDS_GHN2
         page = data.astype({"paper's minutes": object}).fillna({"paper's minutes": "not reached"})
         return data, f"{TIMES_EXPLAINED}\n\n{markdown(page, digits=2)}"
 

@@ -1,9 +1,11 @@
 """The paper's tables with ours beside them, from made-up records of planned trials."""
 
+from dataclasses import replace
+
 import pytest
 from test_tables import record
 
-from experiments import cells, figures, grids, reproduction, tables
+from experiments import cells, evidence, figures, grids, reproduction, tables
 
 
 def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
@@ -64,6 +66,41 @@ def test_ghn2_is_not_run(table01):
     assert page.count("not run: needs GHN-2") == 6 and "| eff_b0 | random | 1.000 | 1.000 ± 0.000 (2) |" in page
 
 
+def from_ghn2(randoms: dict[str, dict], cells_of: list, learned: str, accuracies: list[float]) -> dict[str, dict]:
+    """Records of GHN-2 and of its random init, in the paper's batches, beside those of planned random init."""
+    found = {}
+    for cell in cells_of:
+        recipe = replace(cell.random.recipe, batch_size=32 if cell.random.model == "eff_b2" else 64)
+        random = replace(cell.random, recipe=recipe)
+        trial = replace(random, init="ghn2", checkpoint=f"{learned:0>64}")
+        facts = {"initialization": {"ghn2": learned}}
+        found[random.id] = record(random, [0.4] * len(accuracies), scale="gpu")
+        found[trial.id] = record(trial, accuracies, scale="gpu", **facts)
+    return randoms | found
+
+
+def test_ghn2_stands_beside_the_papers(table01):
+    planned = grids.grid("table02", "scale=gpu", "seed=0,1", "target=eff_b0,eff_b2")
+    run = from_ghn2(table01, planned, "ImageNet", [0.3])
+    run = from_ghn2(run, planned[:1], "CIFAR100, 32 px", [0.2])
+    table = reproduction.table02(run)
+    found = table.data.set_index(["target", "initialization"])
+    for target in ("eff_b0", "eff_b2"):
+        cell = found.loc[(target, "GHN2-ImageNet")]
+        assert cell["ours"] == pytest.approx(0.75) and cell["n"] == 2
+    assert found.loc[("eff_b0", "GHN2-CIFAR100, 32 px"), "ours"] == pytest.approx(0.5)
+    assert found.loc[("eff_b0", "random"), ["n", "planned"]].tolist() == [2, 3]
+    assert (
+        table.page.count("not run: needs GHN-2") == 4
+        and "| eff_b0 | GHN2-CIFAR100, 32 px |  | 0.500 (1) |  |" in table.page
+    )
+    assert run.keys() - table01.keys() <= evidence.planned("table02", run)
+    assert reproduction.matrix("table01", run).data.equals(reproduction.matrix("table01", table01).data)
+    assert cells.from_ghn2("table02", planned, run) and not cells.from_ghn2("table01", planned, run)
+    moved = {f"{name}x": found for name, found in run.items()}
+    assert not cells.from_ghn2("table02", planned, moved)  # ids of other settings
+
+
 @pytest.fixture(scope="module")
 def table03() -> dict[str, dict]:
     """Random init that reaches 0.68 in 100 epochs, transfers that do in half of the time."""
@@ -96,6 +133,21 @@ def test_time_to_accuracy_is_relative_to_random_init(table03):
     data = reproduction.times("table04", slow).data.set_index(["target", "init", "source", "weights"])
     assert data.loc[("eff_b0", "dpiat", "eff_b2", "imagenet"), "epochs"] == "not reached"
     assert data.loc[("eff_b0", "GHN2", "", ""), "epochs"] == "not run: needs GHN-2"
+
+
+def test_ghn2_over_100_epochs(table03):
+    (cell,) = (cell for cell in grids.grid("table03", "scale=gpu", "init=pretrained") if cell.trial.model == "eff_b0")
+    growing = [0.0065 * (epoch + 1) for epoch in range(100)]
+    run = from_ghn2(table03, [cell], "ImageNet", growing)
+    run = from_ghn2(run, [cell], "CIFAR10", [0.9])  # not what Table 3 shows
+    data = reproduction.table03(run).data.set_index(["target", "init", "source", "weights"])
+    assert data.loc[("eff_b0", "GHN2", "", ""), "ours"] == pytest.approx(0.65)
+    assert data.loc[("eff_b0", "random", "", ""), "n"] == 1
+    data = reproduction.times("table04", run).data.set_index(["target", "init", "source", "weights"])
+    assert data.loc[("eff_b0", "GHN2", "", ""), "epochs"] == 62  # to 0.4
+    assert data.loc[("eff_b2", "GHN2", "", ""), "epochs"] == "not run: needs GHN-2"
+    (frame,) = cells.frames("table03", run).values()
+    assert "GHN-2, lr 0.004 (n = 1)" in [text.get_text() for text in figures.curves(frame, run).legends[0].texts]
 
 
 def test_curves_of_the_paper_are_drawn_from_its_trials(table03):
