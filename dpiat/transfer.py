@@ -45,26 +45,29 @@ def transfer(
 ) -> Report:
     """Initialize `target` with the knowledge of `source`, a trained network of another architecture.
 
-    Matches the layers of both by dynamic programming on their weight shapes, then copies the centre crop of every
-    matched tensor, in place; of an embedding, the rows from the first one. Tensors without a counterpart keep their
-    values. `source` is not modified; nor are devices, dtypes, requires_grad and the training flag of either.
+    Matches the blocks of both by dynamic programming on the shapes of their weights, and the layers in them by kind,
+    role and shape; then fills every matched tensor, in place. Tensors without a counterpart keep their values. `source`
+    is not modified; nor are devices, dtypes, requires_grad and the training flag of either.
 
     `source` is a module, a state dict, the path of one (.pt, .pth, .bin), or a timm name, which brings its pretrained
     weights. Of a state dict the kinds of layers are what the shapes tell; the groups of its convolutions are not known.
     A .safetensors file is taken if its tensors have the names of `target`'s, or if `dpiat transfer` wrote it; of others
     `dpiat.load` makes a module, if you name their network.
 
-    mode="default" also carries the running statistics of batch norms and the weights of layers that the paper does
-    not treat, so that a network transferred to itself stays the same function; it knows groups, strides, stacked
-    projections, and other numbers of input channels. mode="paper" is the authors' algorithm: weights and biases of
-    convolutions, linear layers and batch norms by their shapes alone, a classifier like any other layer.
+    mode="default" knows what a network is made of (docs/networks.md): blocks, roles, and what each axis of a tensor
+    means. A network transferred to itself, to the same network of another library, or from its own state dict computes
+    the same function. Stacked projections are taken apart, heads go whole, tokens and positions keep their numbers,
+    grids of positions and patches are resampled, and what a constructor computes is left. mode="paper" is the authors'
+    algorithm: weights and biases of convolutions, linear layers and batch norms by their shapes alone, a classifier like
+    any other layer.
 
-    head="auto" fills the classifier (a linear layer or a 1 × 1 convolution with no weights after it) only from a
-    classifier of as many classes, matched or not; "skip" never; "copy" also like any other layer, cropped rows of other
-    classes included, as both do in paper mode; a mapping {target class: source class} fills the classes that it names.
-    The heads beside it that see the same inputs (boxes, a distillation token) and auxiliary classifiers of as many
-    classes follow the same rule, except in paper mode. Heads of other kernels or elsewhere are like any other layer. A
-    head that is tied to an embedding is filled as that is, by the numbers of its tokens, unless it is skipped.
+    head="auto" fills a classifier only from a classifier of as many classes, matched or not; "skip" never; "copy" also
+    like any other layer, cropped rows of other classes included, as both do in paper mode; a mapping {target class:
+    source class} fills the classes that it names, and {layer: {target class: source class}} those of layers by their
+    names (* and ? stand for what they do in file names). Classifiers are the layers whose names say so ("class_embed",
+    "cls_score", "classifier"), wherever they stand, or else the last layer and those beside it that see the same inputs
+    (boxes, a distillation token) and auxiliary classifiers of as many classes. A head that is tied to an embedding is
+    filled as that is, by the numbers of its tokens, unless it is skipped.
 
     `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
     that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
