@@ -11,6 +11,7 @@ from dpiat.stored import Stored
 from dpiat.structure import read_structure
 
 MODES = ("default", "paper")
+VERSION = 2  # of the default mode: networks that it matches otherwise than before begin a new one
 WRAPPERS = ("module", "_orig_mod")  # where DataParallel, DistributedDataParallel and torch.compile keep the network
 
 

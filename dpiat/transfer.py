@@ -58,8 +58,8 @@ def transfer(
     means. A network transferred to itself, to the same network of another library, or from its own state dict computes
     the same function. Stacked projections are taken apart, heads go whole, tokens and positions keep their numbers,
     grids of positions and patches are resampled, and what a constructor computes is left. mode="paper" is the authors'
-    algorithm: weights and biases of convolutions, linear layers and batch norms by their shapes alone, a classifier like
-    any other layer.
+    algorithm: weights and biases of convolutions, linear layers and batch norms by their shapes alone, a classifier
+    like any other layer.
 
     head="auto" fills a classifier only from a classifier of as many classes, matched or not; "skip" never; "copy" also
     like any other layer, cropped rows of other classes included, as both do in paper mode; a mapping {target class:

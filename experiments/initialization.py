@@ -13,7 +13,9 @@ from torch import nn
 import dpiat
 from dpiat.assignment import RandomMatching
 from dpiat.operators import FullTransfer
+from dpiat.reading import VERSION
 from experiments import ghn2, models
+from experiments.settings import UserError
 
 Initialized = tuple[nn.Module, dict[str, Any]]
 
@@ -26,10 +28,12 @@ class Method:
     matching: str = "dp"
     operator: str = "clip"
     head: str = "auto"
+    version: int = 1  # of the default mode; paper mode has one alone
 
     def arguments(self, seed: int) -> dict[str, Any]:
         """What is drawn at random, is drawn by `seed`."""
         arguments = asdict(self)
+        del arguments["version"]
         if self.matching == "random":
             arguments["matching"] = RandomMatching(seed)
         if self.operator == "full":
@@ -76,9 +80,12 @@ def _pretrained(start: Start) -> Initialized:
 
 def _dpiat(start: Start) -> Initialized:
     """The random weights of the same seed, overwritten where the source has something to give."""
+    method = start.method
+    if method.mode == "default" and method.version != VERSION:
+        raise UserError(f"init.version={method.version} is not in this code: check out the commit of its records")
     target, trained = models.build(start.model, start.classes), start.source()
-    report = dpiat.transfer(trained, target, **start.method.arguments(start.seed))
-    similarity = dpiat.similarity(trained, target, start.method.mode)
+    report = dpiat.transfer(trained, target, **method.arguments(start.seed))
+    similarity = dpiat.similarity(trained, target, method.mode)
     return target, {"similarity": similarity, "filled": report.share, "elements": report.elements}
 
 

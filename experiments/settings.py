@@ -41,6 +41,9 @@ class DatasetSettings:
 class InitSettings:
     name: str = _doc("how the target gets its first weights: random, pretrained, dpiat or ghn2", MISSING)
     mode: str = _doc("for dpiat: paper (the authors' algorithm) or default (the library's)", "paper")
+    version: int | None = _doc(
+        "for init.mode=default: that of its rules, of which old records are; null: today's", None
+    )
     matching: str = _doc("for dpiat: dp, bipartite, nbipartite or random (Table 12)", "dp")
     operator: str = _doc("for dpiat: clip, clip_normalized, full, magnitude (Table 12) or uniform", "clip")
     head: str = _doc("for dpiat, the classifier: skip, copy, or auto (as init.mode does)", "auto")

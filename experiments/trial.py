@@ -26,7 +26,7 @@ from dpiat import sources, stored
 from dpiat.assignment import MATCHINGS
 from dpiat.heads import HEADS
 from dpiat.operators import OPERATORS
-from dpiat.reading import MODES
+from dpiat.reading import MODES, VERSION
 from experiments import checkpoints, data, models, parallel, records
 from experiments.initialization import INITIALIZATIONS, Method, Start, initialize
 from experiments.locks import alone
@@ -57,10 +57,11 @@ class Trial:
     matching: str = Method.matching  # of the method, like the next two
     operator: str = Method.operator
     head: str = Method.head
+    version: int = Method.version
 
     @property
     def method(self) -> Method:
-        return Method(self.mode, self.matching, self.operator, self.head)
+        return Method(self.mode, self.matching, self.operator, self.head, self.version)
 
     @property
     def id(self) -> str:
@@ -72,7 +73,7 @@ class Trial:
     def identity(self) -> dict[str, Any]:
         """The fields as plain data; those that came later only where they have another value than before."""
         fields = asdict(self)
-        later = {key: fields.pop(key) for key in ("matching", "operator", "head")}
+        later = {key: fields.pop(key) for key in ("matching", "operator", "head", "version")}
         fields["source"] = self.source.identity() if self.source else None
         if self.recipe.batchnorm_group is None:
             del fields["recipe"]["batchnorm_group"]
@@ -144,7 +145,10 @@ def plan(settings: Settings) -> Trial:
     models.check(settings.source)
     method = settings.init
     target = replace(target, matching=method.matching, operator=method.operator, head=method.head)
-    return replace(target, mode=method.mode, source=_source(settings))
+    version = (method.version or VERSION) if method.mode == "default" else Method.version
+    if not 0 < version <= VERSION:
+        raise UserError(f"init.version must be from 1 to {VERSION}, got {version}")
+    return replace(target, mode=method.mode, version=version, source=_source(settings))
 
 
 def _check_values(settings: Settings) -> None:

@@ -1,10 +1,14 @@
 """The files of configs/experiment: they compose, plan what their comments say, and share trials where they say so."""
 
+import json
 import re
 
 import pytest
 
 from experiments import grids, paper
+from experiments.settings import UserError
+
+STATISTICS = paper.RESULTS / "trials" / "imagenette_statistics" / "records.jsonl"
 
 PAPERS = [name for name in grids.names() if name.startswith(("table", "figure"))]
 
@@ -75,3 +79,12 @@ def test_at_scale_cpu_a_source_has_a_schedule_of_its_own():
     assert source.learning_rate(30) == pytest.approx(source.lr / 10)
     assert (target.epochs, target.schedule_epochs, target.image_size) == (4, 100, 32)
     assert cell.random.recipe == target
+
+
+def test_records_of_older_rules_are_of_trials_of_their_own():
+    kept = {line["id"] for line in map(json.loads, STATISTICS.read_text().splitlines()) if line["trial"]["mode"]}
+    planned = {cell.trial.id for cell in grids.grid("imagenette_statistics", "init.mode=default")}
+    today = {cell.trial.id for cell in grids.grid("imagenette_statistics", "init.mode=default", "init.version=null")}
+    assert planned <= kept and len(today) == len(planned) and not today & kept
+    with pytest.raises(UserError, match=r"init\.version must be from 1 to 2, got 3"):
+        grids.grid("imagenette_statistics", "init.mode=default", "init.version=3")
