@@ -40,7 +40,9 @@ from dpiat.report import times
 from dpiat.sources import first_line
 from dpiat.standardization import CONVOLUTIONS, LayerWeights, known_kind, paper_kind
 
-INPUTS, CLASSES = "input channels", "classes"  # rules for layers that the whole network tells
+INPUTS, ZEROS, CLASSES = "input channels", "zero input channels", "classes"
+OF_THE_NETWORK = (INPUTS, ZEROS, CLASSES)  # rules for layers that the whole network tells
+NEW_INPUTS = {"repeat": INPUTS, "zero": ZEROS}  # what becomes of input channels that the source does not have
 TIME, GRID, OFFSETS, PATCHES, FOLDED = "time", "grid", "offsets", "patches", "folded norm"
 
 
@@ -72,7 +74,7 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
     by, to, axes = same_axes(by, to)
     rules, rows = {}, _rows(by, to)
     for name, apply in RULES.items():
-        if name in (INPUTS, CLASSES) and rule != name:
+        if name in OF_THE_NETWORK and rule != name:
             continue
         values, chosen = apply(by, to)
         by = by._replace(tensors={**by.tensors, **values})
@@ -282,6 +284,15 @@ def _input_channels(by: LayerWeights, to: LayerWeights) -> Ruled:
     return {"weight": adapt_inputs(by.tensors["weight"], to.tensors["weight"].shape[1])}, {}
 
 
+def _zero_channels(by: LayerWeights, to: LayerWeights) -> Ruled:
+    """The source's channels first and zeros for the others, which then change nothing until they are trained."""
+    weight, channels = by.tensors["weight"], to.tensors["weight"].shape[1]
+    if channels <= weight.shape[1]:
+        return _input_channels(by, to)
+    more = weight.new_zeros(weight.shape[0], channels - weight.shape[1], *weight.shape[2:])
+    return {"weight": torch.cat([weight, more], 1)}, {}
+
+
 def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
     """A convolution's weight (out, in, ...) for another number of input channels: (out, channels, ...).
 
@@ -363,6 +374,7 @@ def _folded(by: LayerWeights, to: LayerWeights) -> Ruled:
 RULES: dict[str, Rule] = {
     CLASSES: lambda by, to: ({}, {}),
     INPUTS: _input_channels,
+    ZEROS: _zero_channels,
     TIME: _time,
     GRID: _grid,
     OFFSETS: _offsets,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dpiat.filling import CLASSES, FOLDED, INPUTS, RULES, Settings, route, weights_of
+from dpiat.filling import CLASSES, FOLDED, INPUTS, OF_THE_NETWORK, RULES, Settings, route, weights_of
 from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
 from dpiat.operators import OPERATORS, Index, Operator, Weights, clip, fractional, is_table
 from dpiat.parametrized import assign, originals, solved
@@ -168,7 +168,7 @@ class Plan:
                     self.mode == "paper" and len(entry.shape) != len(entry.source_shape)
                 ):
                     raise ValueError(f"{entry.source} is no counterpart of {entry.target}: make a new plan")
-                rule = entry.rule if entry.rule in (INPUTS, CLASSES) else ""
+                rule = entry.rule if entry.rule in OF_THE_NETWORK else ""
                 key = to.name, by.name, rule
                 if key not in layers:
                     layers[key] = list(self.filled(by, to, rule))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dpiat.assignment import MATCHINGS, Matcher, best, check_matching
-from dpiat.filling import CLASSES, INPUTS
+from dpiat.filling import CLASSES, NEW_INPUTS
 from dpiat.heads import HEADS, Head, other_inputs, treat_heads
 from dpiat.operators import OPERATORS, Operator
 from dpiat.pairing import complete, keep_norms, reasons
@@ -42,6 +42,7 @@ def transfer(
     matching: str | Matcher = "dp",
     operator: str | Operator = "clip",
     optimizer: tuple[Optimizer, Optimizer] | None = None,
+    inputs: str = "repeat",
 ) -> Report:
     """Initialize `target` with the knowledge of `source`, a trained network of another architecture.
 
@@ -74,6 +75,9 @@ def transfer(
     `dpiat.operators`); the names of the paper's Table 12 will do too. `optimizer`, the source's and the target's, also
     moves the state of Adam or SGD.
 
+    `inputs` says what input channels get that the source's first convolution does not have: "repeat" gives them the
+    others' weights in turn, at an equal response to what is the same in all; "zero" keeps the response to the old ones.
+
     A weight that is computed from others (torch.nn.utils.parametrize, weight_norm, spectral_norm, pruning) comes as
     near to what it receives as they can bring it.
 
@@ -85,7 +89,7 @@ def transfer(
         >>> report = transfer(trained, new)
         >>> print(report.summary())
     """
-    planned, writes = _plan(source, target, mode, head, matching, operator)
+    planned, writes = _plan(source, target, mode, head, matching, operator, inputs)
     return planned.carry_out(writes, optimizer)
 
 
@@ -96,17 +100,20 @@ def plan(
     head: Head = "auto",
     matching: str | Matcher = "dp",
     operator: str | Operator = "clip",
+    inputs: str = "repeat",
 ) -> Plan:
     """What `transfer` with these arguments would do. Changes nothing, and works on the meta device."""
-    return _plan(source, target, mode, head, matching, operator)[0]
+    return _plan(source, target, mode, head, matching, operator, inputs)[0]
 
 
-def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Write]]:
+def _plan(source, target, mode, head, matching, operator, inputs) -> tuple[Plan, list[Write]]:
     """The plan, and what it takes to carry it out while the networks are as they are."""
     if not isinstance(target, nn.Module):
         raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if inputs not in NEW_INPUTS:
+        raise ValueError(f"inputs must be one of {', '.join(NEW_INPUTS)}, got {inputs!r}")
     if not isinstance(head, Mapping) and head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)} or {{target class: source class}}, got {head!r}")
     matcher, operator = _chosen("matching", matching, MATCHINGS), _chosen("operator", operator, OPERATORS)
@@ -124,7 +131,7 @@ def _plan(source, target, mode, head, matching, operator) -> tuple[Plan, list[Wr
     kept, mapped = treat_heads(*architectures, partner, head, mode)
     rules = dict.fromkeys(mapped, CLASSES)
     if mode == "default":
-        rules |= dict.fromkeys(other_inputs(giver, taker, partner), INPUTS)
+        rules |= dict.fromkeys(other_inputs(giver, taker, partner), NEW_INPUTS[inputs])
     planned = Plan(source, target, Report(()), mode, operator, mapped)
     why = reasons(giver, taker, partner) if mode == "default" else {}
     found = list(planned.entries(giver.weights, taker.weights, partner, kept, rules, why))

@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.video import resnet as video
 from transformers.pytorch_utils import Conv1D
 
-from dpiat import plan, similarity, transfer
+from dpiat import Plan, plan, similarity, transfer
 
 as_given = pytest.mark.parametrize("stored", [False, True], ids=["module", "state dict"])
 directions = pytest.mark.parametrize("there", [True, False], ids=["there", "back"])
@@ -259,6 +259,17 @@ def test_new_input_channels_keep_the_response_to_what_is_the_same_in_all(wanted,
     grey = IMAGES[:, :1]
     found, expected = (output(net, grey.expand(-1, n, -1, -1)) for net, n in ((target, wanted), (source, 3)))
     assert distance(found, expected) < 1e-5
+
+
+def test_new_input_channels_may_begin_with_zeros():
+    source, target = (nn.Sequential(nn.Conv2d(n, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)) for n in (3, 5))
+    planned = plan(source, target, inputs="zero")
+    assert [entry.rule for entry in planned.report.entries] == ["zero input channels", "", "", ""]
+    Plan.from_json(planned.to_json(), source, target).apply()
+    more = torch.cat([IMAGES, torch.randn(len(IMAGES), 2, *IMAGES.shape[2:])], 1)
+    assert distance(output(target, more), output(source, IMAGES)) < 1e-5
+    with pytest.raises(ValueError, match="inputs must be one of repeat, zero, got 'nothing'"):
+        plan(source, target, inputs="nothing")
 
 
 # --- concatenations ---------------------------------------------------------------------------------------------------
