@@ -7,12 +7,11 @@ from torch import nn
 
 from dpiat.architecture import Architecture
 from dpiat.standardization import Network, own_tensors, read_paper
-from dpiat.stored import Stored
+from dpiat.stored import WRAPPERS, Stored
 from dpiat.structure import read_structure
 
 MODES = ("default", "paper")
 VERSION = 2  # of the default mode: networks that it matches otherwise than before begin a new one
-WRAPPERS = ("module", "_orig_mod")  # where DataParallel, DistributedDataParallel and torch.compile keep the network
 
 
 def standardize(module: nn.Module, mode: str = "default") -> Architecture:

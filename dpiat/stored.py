@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from dpiat.parametrized import CHAINS, HOOKS
 
 NESTED = ("state_dict", "model_state_dict", "model", "state", "state_dict_ema", "model_ema")  # where trainers put it
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel and DDP, torch.compile, Lightning
+WRAPPERS = ("module", "_orig_mod")  # where DataParallel, DistributedDataParallel and torch.compile keep the network
+PREFIXES = tuple(f"{wrapper}." for wrapper in (*WRAPPERS, "model"))  # the last one is Lightning's
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-PARAMETRIZED = "parametrizations.weight."
 UNORDERED = (
     "has its tensors in an order that is not the network's: name the network, as in "
     "dpiat.load(..., architecture='resnet18') or --architecture resnet18"
@@ -172,21 +177,25 @@ def _numbered(key: str) -> str:
 def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with a weight in place of what weight_norm, spectral_norm or pruning keep for it."""
     made, used = {}, set()
-    for name, weight, one, *others in (
-        ("weight", _weight_normed, "weight_g", "weight_v"),
-        ("weight", _weight_normed, f"{PARAMETRIZED}original0", f"{PARAMETRIZED}original1"),
-        ("weight", _spectral_normed, "weight_orig", "weight_u", "weight_v"),
-        ("weight", _spectral_normed, f"{PARAMETRIZED}original", f"{PARAMETRIZED}0._u", f"{PARAMETRIZED}0._v"),
-        ("weight", torch.mul, "weight_orig", "weight_mask"),
-        ("bias", torch.mul, "bias_orig", "bias_mask"),
-    ):
+    for name, value, (one, *others) in _recipes():
         for key in tensors:
             layer = key.removesuffix(one)
             parts = [key, *(layer + other for other in others)]
             if layer != key and all(part in tensors for part in parts):
-                made[key] = layer + name, weight(*(tensors[part] for part in parts))
+                made[key] = layer + name, value(*(tensors[part] for part in parts))
                 used.update(parts[1:])
     return dict(made.get(key, (key, tensor)) for key, tensor in tensors.items() if key not in used)
+
+
+def _recipes() -> Iterator[tuple[str, Callable[..., Tensor], list[str]]]:
+    """A tensor that is computed, how, and the names of what it is computed from, as hooks and parametrizations do."""
+    values = {WeightNorm: _weight_normed, SpectralNorm: _spectral_normed, BasePruningMethod: torch.mul}
+    for kind, ends in HOOKS.items():
+        for name in ("weight", "bias") if kind is BasePruningMethod else ("weight",):
+            yield name, values[kind], [name + end for part in ends for end in part]
+    chain = f"{CHAINS}.weight."
+    yield "weight", _weight_normed, [f"{chain}original0", f"{chain}original1"]
+    yield "weight", _spectral_normed, [f"{chain}original", f"{chain}0._u", f"{chain}0._v"]
 
 
 def _spectral_normed(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ ALLOWED = {
     "dpiat.files": set(),
     "dpiat.parametrized": set(),
     "dpiat.report": set(),
-    "dpiat.stored": set(),
+    "dpiat.stored": {"parametrized"},
     "dpiat.sources": {"stored"},
     "dpiat.operators": set(),
     "dpiat.positions": set(),
