@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dpiat import roles
+from dpiat.layers import RECURRENT
 from dpiat.operators import (
     GATE,
     HALF,
@@ -135,7 +136,7 @@ def same_axes(by: LayerWeights, to: LayerWeights) -> tuple[LayerWeights, LayerWe
         if s.dim() != t.dim():
             by, to = _same_rank(by, to, name)
             s, t = by.tensors[name], to.tensors[name]
-        if kind == "Recurrent" and t.dim() > 1 and name.startswith(("weight_ih", "weight_hh", "bias")):
+        if kind.startswith(RECURRENT) and t.dim() > 1 and name.startswith(("weight_ih", "weight_hh", "bias")):
             axes[name] = (GATE, OUT, *([HALF] if t.dim() == 4 else []), *([IN] if t.dim() > 2 else []))
         elif kind == "Parameter" and t.dim() > 1:
             axes[name] = _of_parameter(role, t)

@@ -65,7 +65,7 @@ def treat_heads(
         return {}, chosen
     rows = {layer.name: layer.shape[0] for layer in source.layers if layer.shape}
     heads = {layer.name for layer in theirs}
-    kept = {}
+    kept = _inside(target, theirs, {layer.name for layer in ours}, partner) if target.structured else {}
     for layer in ours:
         given, classes = partner.get(layer.name), layer.shape[0]
         if layer.name in chosen:
@@ -85,6 +85,18 @@ def treat_heads(
     if head == "auto":
         kept = {name: why for name, why in _other_outputs(source, target, partner).items() if name not in chosen} | kept
     return kept, chosen
+
+
+def _inside(
+    target: Architecture, theirs: Sequence[Layer], ours: set[str], partner: MutableMapping[str, str]
+) -> dict[str, str]:
+    """The target's inner layers that a classifier of the source would fill, unless they are as large as it is."""
+    shapes = {layer.name: layer.shape for layer in theirs}
+    return {
+        layer.name: "an inner layer, and a classifier matched"
+        for layer in target.layers
+        if layer.name not in ours and shapes.get(partner.get(layer.name), layer.shape) != layer.shape
+    }
 
 
 def _other_outputs(source: Architecture, target: Architecture, partner: Mapping[str, str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ from dpiat.standardization import (
 from dpiat.stored import Stored
 
 CONSTANT = "Constant"  # what a network computes from its own settings, such as a sinusoid: no knowledge
-RECURRENT = "Recurrent"
+RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # Names of tensors that stand for the usual ones.
 ALIASES = {"gamma": "weight", "beta": "bias", "lambda1": "weight", "scale": "weight", "kernel": "weight"}
@@ -283,7 +283,7 @@ def _recurrent(layer: LayerWeights) -> LayerWeights:
         if tensor.dim() and len(tensor) == gates * size:
             layer = layer.seen(key, _Unflatten(gates, 2 if inner and tensor.shape[1] == 2 * given else 1))
     shape = shape_of(tensors.values(), layer.name)
-    return layer._replace(plain=Layer(layer.name, RECURRENT, shape), gives=2 * given if both else 0)
+    return layer._replace(plain=Layer(layer.name, f"{RECURRENT}{gates}", shape), gives=2 * given if both else 0)
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,13 @@ def test_new_input_channels_keep_the_response_to_what_is_the_same_in_all(wanted,
     assert distance(found, expected) < 1e-5
 
 
+def test_gates_of_another_number_are_not_filled():
+    for stored in (False, True):
+        source, target = nn.Sequential(nn.LSTM(6, 8)), nn.Sequential(nn.GRU(6, 8))
+        report = plan(given(source, stored), target).report
+        assert report.share == 0 and "Recurrent3" in report.entries[0].note
+
+
 def test_new_input_channels_may_begin_with_zeros():
     source, target = (nn.Sequential(nn.Conv2d(n, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)) for n in (3, 5))
     planned = plan(source, target, inputs="zero")

@@ -178,3 +178,16 @@ def test_heads_of_equal_sizes_are_not_exchanged():
 def test_a_mapping_that_does_not_fit_is_refused(head):
     with pytest.raises(ValueError, match="head"):
         plan(Detr(91), Detr(5), head=head)
+
+
+def test_a_classifier_fills_no_inner_layer_but_one_like_it():
+    """A detector's first linear layer is not the classifier of its backbone; an encoder may have become a part."""
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
+    body, box = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()), nn.Linear(12, 12)
+    detector = nn.ModuleDict({"backbone": body, "box_head": box, "cls_score": nn.Linear(12, 3)})
+    report = plan(backbone, detector).report
+    assert {entry.target for entry in report.entries if entry.filled} == {"backbone.0.weight", "backbone.0.bias"}
+    encoder = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+    whole = nn.Sequential(*encoder, nn.ReLU(), nn.Linear(8, 3))
+    filled = {entry.target for entry in plan(encoder, whole).report.entries if entry.filled}
+    assert filled == {"0.weight", "0.bias", "2.weight", "2.bias"}

@@ -31,7 +31,7 @@ ALLOWED = {
     "dpiat.heads": {"architecture", "roles", "standardization"},
     "dpiat.pairing": {"alignment", "architecture", "layers", "matching", "standardization"},
     "dpiat.writing": {"operators", "parametrized", "standardization"},
-    "dpiat.filling": {"operators", "positions", "report", "roles", "sources", "standardization"},
+    "dpiat.filling": {"layers", "operators", "positions", "report", "roles", "sources", "standardization"},
     "dpiat.plan": {
         *("filling", "heads", "layers", "operators", "parametrized", "reading", "report", "roles", "sources"),
         *("standardization", "stored", "writing"),
