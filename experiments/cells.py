@@ -6,6 +6,7 @@ cannot slip in.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -27,12 +28,23 @@ class Table(NamedTuple):
     page: str
 
 
+# Random init is the denominator of whole rows and the noisiest number of all: it is run more often than the targets.
+SEEDS_WANTED = 5
+BASELINES = ("init=random", "source=eff_b0", f"seed={','.join(map(str, range(SEEDS_WANTED)))}")
 # What an experiment takes besides `run.py -m experiment=NAME`.
 MORE_COMMANDS = {
+    **dict.fromkeys(("table01", "table06", "table07"), (BASELINES,)),
     "imagenet_to_imagenette": (
         ("init=random", "lr=4e-3", "source=eff_lite0"),
         ("init=pretrained", "target=eff_lite0,eff_lite1,eff_lite2", "source=eff_lite0"),
-    )
+    ),
+}
+
+# What a scale runs of an experiment, for want of hours or of weights to download.
+AT_SCALE = {
+    ("table01", "scale=cpu"): ("seed=0",),
+    ("table12", "scale=cpu"): ("seed=0,1,2",),
+    ("figure15", "scale=cpu"): ("source_weights=scratch", "init=dpiat"),
 }
 
 # The data sets that one has to have already.
@@ -65,7 +77,10 @@ def all_evidence() -> Records:
 
 def commands(experiment: str, *scale: str) -> list[tuple[str, ...]]:
     """The words after `run.py -m` of each multirun that an experiment consists of."""
-    return [(*scale, *more) for more in ((), *MORE_COMMANDS.get(experiment, ()))]
+    said = {word.partition("=")[0] for word in scale}
+    limits = [word for name in scale for word in AT_SCALE.get((experiment, name), ())]
+    first = [word for word in limits if word.partition("=")[0] not in said]
+    return [(*scale, *more) for more in (first, *MORE_COMMANDS.get(experiment, ()))]
 
 
 def command_lines(experiment: str, *scale: str) -> list[str]:
@@ -120,30 +135,47 @@ def from_ghn2(experiment: str, planned: Iterable[grids.Planned], records: Record
 def trials(planned: Iterable[grids.Planned], records: Records, alone: Iterable[grids.Planned] = ()) -> pd.DataFrame:
     """A row for each planned target and each random-init baseline, but of those `alone`; no record, no accuracy.
 
-    `accuracy` is the best test accuracy within 4 epochs, `best` that of all epochs, both in [0, 1]; `of random` and
-    `of pretrained` are `accuracy` of the same seed's random init and of the target's own ImageNet weights.
+    `accuracy` is the best test accuracy within 4 epochs, `best` that of all epochs, both in [0, 1]. `of random` is the
+    mean `accuracy` of random init over `random n` seeds, all that have a record, and `random sd` their deviation: one
+    seed of it is too noisy to divide by. `of pretrained` is that of the same seed from the target's own ImageNet
+    weights, which differ little between seeds and are run as often as what is divided by them.
     """
-    rows = {}
+    rows, repeats = {}, baselines(records)
     for cell in planned:
-        rows.setdefault(cell.trial.id, _row(cell, records))
+        rows.setdefault(cell.trial.id, _row(cell, records, repeats))
         baseline = cell._replace(trial=cell.random)
-        rows.setdefault(cell.random.id, _row(baseline, records))
-    rows |= {cell.trial.id: _row(cell, records) for cell in alone}
+        rows.setdefault(cell.random.id, _row(baseline, records, repeats))
+    rows |= {cell.trial.id: _row(cell, records, repeats) for cell in alone}
     return pd.DataFrame(list(rows.values()), columns=COLUMNS)
 
 
 COLUMNS = (
     *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "head", "lr", "seed", "random"),
-    *("similarity", "accuracy", "of random", "of pretrained", "best", "sourceless", "source id", "ghn2"),
+    *("similarity", "accuracy", "of random", "random sd", "random n", "of pretrained", "best", "sourceless"),
+    *("source id", "ghn2"),
 )
 
 
-def _row(cell: grids.Planned, records: Records) -> dict[str, Any]:
+def baselines(records: Records) -> dict[str, pd.Series]:
+    """The accuracies of random init within 4 epochs, one for each seed, by the trial but for its seed."""
+    found: dict[str, list[float]] = {}
+    for record in records.values():
+        if record["trial"]["init"] == "random":
+            found.setdefault(_but_for_the_seed(record["trial"]), []).append(best_accuracy(record))
+    return {trial: pd.Series(accuracies) for trial, accuracies in found.items()}
+
+
+def _but_for_the_seed(trial: dict[str, Any]) -> str:
+    return json.dumps(trial | {"recipe": trial["recipe"] | {"seed": None}}, sort_keys=True)
+
+
+def _row(cell: grids.Planned, records: Records, repeats: Mapping[str, pd.Series]) -> dict[str, Any]:
     trial, record = cell.trial, records.get(cell.trial.id)
     accuracies = {
         name: best_accuracy(records[each.id]) if each.id in records else None
-        for name, each in (("accuracy", trial), ("of random", cell.random), ("of pretrained", cell.pretrained))
+        for name, each in (("accuracy", trial), ("of pretrained", cell.pretrained))
     }
+    random = repeats.get(_but_for_the_seed(cell.random.identity()), pd.Series(dtype=float))
     return {
         "id": trial.id,
         "target": trial.model,
@@ -159,6 +191,9 @@ def _row(cell: grids.Planned, records: Records) -> dict[str, Any]:
         "random": cell.random.id,
         "similarity": record["initialization"].get("similarity") if record else None,
         **accuracies,
+        "of random": random.mean(),
+        "random sd": random.std(),
+        "random n": len(random),
         "best": best_accuracy(record, trial.recipe.epochs) if record else None,
         "sourceless": sourceless(cell, records),
         "source id": trial.source.id if trial.source and trial.source.recipe.epochs else "",
@@ -190,8 +225,25 @@ def hardware(record: dict[str, Any]) -> str:
     return ", then ".join(each["cpu"] if each["device"] == "cpu" else each["device"] for each in machines)
 
 
-def scale_line(frame: pd.DataFrame, records: Records) -> str:
-    """What a reader of a table must know about the scale of its trials, from their records."""
+def baseline_line(frame: pd.DataFrame) -> str:
+    """By what `trials` are divided: how many seeds of random init, and how far they are apart."""
+    rows = frame[frame["random n"] > 0].drop_duplicates(["target", "of random"])
+    if rows.empty:
+        return "Effectiveness divides by the mean over seeds of random init, of which none is run."
+    few, many = rows["random n"].min(), rows["random n"].max()
+    seeds = f"{few}" if few == many else f"{few} to {many}"
+    wanted = "" if few >= SEEDS_WANTED else f" (at least {SEEDS_WANTED} are wanted)"
+    relative = rows["random sd"] / rows["of random"]
+    spread = (relative**2).mean() ** 0.5
+    apart = f"; one seed deviates from the mean by {spread:.0%} (standard deviation)" if spread > 0 else ""
+    return (
+        f"Effectiveness divides by random init's mean over all its seeds at the same rate, {seeds} for each target"
+        f"{wanted}{apart}."
+    )
+
+
+def scale_line(frame: pd.DataFrame, records: Records, scale: str = "") -> str:
+    """What a reader of a table must know about the scale of its trials, from their records, if it is not said."""
     found = [records[name] for name in frame["id"] if name in records]
     trials = [record["trial"] for record in found]
     weights = frame.loc[frame["weights"] != "", "weights"].map(SOURCES)
@@ -200,7 +252,7 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
         return ", ".join(dict.fromkeys(f"{value:,}" if isinstance(value, int) else value for value in values))
 
     parts = (
-        f"Scale {each(record['scale'] for record in found)}: {each(trial['dataset'] for trial in trials)}",
+        f"Scale {scale or each(record['scale'] for record in found)}: {each(trial['dataset'] for trial in trials)}",
         f"{each(record['train_images'] for record in found)} training images at "
         f"{each(trial['recipe']['image_size'] for trial in trials)} px",
         f"{each(record['test_images'] for record in found)} test images",
@@ -212,8 +264,8 @@ def scale_line(frame: pd.DataFrame, records: Records) -> str:
     more = f", {diverged} of them diverged and count with their best epoch" if diverged else ""
     if without := int(frame["sourceless"].sum()):
         more += f", {without} cannot be: their source diverged"
-    scale = f"{', '.join(parts)}. " if found else ""
-    return f"{scale}{len(found)} of {len(frame)} trials are run{more}."
+    line = f"{', '.join(parts)}. " if found else ""
+    return f"{line}{len(found)} of {len(frame)} trials are run{more}."
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:

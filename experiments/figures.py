@@ -232,8 +232,8 @@ def figures16(similarity: pd.DataFrame, records: cells.Records) -> dict[str, Fig
     """Figure 16 from the paper's own tables, and from ours at each scale that was run."""
     printed = {table: paper.matrix(table) for table in paper.TABLE_11}
     found = {"figure16": figure16(similarity, printed, "The values that the paper prints, over similarity")}
-    ours = pd.concat(reproduction.matrix(table, records).data.assign(table=table) for table in paper.TABLE_11)
-    for scale, run in ours.dropna(subset="ours").groupby("scale"):
+    ours = pd.concat(reproduction.run(table, records).assign(table=table) for table in paper.TABLE_11)
+    for scale, run in ours.groupby("scale"):
         values = {table: cell.assign(value=cell["ours"]) for table, cell in run.groupby("table")}
         found[f"figure16_{scale}"] = figure16(similarity, values, f"Our values at scale {scale}, over similarity")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,3 +91,9 @@ def similarities(networks: Mapping[str, Architecture]) -> pd.DataFrame:
 
     rows = [(s, t, similarity(networks[s], networks[t])) for s, t in product(networks, repeat=2)]
     return pd.DataFrame(rows, columns=["source", "target", "similarity"]).round({"similarity": 6})
+
+
+@cache
+def similarity() -> pd.DataFrame:
+    """Those of the nine networks of its tables."""
+    return similarities(architectures())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
-from experiments import cells, grids, paper
+from experiments import cells, grids, paper, verdicts
 from experiments.cells import NOT_RUN, Records, Table, markdown, shown
 from experiments.records import time_to
 
@@ -15,8 +16,9 @@ NEEDS_GHN2 = "not run: needs GHN-2"
 
 
 def tables(records: Records) -> dict[str, Callable[[], Table]]:
-    """What builds each of the paper's tables but Table 11."""
-    found = {name: partial(matrix, name, records) for name in paper.MATRICES}
+    """What builds each of the paper's tables but Table 11, and the page of verdicts on them."""
+    found: dict[str, Callable[[], Table]] = {"verdicts": partial(verdicts_table, records)}
+    found |= {name: partial(matrix, name, records) for name in paper.MATRICES}
     found |= {"table02": partial(table02, records), "table03": partial(table03, records)}
     found |= {name: partial(times, name, records) for name in ("table04", "table05")}
     return dict(sorted((found | {"table12": partial(table12, records), "table13": table13}).items()))
@@ -27,18 +29,109 @@ def tables(records: Records) -> dict[str, Callable[[], Table]]:
 
 def matrix(table: str, records: Records) -> Table:
     """Accuracy within 4 epochs of each target from each source, over random init's or its own ImageNet weights'."""
-    divisor = paper.MATRICES[table][1]
-    printed = paper.matrix(table).rename(columns={"value": "paper"})
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        ratios = frame.assign(value=frame["accuracy"] / frame[f"of {divisor}"])
-        data = _beside(printed, ratios[ratios["source"] != ""], ["target", "source"])
+        data = compared(table, frame)
         text = data["text"] + "<br>paper " + data["paper"].map("{:.2f}".format) + data["difference"].map(_signed)
         page = data.assign(text=text).pivot(index="target", columns="source", values="text")
-        page = page.loc[data["target"].unique(), data["source"].unique()].rename_axis(columns=None).reset_index()
-        return data, f"{summary(data)} Columns are sources.\n\n{markdown(page)}"
+        page = page.loc[data["target"].unique(), data["source"].unique()].rename_axis(columns=None)
+        divided, rows = "Each trial is divided by that of the same seed from the target's own ImageNet weights.", ""
+        if over_random(table):
+            divided = cells.baseline_line(frame)
+            rows = ", with random init's accuracy ± its standard deviation over seeds (how many)"
+            random = data.drop_duplicates("target").set_index("target")
+            page.insert(0, "random init", [_random_init(random.loc[target]) for target in page.index])
+        parts = [
+            f"{data['ours'].count()} of {len(data)} cells are run. {divided}",
+            markdown(verdict_table(table, data)).rstrip("\n"),
+            f"Rows are targets{rows}; columns are sources; in a cell, ours ± its standard deviation over seeds of the "
+            "target (how many), and the paper's:",
+            markdown(page.reset_index()),
+        ]
+        return data, "\n\n".join(parts)
 
-    return _at_each_scale(table, records, compare)
+    return _at_each_scale(table, records, compare, rules=verdicts.RULES)
+
+
+def over_random(table: str) -> bool:
+    """Whether a table divides by random init, and not by the target's own ImageNet weights."""
+    return paper.MATRICES[table][1] == "random"
+
+
+def compared(table: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells of one of the paper's matrices with ours, from `cells.trials` of one scale, beside its own."""
+    printed = paper.matrix(table).rename(columns={"value": "paper"})
+    ratios = frame.assign(value=frame["accuracy"] / frame[f"of {paper.MATRICES[table][1]}"])
+    data = _beside(printed, ratios[ratios["source"] != ""], ["target", "source"])
+    if over_random(table):
+        random = frame.drop_duplicates("target").set_index("target")
+        for name, column in (("random init", "of random"), ("random sd", "random sd"), ("random n", "random n")):
+            data[name] = data["target"].map(random[column])
+    return data
+
+
+def run(table: str, records: Records) -> pd.DataFrame:
+    """Of `compared` at each scale, named in `scale`, the cells that are run."""
+    found = [compared(table, frame).assign(scale=scale) for scale, frame in cells.frames(table, records).items()]
+    return pd.concat(found or [compared(table, cells.trials([], records)).assign(scale="")]).dropna(subset="ours")
+
+
+def _random_init(row: pd.Series) -> str:
+    if pd.isna(row["random init"]):
+        return NOT_RUN
+    spread = f" ± {row['random sd']:.3f}" if row["random n"] > 1 else ""
+    return f"{row['random init']:.3f}{spread} ({row['random n']:.0f})"
+
+
+def verdict_table(table: str, data: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts on the cells of a table, as text, beside what the paper's own cells say."""
+    ours, same, whole = _verdicts(table, data)
+    return pd.DataFrame(
+        {
+            "verdict": mine.verdict,
+            "cells": mine.cells,
+            "ours": _number(mine.value),
+            f"{verdicts.LEVEL:.0%} interval": "" if np.isnan(mine.low) else f"{mine.low:.2f} to {mine.high:.2f}",
+            "p": "" if np.isnan(mine.p) else f"{mine.p:.4f}",
+            "says": mine.reading,
+            "paper, the same cells": _number(theirs.value),
+            "paper, all cells": _number(all_.value) + ("" if np.isnan(all_.p) else f" (p = {all_.p:.4f})"),
+        }
+        for mine, theirs, all_ in zip(ours, same, whole, strict=True)
+    )
+
+
+def _verdicts(table: str, data: pd.DataFrame) -> list[list[verdicts.Verdict]]:
+    """Those on our cells, on the paper's where we have one, and on all of the paper's."""
+    networks = [name for name in paper.LABELS.values() if name in set(data["target"])]
+    ours, whole = (verdicts.square(data, column, networks) for column in ("ours", "paper"))
+    similarity = verdicts.square(paper.similarity(), "similarity", networks)
+    tables = ours, np.where(np.isfinite(ours), whole, np.nan), whole
+    found = [verdicts.all_of(values, whole, similarity, over_random(table)) for values in tables]
+    for of_paper in found[1:]:  # which agrees with itself
+        of_paper[-3:] = [verdict._replace(value=np.nan, low=np.nan, high=np.nan) for verdict in of_paper[-3:]]
+    return found
+
+
+def verdicts_table(records: Records) -> Table:
+    """The verdicts on each table at each scale that was run, and on the paper's own, as numbers."""
+    rows = []
+    for table in paper.MATRICES:
+        for scale, frame in cells.frames(table, records).items():
+            ours, same, _ = _verdicts(table, compared(table, frame))
+            rows += [_verdict_row(table, scale, *both) for both in zip(ours, same, strict=True)]
+        *_, whole = _verdicts(table, compared(table, cells.trials([], records)))
+        rows += [_verdict_row(table, "the paper's own", each, each) for each in whole if np.isfinite(each.value)]
+    data = pd.DataFrame(rows)
+    return Table(data, f"{verdicts.RULES}\n{markdown(data, digits=4)}")
+
+
+def _verdict_row(table: str, scale: str, ours: verdicts.Verdict, paper: verdicts.Verdict) -> dict[str, object]:
+    return {"table": table, "scale": scale, **ours._asdict(), "says": ours.reading, "paper": paper.value}
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.2f}"
 
 
 def summary(data: pd.DataFrame) -> str:
@@ -47,11 +140,10 @@ def summary(data: pd.DataFrame) -> str:
     if len(run) < 3:
         return f"{len(run)} of {len(data)} cells are run."
     rank = run["ours"].rank().corr(run["paper"].rank())
-    verdict = ((run["ours"] > 1) == (run["paper"] > 1)).mean()
     difference = (run["ours"] - run["paper"]).abs().mean()
     return (
-        f"{len(run)} of {len(data)} cells are run. Rank correlation with the paper's {rank:.2f}; the same verdict, "
-        f"above 1 or not, in {verdict:.0%} of the cells; mean absolute difference {difference:.2f}."
+        f"{len(run)} of {len(data)} cells are run. Rank correlation with the paper's {rank:.2f}; mean absolute "
+        f"difference {difference:.2f}."
     )
 
 
@@ -69,7 +161,7 @@ def table02(records: Records) -> Table:
         rows = printed.merge(frame[keys].drop_duplicates(), on=keys, how="outer")  # of checkpoints of ours, too
         data = _beside(rows, frame, keys)
         data.loc[(data["initialization"] != "random") & (data["n"] == 0), "text"] = NEEDS_GHN2
-        return data, _listed(data)
+        return data, f"{cells.baseline_line(frame)}\n\n{_listed(data)}"
 
     return _at_each_scale("table02", records, compare)
 
@@ -193,19 +285,20 @@ def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
-def _at_each_scale(experiment: str, records: Records, compare: Callable, name: str = "") -> Table:
-    """The comparison for each scale that was run, or for none, where every cell says so."""
+def _at_each_scale(experiment: str, records: Records, compare: Callable, name: str = "", rules: str = "") -> Table:
+    """The comparison for each scale that was run, or for none, where every cell says so, below the rules."""
     name = name or experiment
-    data, parts = [], [grids.title(name)]
+    data, parts = [], [grids.title(name), *([rules.rstrip("\n")] if rules else [])]
     frames = cells.frames(experiment, records)
     for scale, frame in frames.items():
         found, page = compare(frame)
         data.append(found.assign(scale=scale))
-        parts += [cells.scale_line(frame, records), page.rstrip("\n")]
+        parts += [cells.scale_line(frame, records, scale), page.rstrip("\n")]
     if not frames:
         found, page = compare(cells.trials([], records))
         data.append(found.assign(scale=""))
-        parts += [f"Not run: `{', '.join(cells.command_lines(name))}`.", page.rstrip("\n")]
+        commands = " and ".join(f"`{line}`" for line in cells.command_lines(name))
+        parts += [f"Not run: {commands}.", page.rstrip("\n")]
     return Table(pd.concat(data).drop(columns="text", errors="ignore"), "\n\n".join(parts) + "\n")
 
 

@@ -29,6 +29,7 @@ from experiments.settings import UserError, first_line
 
 ROOT = Path(__file__).parent.parent
 PAPER_LR = 4e-3  # for random init
+AT_PAPER_LR = f"effectiveness, random at {PAPER_LR:g}"
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the README's main table
 # Those of its comparisons of methods, by the names of its blocks.
 COMPARISONS = {"modes": "imagenette_statistics", "methods": "imagenette_methods", "classifier": "cifar100_classifier"}
@@ -63,7 +64,7 @@ def own_table(experiment: str, records: cells.Records) -> Table:
         }
         for key, cell in frame.groupby(keys, sort=False)
     )
-    parts = [grids.title(experiment), cells.scale_line(frame, records)]
+    parts = [grids.title(experiment), cells.scale_line(frame, records), cells.baseline_line(frame)]
     same_rate = (frame["lr"] == PAPER_LR).all()
     for name, caption in list(RATIOS.items())[: 2 if same_rate else 3]:
         shown = frame if name == "accuracy" else frame[frame["init"] != "random"]
@@ -75,11 +76,11 @@ def own_table(experiment: str, records: cells.Records) -> Table:
 RATIOS = {
     "accuracy": "Best test accuracy within 4 epochs:",
     "effectiveness": "Effectiveness, the ratio to random init at the same learning rate:",
-    f"effectiveness, random at {PAPER_LR:g}": f"The ratio to random init at the paper's learning rate, {PAPER_LR:g}:",
+    AT_PAPER_LR: f"The ratio to random init at the paper's learning rate, {PAPER_LR:g}:",
 }
 TIME = (
-    "Epochs until the best accuracy of random init within 4 epochs, at the better of its learning rates, for each seed "
-    "(the counterpart of Tables 4 and 5):"
+    "Epochs until the accuracy of random init within 4 epochs, at the better of its learning rates (means over seeds), "
+    "for each seed of the target (the counterpart of Tables 4 and 5):"
 )
 
 
@@ -109,27 +110,26 @@ def _after_one_epoch(trials: pd.DataFrame) -> str:
 
 
 def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
-    """The trials of a grid of ours with the columns of its table and their ratios to random init, seed by seed."""
+    """The trials of a grid of ours with the columns of its table and their ratios to random init's means over seeds."""
     frame = cells.trials(cells.plan(experiment), records)
     frame["column"] = [_column(row) for row in frame.itertuples()]
-    random = frame[(frame["init"] == "random") & (frame["lr"] == PAPER_LR)].set_index(["target", "seed"])["accuracy"]
-    at_paper_lr = pd.Series([random.get(key) for key in zip(frame["target"], frame["seed"], strict=True)], dtype=float)
+    random = frame[(frame["init"] == "random") & (frame["lr"] == PAPER_LR)].groupby("target")["of random"].first()
     frame["epochs"] = _epochs_to_random(frame, records)
     frame["effectiveness"] = frame["accuracy"] / frame["of random"]
-    frame[f"effectiveness, random at {PAPER_LR:g}"] = frame["accuracy"] / at_paper_lr
+    frame[AT_PAPER_LR] = frame["accuracy"] / frame["target"].map(random).astype(float)
     return frame
 
 
 def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float]:
-    """Epochs of each trial until random init's best accuracy within 4, at any of its learning rates; infinite if never.
+    """Epochs of each trial until random init's accuracy within 4, at any of its learning rates; infinite if never.
 
     NaN until the trial, and random init at each of the rates, are run.
     """
-    random = frame[frame["init"] == "random"].groupby(["target", "seed"])["accuracy"]
-    best = random.agg(lambda rates: rates.max(skipna=False))
+    random = frame[frame["init"] == "random"].groupby(["target", "lr"])["of random"].first()
+    best = random.groupby("target").agg(lambda rates: rates.max(skipna=False))
     found = []
     for row in frame.itertuples():
-        accuracy = best[row.target, row.seed]
+        accuracy = best[row.target]
         known = row.id in records and not math.isnan(accuracy)
         found.append(time_to(records[row.id], accuracy)[0] or math.inf if known else math.nan)
     return found
@@ -180,7 +180,7 @@ def _in_order(shown: pd.DataFrame) -> pd.DataFrame:
 
 def table11(records: cells.Records, own: list[str]) -> Table:
     """Correlation, regret: from the paper's own numbers, and from our grids; no training."""
-    not_run = [str(int(table[5:])) for table in paper.TABLE_11 if _run(table, records).empty]
+    not_run = [str(int(table[5:])) for table in paper.TABLE_11 if reproduction.run(table, records).empty]
     return choosing.table11(outcomes(records, own), not_run)
 
 
@@ -191,8 +191,8 @@ def outcomes(records: cells.Records, own: list[str]) -> list[Results]:
     for table, (dataset, weights) in paper.TABLE_11.items():
         name = f"Table {int(table[5:])}: {dataset}, sources from {paper.STARTS[weights]}"
         found.append(Results(name, paper.matrix(table), printed[dataset, weights]))
-        for scale, run in _run(table, records).groupby("scale"):
-            values = run.drop(columns="paper").rename(columns={"ours": "value"})
+        for scale, run in reproduction.run(table, records).groupby("scale"):
+            values = run[["target", "source", "ours"]].rename(columns={"ours": "value"})
             found.append(Results(f"ours, scale {scale}: {name}", values))
     for experiment in own:
         trials = own_trials(experiment, records)
@@ -200,11 +200,6 @@ def outcomes(records: cells.Records, own: list[str]) -> list[Results]:
         if not methods.several(trials) and len(values) > len(values["target"].unique()) > 1:
             found.append(Results(f"ours: {experiment}", values.drop(columns="similarity")))
     return found
-
-
-def _run(table: str, records: cells.Records) -> pd.DataFrame:
-    """The cells of one of the paper's tables that are run."""
-    return reproduction.matrix(table, records).data.dropna(subset="ours")
 
 
 def own_cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -225,7 +220,7 @@ def own_experiments() -> list[str]:
 
 def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], Table]]:
     """What builds each of the paper's tables and those of experiments of our own."""
-    similarity = paper.similarities(paper.architectures())
+    similarity = paper.similarity()
     found: dict[str, Callable[[], Table]] = {
         "similarity": lambda: Table(similarity, markdown(similarity)),
         "table11": partial(table11, records, own),

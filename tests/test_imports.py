@@ -77,7 +77,8 @@ ALLOWED = {
     "experiments.cells": {"grids", "paper", "records"},
     "experiments.choosing": {"cells", "paper"},
     "experiments.evidence": {"cells", "grids", "paper", "records"},
-    "experiments.reproduction": {"cells", "grids", "paper", "records"},
+    "experiments.verdicts": set(),
+    "experiments.reproduction": {"cells", "grids", "methods", "paper", "records", "verdicts"},
     "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
     "experiments.methods": {"cells", "initialization", "models", "paper"},
     "experiments.tables": {
@@ -93,7 +94,7 @@ MAY_USE_DPIAT = {
 }
 NO_TORCH = {
     *("experiments.records", "experiments.settings", "experiments.grids", "experiments.paper", "experiments.cells"),
-    *("experiments.choosing", "experiments.tables", "experiments.reproduction"),
+    *("experiments.choosing", "experiments.tables", "experiments.reproduction", "experiments.verdicts"),
 }
 
 

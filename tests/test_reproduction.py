@@ -34,9 +34,35 @@ def test_a_matrix_stands_beside_the_papers(table01):
     assert cell["ours"] == pytest.approx(2.25) and (cell["n"], cell["planned"]) == (2, 3)
     assert (cell["paper"], cell["scale"]) == (2.15, "gpu") and cell["difference"] == pytest.approx(0.1)
     assert "2.250 ± 0.000 (2)<br>paper 2.15, +0.10" in table.page and "not run<br>paper 2.11" in table.page
-    assert "6 of 81 cells are run. Rank correlation with the paper's 0." in table.page
-    assert "above 1 or not, in 83% of the cells" in table.page
-    assert "Scale gpu: cifar100" in table.page
+    assert "6 of 81 cells are run." in table.page and "Scale gpu: cifar100" in table.page
+    assert "random init's mean over all its seeds at the same rate, 2 for each target (at least 5 are" in table.page
+    assert "| direction: share above 1 | 5 | 0.80 |  |  |  | 1.00 | 1.00 |" in table.page
+    assert "not run<br>paper 2.11" in table.page and "| mnas | 0.200 ± 0.000 (2) | not run<br>" in table.page
+
+
+def test_all_seeds_of_random_init_divide_each_cell():
+    words = "target=mnas", "source=rex"
+    (cell,) = grids.grid("table01", "scale=cpu", *words, "seed=0")
+    more = grids.grid("table01", "scale=cpu", *words, "init=random", "seed=0,1,2,3,4")
+    other_rate = grids.grid("table01", "scale=cpu", *words, "init=random", "lr=1e-3", "seed=0")
+    found = {cell.trial.id: record(cell.trial, [0.3], scale="cpu")}
+    for k, random in enumerate(more[1:]):  # the same seed's own is not run yet
+        found[random.trial.id] = record(random.trial, [0.1 + 0.02 * k], scale="cpu")
+    found[other_rate[0].trial.id] = record(other_rate[0].trial, [0.9], scale="cpu")
+    table = reproduction.matrix("table01", found)
+    row = table.data.set_index(["target", "source"]).loc[("mnas", "rex")]
+    assert row["ours"] == pytest.approx(0.3 / 0.13) and row["random n"] == 4 and row["planned"] == 1
+    assert "| mnas | 0.130 ± 0.026 (4) |" in table.page and "5 of 126 trials are run" in table.page
+    assert "one seed deviates from the mean by 20%" in table.page
+
+
+def test_a_scale_runs_what_it_can_afford():
+    assert cells.commands("table01", "scale=cpu") == [
+        ("scale=cpu", "seed=0"),
+        ("scale=cpu", "init=random", "source=eff_b0", "seed=0,1,2,3,4"),
+    ]
+    assert cells.commands("table01", "scale=cpu", "seed=1")[0] == ("scale=cpu", "seed=1")
+    assert cells.commands("table12", "scale=gpu") == [("scale=gpu",)]
 
 
 def test_other_tables_take_nothing_from_it(table01):
