@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 SEED, DRAWS, PERMUTATIONS = 0, 2_000, 10_000  # fixed, so that the same records give the same page
 LEVEL = 0.95
 ENOUGH = 3  # rows, or cells, of which a correlation can be told
+TOLD = 0.75  # of the draws must tell something for an interval; with two sources half of them name one source twice
 
 RULES = f"""\
 The verdicts, fixed before any of our numbers was in:
@@ -136,7 +137,7 @@ def row_ranks(a: Matrix, b: Matrix) -> Matrix:
 def interval(statistic: Callable[..., Matrix], *matrices: Matrix) -> tuple[float, float]:
     """The bootstrap's interval of a statistic of matrices: targets and sources are drawn anew, with replacement.
 
-    Those of which nothing is run are not drawn. NaN where most draws tell nothing.
+    Those of which nothing is run are not drawn. NaN where too many draws tell nothing.
     """
     there = np.isfinite(matrices[0])
     matrices = tuple(matrix[there.any(axis=1)][:, there.any(axis=0)] for matrix in matrices)
@@ -146,7 +147,7 @@ def interval(statistic: Callable[..., Matrix], *matrices: Matrix) -> tuple[float
     targets, sources = (rng.integers(count, size=(DRAWS, count)) for count in (rows, columns))
     draws = statistic(*(matrix[targets[:, :, None], sources[:, None, :]] for matrix in matrices))
     told = draws[np.isfinite(draws)]
-    if len(told) < DRAWS / 2:
+    if len(told) < TOLD * DRAWS:
         return np.nan, np.nan
     low, high = np.quantile(told, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)

@@ -1,0 +1,213 @@
+"""Recompute the verdicts on Table 1 at scale=cpu from the records, with nothing of this repository but its files.
+
+python scripts/recheck_table01.py           prints them; fails if results/tables/verdicts.csv says otherwise
+python scripts/recheck_table01.py --results FOLDER
+
+It reads trials/*/records.jsonl, paper/table01_cifar100_effectiveness.csv and tables/similarity.csv, and imports NumPy
+alone, so that a fault of the code that makes the tables shows here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+LABELS = dict(
+    zip(
+        ["Eff-B0", "Eff-B1", "Eff-B2", "Mix-L", "Mix-M", "ReX1.5", "ReX", "Mnas", "SeMnas"],
+        ["eff_b0", "eff_b1", "eff_b2", "mix_l", "mix_m", "rex_150", "rex", "mnas", "semnas"],
+        strict=True,
+    )
+)
+NAMES = list(LABELS.values())
+# The trials of Table 1 at scale=cpu: targets of 4 epochs at 32 px, the first of 100 in the schedule; sources of 30.
+TARGET = {"epochs": 4, "lr": 4e-3, "schedule_epochs": 100, "batch_size": 128, "image_size": 32}
+SOURCE = TARGET | {"epochs": 30, "schedule_epochs": 30}
+SEEDS = (0,)  # of targets
+DRAWS = 2000
+CLOSE, ROUGHLY = 1e-5, 0.08  # of the numbers; of intervals and p, which other random numbers decide here
+
+Cells = dict[tuple[str, str], float]  # (target, source): value
+
+
+def is_plain(trial: dict, recipe: dict) -> bool:
+    """Whether a trial is on all of CIFAR-100 with this recipe, and with nothing that the paper does not do."""
+    said = {key: value for key, value in trial["recipe"].items() if key != "seed"}
+    whole = trial["dataset"] == "cifar100" and trial["train_subset"] is None and trial["stored_size"] is None
+    return whole and said == recipe and not trial["checkpoint"]
+
+
+def best(record: dict) -> float:
+    return max(row["test_accuracy"] for row in record["epochs"][:4])
+
+
+def read(results: Path) -> tuple[Cells, dict[str, list[float]]]:
+    """The cells, and the accuracies of each target's random init."""
+    transfers: dict[tuple[str, str], list[float]] = {}
+    random: dict[str, list[float]] = {}
+    for file in sorted(results.glob("trials/*/records.jsonl")):
+        for line in file.read_text().splitlines():
+            record = json.loads(line)
+            trial = record["trial"]
+            if not is_plain(trial, TARGET) or trial["model"] not in NAMES:
+                continue
+            if trial["init"] == "random":
+                random.setdefault(trial["model"], []).append(best(record))
+            source = trial["source"]
+            if trial["init"] != "dpiat" or trial["recipe"]["seed"] not in SEEDS or trial["mode"] != "paper":
+                continue
+            if {"matching", "operator", "head"} & trial.keys() or source["model"] not in NAMES:
+                continue
+            if source["init"] == "random" and is_plain(source, SOURCE) and source["recipe"]["seed"] == 0:
+                transfers.setdefault((trial["model"], source["model"]), []).append(best(record))
+    cells = {
+        (target, source): sum(found) / len(found) / (sum(random[target]) / len(random[target]))
+        for (target, source), found in transfers.items()
+        if target in random
+    }
+    return cells, random
+
+
+def column(file: Path, value: str, names: dict[str, str]) -> Cells:
+    with file.open(newline="") as f:
+        return {(names[row["target"]], names[row["source"]]): float(row[value]) for row in csv.DictReader(f)}
+
+
+def pearson(pairs: list[tuple[float, float]]) -> float:
+    if len(pairs) < 3:
+        return math.nan
+    x, y = (np.array(values) - np.mean(values) for values in zip(*pairs, strict=True))
+    length = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / length if length > 1e-12 else math.nan
+
+
+def ranked(values: list[float]) -> list[float]:
+    """Ranks; equal values share the mean of theirs."""
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
+    ]
+
+
+def spearman(pairs: list[tuple[float, float]]) -> float:
+    return (
+        pearson(list(zip(*(ranked(list(values)) for values in zip(*pairs, strict=True)), strict=True)))
+        if pairs
+        else math.nan
+    )
+
+
+def within_rows(rows: list[list[tuple[float, float]]]) -> float:
+    """Of rows of pairs, less the means of their row."""
+    left = []
+    for row in rows:
+        if len(row) > 1:
+            means = [sum(values) / len(row) for values in zip(*row, strict=True)]
+            left += [(x - means[0], y - means[1]) for x, y in row]
+    return pearson(left)
+
+
+def row_means(rows: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
+    return [tuple(sum(values) / len(row) for values in zip(*row, strict=True)) for row in rows if row]
+
+
+def statistics(
+    targets: list[str], sources: list[str], ours: Cells, paper: Cells, similarity: Cells
+) -> dict[str, float]:
+    """All verdicts over these targets and sources, which may be there more than once."""
+    with_paper = [
+        [(math.log(ours[t, s]), math.log(paper[t, s])) for s in sources if s != t and (t, s) in ours] for t in targets
+    ]
+    with_similarity = [
+        [(math.log(ours[t, s]), similarity[t, s]) for s in sources if s != t and (t, s) in ours] for t in targets
+    ]
+    every = [(t, s) for t in targets for s in sources if (t, s) in ours]
+    logs = [x for row in with_paper for x, _ in row]
+    return {
+        "direction: share above 1": sum(x > 0 for x in logs) / len(logs) if logs else math.nan,
+        "direction: mean log": sum(logs) / len(logs) if logs else math.nan,
+        "similarity: within rows": within_rows(with_similarity),
+        "similarity: all cells": pearson([(ours[at], similarity[at]) for at in every]),
+        "agreement: within rows": within_rows(with_paper),
+        "agreement: rank of row means": spearman(row_means(with_paper)),
+        "agreement: rank of all cells": spearman([(ours[at], paper[at]) for at in every]),
+    }
+
+
+def intervals(ours: Cells, paper: Cells, similarity: Cells) -> dict[str, tuple[float, float]]:
+    rng = np.random.default_rng(2023)
+    targets, sources = sorted({t for t, _ in ours}), sorted({s for _, s in ours})
+    draws = []
+    for _ in range(DRAWS):
+        chosen = ([names[k] for k in rng.integers(len(names), size=len(names))] for names in (targets, sources))
+        draws.append(statistics(*chosen, ours, paper, similarity))
+    found = {}
+    for name in draws[0]:
+        told = [draw[name] for draw in draws if math.isfinite(draw[name])]
+        found[name] = tuple(np.quantile(told, (0.025, 0.975))) if len(told) >= 0.75 * DRAWS else (math.nan, math.nan)
+    return found
+
+
+def p_of_similarity(ours: Cells, similarity: Cells) -> float:
+    rng = np.random.default_rng(2024)
+
+    def correlation(name: dict[str, str]) -> float:
+        rows = [
+            [(math.log(ours[t, s]), similarity[name[t], name[s]]) for s in NAMES if s != t and (t, s) in ours]
+            for t in NAMES
+        ]
+        return within_rows(rows)
+
+    value = correlation({name: name for name in NAMES})
+    permuted = (dict(zip(NAMES, rng.permutation(NAMES), strict=True)) for _ in range(DRAWS))
+    reached = sum(correlation(name) >= value - 1e-12 for name in permuted)
+    return (1 + reached) / (1 + DRAWS) if math.isfinite(value) else math.nan
+
+
+def differs(said: str, found: float, tolerance: float) -> bool:
+    """Whether a cell of the CSV file, empty where nothing can be told, is not what was found here."""
+    if said == "" or math.isnan(found):
+        return said != "" or math.isfinite(found)
+    return abs(float(said) - found) > tolerance
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(__file__).parent.parent / "results"
+    parser.add_argument("--results", type=Path, default=default, help="the folder of results (results)")
+    results = parser.parse_args().results
+    ours, random = read(results)
+    paper = column(results / "paper" / "table01_cifar100_effectiveness.csv", "value", LABELS)
+    similarity = column(results / "tables" / "similarity.csv", "similarity", {name: name for name in NAMES})
+    with (results / "tables" / "verdicts.csv").open(newline="") as f:
+        said = [row for row in csv.DictReader(f) if (row["table"], row["scale"]) == ("table01", "cpu")]
+    seeds = sorted({len(found) for found in random.values()})
+    print(f"{len(ours)} of 81 cells; seeds of random init: {', '.join(map(str, seeds)) or 'none'}")
+    if not ours:
+        sys.exit("error: verdicts.csv has rows of scale cpu, and there is no record of them" if said else 0)
+    values, bounds = statistics(NAMES, NAMES, ours, paper, similarity), intervals(ours, paper, similarity)
+    p = p_of_similarity(ours, similarity)
+    faults = [] if {row["verdict"] for row in said} == set(values) else ["other verdicts are there"]
+    for row in said:
+        name = row["verdict"]
+        low, high = (
+            bounds[name] if row["low"] or not name.endswith(("above 1", "similarity: all cells")) else (math.nan,) * 2
+        )
+        print(f"{name:30} {values[name]:7.3f}  {low:6.2f} to {high:6.2f}")
+        faults += [f"{name}: {row['value']}"] if differs(row["value"], values[name], CLOSE) else []
+        faults += [f"{name}, low: {row['low']}"] if differs(row["low"], low, ROUGHLY) else []
+        faults += [f"{name}, high: {row['high']}"] if differs(row["high"], high, ROUGHLY) else []
+        if row["p"]:
+            print(f"{'p':30} {p:7.4f}")
+            faults += [f"{name}, p: {row['p']}"] if differs(row["p"], p, 0.01 + 3 * math.sqrt(p / DRAWS)) else []
+    if faults:
+        sys.exit(f"error: results/tables/verdicts.csv says otherwise: {'; '.join(faults)}")
+
+
+if __name__ == "__main__":
+    main()
