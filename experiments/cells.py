@@ -38,7 +38,9 @@ MORE_COMMANDS = {
         ("init=random", "lr=4e-3", "source=eff_lite0"),
         ("init=pretrained", "target=eff_lite0,eff_lite1,eff_lite2", "source=eff_lite0"),
     ),
+    **dict.fromkeys(("imagenette_statistics", "imagenette_methods"), (("init=random", "lr=4e-3"),)),
 }
+SAME_RATE = "ratio to random init at the same rate"  # a column
 
 # What a scale runs of an experiment, for want of hours or of weights to download.
 AT_SCALE = {
@@ -169,6 +171,24 @@ def _but_for_the_seed(trial: dict[str, Any]) -> str:
     return json.dumps(trial | {"recipe": trial["recipe"] | {"seed": None}}, sort_keys=True)
 
 
+def compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """`trials` with their `effectiveness`, and the accuracy (`random init`) and rate (`random lr`) that it divides by.
+
+    That is random init at the paper's learning rate, wherever the experiment plans it: a rate that suits random init
+    badly flatters the transfer. SAME_RATE has the ratio to random init at the transfer's own rate.
+    """
+    random = frame["init"] == "random"
+    at_paper_lr = frame[random & (frame["lr"] == paper.RANDOM_LR)].groupby("target")["of random"].first()
+    planned = frame["target"].isin(at_paper_lr.index) & ~random
+    divisor = frame["of random"].where(~planned, frame["target"].map(at_paper_lr)).astype(float)
+    rate = frame["random"].map(frame.set_index("id")["lr"]).where(~planned, paper.RANDOM_LR)
+    frame = frame.assign(**{"random init": divisor, "random lr": rate})
+    return frame.assign(
+        effectiveness=frame["accuracy"].astype(float) / divisor,
+        **{SAME_RATE: frame["accuracy"].astype(float) / frame["of random"].astype(float)},
+    )
+
+
 def _row(cell: grids.Planned, records: Records, repeats: Mapping[str, pd.Series]) -> dict[str, Any]:
     trial, record = cell.trial, records.get(cell.trial.id)
     accuracies = {
@@ -227,18 +247,19 @@ def hardware(record: dict[str, Any]) -> str:
 
 def baseline_line(frame: pd.DataFrame) -> str:
     """By what `trials` are divided: how many seeds of random init, and how far they are apart."""
-    rows = frame[frame["random n"] > 0].drop_duplicates(["target", "of random"])
+    random = frame[frame["init"] == "random"]
+    rows = random[random["lr"] == paper.RANDOM_LR].drop_duplicates("target")
+    rows = (rows if len(rows) else random.drop_duplicates("target")).query("`random n` > 0")
     if rows.empty:
-        return "Effectiveness divides by the mean over seeds of random init, of which none is run."
+        return "Effectiveness divides by random init's mean over its seeds, of which none is run."
     few, many = rows["random n"].min(), rows["random n"].max()
-    seeds = f"{few}" if few == many else f"{few} to {many}"
-    wanted = "" if few >= SEEDS_WANTED else f" (at least {SEEDS_WANTED} are wanted)"
+    wanted = "" if few >= SEEDS_WANTED else f"; at least {SEEDS_WANTED} are wanted"
     relative = rows["random sd"] / rows["of random"]
     spread = (relative**2).mean() ** 0.5
-    apart = f"; one seed deviates from the mean by {spread:.0%} (standard deviation)" if spread > 0 else ""
+    apart = f"; one seed is {spread:.0%} off that mean, as a standard deviation" if spread > 0 else ""
     return (
-        f"Effectiveness divides by random init's mean over all its seeds at the same rate, {seeds} for each target"
-        f"{wanted}{apart}."
+        f"Effectiveness divides by random init's mean over all its seeds, at a learning rate of {rows['lr'].iloc[0]:g} "
+        f"({few if few == many else f'{few} to {many}'} for each target{wanted}{apart})."
     )
 
 

@@ -7,67 +7,80 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from experiments import paper
+from experiments import paper, verdicts
 from experiments.cells import NOT_RUN, Table, markdown
 
 METHOD = ["mode", "operator", "matching", "head"]
 PAIR = ["target", "source"]
-RATES = ["lr", "random init's lr"]
+RATES = ["lr", "random lr"]
 WITH_SIMILARITY, ENOUGH = "with similarity", 10  # a column; over fewer pairs it says nothing
+# What was looked at where ours and the paper's disagree on an operator or matching.
+CHECKED = {
+    "clip_normalized": (
+        "What was checked: the rule is that of the authors' code, and `tests/test_operators.py` compares the spread of "
+        "every weight that it writes with that rule. What was not: the networks that they trained."
+    ),
+}
 
 
 def several(frame: pd.DataFrame) -> bool:
-    """Whether an experiment, by its `tables.own_trials`, varies how weights move, and not just where."""
+    """Whether an experiment, by its `cells.compared`, varies how weights move, and not just where."""
     return len(frame.loc[frame["source"] != "", METHOD].drop_duplicates()) > 1
 
 
 def pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each pair and method of `tables.own_trials`, in their order, with means over seeds.
+    """A row for each pair and method of `cells.compared`, in their order, with means over seeds.
 
     `method` names what varies of it.
     """
-    frame = frame.assign(**{RATES[1]: frame["random"].map(frame.set_index("id")["lr"])})
-    frame = frame[frame["source"] != ""].rename(columns={"of random": "random init"})
+    frame = frame[frame["source"] != ""]
     varied = [key for key in METHOD if frame[key].nunique() > 1]
     frame["method"] = [", ".join(f"{row[key]} {key}" for key in varied) for _, row in frame.iterrows()]
     means = ["similarity", "random init", "accuracy", "effectiveness"]
     groups = frame.groupby([*PAIR, *METHOD, "method"], sort=False)
-    counts = groups["accuracy"].agg(n="count", planned="size")
+    counts = groups["accuracy"].agg(sd="std", n="count", planned="size")
     return groups[means].mean().astype(float).join(groups[RATES].first()).join(counts).reset_index()
 
 
 def table(title: str, line: str, data: pd.DataFrame) -> Table:
     """The means over pairs of each method, against the first one on the same pairs; then pair by pair."""
+    return Table(data, f"{title}\n\n{line}\n\n{means(data)}\n{by_pair(data)}")
+
+
+def by_pair(data: pd.DataFrame) -> str:
+    """Markdown: accuracy and effectiveness of each pair with each method."""
     cell = data["accuracy"].map("{:.3f}".format) + data["effectiveness"].map(" {:.2f}×".format)
     shown = data.assign(cell=cell.where(data["accuracy"].notna(), NOT_RUN))
     wide = shown.pivot(index=PAIR, columns="method", values="cell")[data["method"].unique()]
     random = data.groupby(PAIR)["random init"].first().map("{:.3f}".format).replace("nan", NOT_RUN)
     wide = wide.loc[list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))]
     wide.insert(0, "random init", random)
-    return Table(data, f"{title}\n\n{means(line, data)}\n{markdown(wide.reset_index())}")
+    return markdown(wide.reset_index())
 
 
-def means(line: str, data: pd.DataFrame) -> str:
-    """The means over pairs of each method, as Markdown, below the line that says what was run."""
+def means(data: pd.DataFrame) -> str:
+    """The means over pairs of each method, as Markdown."""
     data = data.assign(same=same_start(data))
     found, more = summary(data), noise(data)
-    if of_table12(data):
-        found.insert(3, "paper's effectiveness", _of_paper(data))
-        more = [agreement(data), *more]
-    trend = f", and `{WITH_SIMILARITY}` its rank correlation with their similarity" if WITH_SIMILARITY in found else ""
-    ours, random = (", ".join(map("{:g}".format, data[rate].unique())) for rate in RATES)
-    parts = [
-        line,
-        "Effectiveness and accuracy (the best within 4 epochs, on the test images) are means over pairs ± the standard "
-        f"error over them; transfers are trained at a learning rate of {ours}, random init at {random}. `same start` "
-        "counts the pairs whose target begins with the same parameters as with "
-        f"`{data['method'].iloc[0]}`; the difference in accuracy to that is over the other pairs that both "
-        f"have{trend}.",
-        markdown(found).rstrip("\n"),
+    first, rates = data["method"].iloc[0], (", ".join(map("{:g}".format, data[rate].unique())) for rate in RATES)
+    explained = [
+        "Accuracy is the best within 4 epochs, at a learning rate of {}; random init has {}.".format(*rates),
+        "± is the standard error over pairs.",
+        f"`same start`: pairs to which the method gives the same weights as `{first}`; differences leave them out.",
+        f"`p`: of the mean difference to `{first}`, its sign flipped pair by pair, after Holm's correction.",
     ]
-    return "\n\n".join([*parts, *more]) + "\n"
+    if of_table12(data):
+        of_paper = paper_of(data)
+        said = of_paper["paper"].map("{:.2f}".format) + of_paper["paper's ±"].map(" ± {:.2f}".format)
+        found.insert(3, "paper's effectiveness", list(said))
+        explained.append("The paper's effectiveness is that of its Table 12.")
+        more = [*agreement(data), *more]
+    if WITH_SIMILARITY in found:
+        explained.append(f"`{WITH_SIMILARITY}`: the rank correlation of the difference with the pair's similarity.")
+    return "\n\n".join([" ".join(explained), markdown(found).rstrip("\n"), *more]) + "\n"
 
 
 def of_table12(data: pd.DataFrame) -> bool:
@@ -75,23 +88,45 @@ def of_table12(data: pd.DataFrame) -> bool:
     return data["operator"].nunique() > 1 and data["matching"].nunique() > 1
 
 
-def _of_paper(data: pd.DataFrame) -> pd.Series:
-    """The paper's effectiveness of each method of `pairs`, in their order."""
-    return data.drop_duplicates("method")[["operator", "matching"]].merge(paper.methods(), how="left")["paper"]
+def paper_of(data: pd.DataFrame) -> pd.DataFrame:
+    """The paper's means and errors of each method of `pairs`, in their order: method, operator, matching, paper, ±."""
+    return data.drop_duplicates("method")[["method", "operator", "matching"]].merge(paper.methods(), how="left")
 
 
-def agreement(data: pd.DataFrame) -> str:
-    """How the methods compare with one another, here and in the paper."""
-    same = together(data)
+def agreement(data: pd.DataFrame) -> list[str]:
+    """How the methods compare with one another, here and in the paper, over the pairs that are run with each."""
+    same, rows = together(data), paper_of(data).set_index("method")
     pairs = len(same.drop_duplicates(PAIR))
-    text = "The paper's effectiveness is that of Table 12, on CIFAR-100 and pairs of its own"
     if not pairs:
-        return f"{text}."
-    ours = same.groupby(["operator", "matching"], as_index=False)["effectiveness"].mean().merge(paper.methods())
-    rank = ours["effectiveness"].rank().corr(ours["paper"].rank())
-    return (
-        f"{text}. Rank correlation of the methods with it, over the {pairs} pairs that are run with each: {rank:.2f}."
-    )
+        return ["No pair is run with every method yet, so that nothing is said of the paper's order of them."]
+    values = {name: same.loc[same["method"] == name, "effectiveness"].to_numpy() for name in rows.index}
+    ours = pd.Series({name: found.mean() for name, found in values.items()})
+    rank = ours.rank().corr(rows["paper"].rank())
+    said = [f"Rank correlation of the methods with the paper's, over {pairs} pairs: {rank:.2f}."]
+    first, *others = rows.index
+    agree = []
+    for name in others:
+        (ratio, error), (printed, its) = (
+            verdicts.ratio_of_means(values[name], values[first]),
+            _printed(rows, name, first),
+        )
+        here = f"{ratio:.2f} ± {ratio * error:.2f} here and {printed:.2f} ± {printed * its:.2f} in the paper"
+        if abs(np.log(ratio / printed)) <= verdicts.NORMAL * np.hypot(error, its) + 1e-9:
+            agree.append(f"`{name}`")
+            continue
+        checked = " ".join(
+            CHECKED[key] for key in (rows.loc[name, "operator"], rows.loc[name, "matching"]) if key in CHECKED
+        )
+        said.append(f"We disagree on `{name}`: of the effectiveness of `{first}` it has {here}. {checked}".rstrip())
+    if agree:
+        said.append(f"Within the errors of both, we agree on what these have of it: {', '.join(agree)}.")
+    return said
+
+
+def _printed(rows: pd.DataFrame, name: str, first: str) -> tuple[float, float]:
+    """A method's mean over the first one's, in the paper, and the error of its logarithm, as if of other pairs."""
+    relative = rows["paper's ±"] / rows["paper"]
+    return rows.loc[name, "paper"] / rows.loc[first, "paper"], float(np.hypot(relative[name], relative[first]))
 
 
 def together(data: pd.DataFrame) -> pd.DataFrame:
@@ -103,24 +138,37 @@ def together(data: pd.DataFrame) -> pd.DataFrame:
 def summary(data: pd.DataFrame) -> pd.DataFrame:
     """A row for each method, from `pairs` with `same`: means over pairs, and the difference to the first method."""
     difference, similarity = differences(data), of_first(data, "similarity")
+    groups = dict(list(data.groupby("method", sort=False)))
+    others = {method: difference.loc[found.index[~found["same"]]].dropna() for method, found in groups.items()}
+    first, *rest = groups
+    ps = dict(zip(rest, verdicts.holm([verdicts.sign_flip_p(others[method]) for method in rest]), strict=True))
     rows = []
-    for method, found in data.groupby("method", sort=False):
-        other = difference.loc[found.index[~found["same"]]].dropna()
-        rank = other.rank().corr(similarity.loc[other.index].rank()) if len(other) >= ENOUGH else ""
+    for method, found in groups.items():
+        other, compared = others[method], method != first and len(others[method]) > 0
+        rank = other.rank().corr(similarity.loc[other.index].rank()) if compared and len(other) >= ENOUGH else np.nan
         rows.append(
             {
                 "method": method,
                 "pairs": f"{found['accuracy'].count()} of {len(found)}",
                 "effectiveness": _mean(found["effectiveness"]),
                 "accuracy": _mean(found["accuracy"]),
-                "same start": found["same"].sum() if rows else "",
-                "difference in accuracy": _mean(other, "+") if rows and len(other) else "",
-                "better in": f"{(other > 0).sum()} of {len(other)}" if rows and len(other) else "",
-                WITH_SIMILARITY: f"{rank:.2f}" if rows and rank != "" else "",
+                "same start": "" if method == first else found["same"].sum(),
+                "difference in accuracy": _mean(other, "+") if compared else "",
+                "p": f"{ps[method]:.4f}" if compared else "",
+                "better in": f"{(other > 0).sum()} of {len(other)}" if compared else "",
+                "of": _of(data.loc[other.index]) if compared else "",
+                WITH_SIMILARITY: "" if np.isnan(rank) else f"{rank:.2f}",
             }
         )
     found = pd.DataFrame(rows)
     return found if found[WITH_SIMILARITY].any() else found.drop(columns=WITH_SIMILARITY)
+
+
+def _of(rows: pd.DataFrame) -> str:
+    """Of how many targets and seeds these rows of `pairs` are."""
+    targets, (few, many) = rows["target"].nunique(), (rows["n"].min(), rows["n"].max())
+    seeds = f"{few}" if few == many else f"{few} to {many}"
+    return f"{targets} target{'s' if targets > 1 else ''}, {seeds} seed{'s' if many > 1 else ''}"
 
 
 def differences(data: pd.DataFrame) -> pd.Series:

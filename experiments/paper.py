@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dpiat import Architecture
 
 RESULTS = Path(__file__).parent.parent / "results"
+RANDOM_LR = 4e-3  # its learning rate for random init
 
 LABELS = {
     "Eff-B0": "eff_b0",
@@ -26,6 +27,10 @@ LABELS = {
     "Mnas": "mnas",
     "SeMnas": "semnas",
 }
+LITES = {f"Eff-Lite{number}": f"eff_lite{number}" for number in range(3)}  # sources of ours
+# Networks with their families together: those that it has, and the Lites after their elders.
+FAMILIES = {name: label for label, name in [*LABELS.items(), *LITES.items()]}
+FAMILIES = dict(sorted(FAMILIES.items(), key=lambda item: not item[1].startswith("Eff")))
 # Its tables of one value for each target and source, and what the accuracy within 4 epochs is divided by.
 MATRICES = {
     "table01": ("table01_cifar100_effectiveness", "random"),
@@ -52,6 +57,17 @@ DATASETS = {
     **dict.fromkeys(("table07", "table10"), "food101"),
     "figure06": "imagenet",
 }
+
+
+def label(network: str) -> str:
+    """What the paper calls a network in its figures; others keep their names."""
+    return FAMILIES.get(network, network)
+
+
+def in_order(networks: Iterable[str]) -> list[str]:
+    """Networks with their families together; others after those that the paper has, as they come."""
+    order = list(FAMILIES)
+    return sorted(dict.fromkeys(networks), key=lambda name: order.index(name) if name in order else len(order))
 
 
 def printed(file: str) -> pd.DataFrame:

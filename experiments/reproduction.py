@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from experiments import cells, grids, paper, verdicts
+from experiments import cells, grids, methods, paper, verdicts
 from experiments.cells import NOT_RUN, Records, Table, markdown, shown
 from experiments.records import time_to
 
@@ -74,6 +74,34 @@ def run(table: str, records: Records) -> pd.DataFrame:
     """Of `compared` at each scale, named in `scale`, the cells that are run."""
     found = [compared(table, frame).assign(scale=scale) for scale, frame in cells.frames(table, records).items()]
     return pd.concat(found or [compared(table, cells.trials([], records)).assign(scale="")]).dropna(subset="ours")
+
+
+def first_table(records: Records, table: str = "table01", scale: str = "cpu") -> str:
+    """The README's first table: ours over the paper's, and the verdicts; or what is run for it."""
+    frame = cells.frames(table, records).get(scale)
+    if frame is None or (data := compared(table, frame))["ours"].isna().all():
+        plan = cells.plan(table, f"scale={scale}")
+        trials = {trial.id: trial for cell in plan for trial in (cell.trial, cell.random, cell.trial.source) if trial}
+        epochs = sum(trial.recipe.epochs for trial in trials.values())
+        commands = " and ".join(f"`{line}`" for line in cells.command_lines(table, f"scale={scale}"))
+        return f"Being run, and no record is here yet: {len(trials)} trials, {epochs:,} epochs in all, by {commands}.\n"
+    labels = {name: label for label, name in paper.LABELS.items()}
+    ours = data["ours"].map("**{:.2f}**".format).where(data["ours"].notna(), "–")
+    page = data.assign(text=ours + " / " + data["paper"].map("{:.2f}".format))
+    page = page.pivot(index="target", columns="source", values="text")
+    page = page.loc[[*labels], [*labels]].rename(index=labels, columns=labels)
+    page = page.rename_axis(columns=None, index="target").reset_index()
+    seeds = data["n"].max()
+    repeats = f"{seeds} seed{'s' if seeds > 1 else ''} of each target"
+    return "\n\n".join(
+        [
+            f"{cells.scale_line(frame, records, scale)} {data['ours'].count()} of {len(data)} cells, {repeats}. "
+            f"{cells.baseline_line(frame)}",
+            "Effectiveness, **ours** / the paper's; rows are targets, columns sources:",
+            markdown(page).rstrip("\n"),
+            markdown(verdict_table(table, data)),
+        ]
+    )
 
 
 def _random_init(row: pd.Series) -> str:
@@ -191,22 +219,17 @@ def table12(records: Records) -> Table:
     printed = paper.methods()
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        transfers = frame[frame["source"] != ""]
-        pairs = transfers.assign(value=transfers["accuracy"] / transfers["of random"])
-        pairs = pairs.groupby(["operator", "matching", "target", "source"], as_index=False)["value"].mean()
-        data = _beside(printed, pairs, ["operator", "matching"])
+        trials = cells.compared(frame)
+        pairs = methods.pairs(trials)
+        means = pairs.dropna(subset="accuracy").rename(columns={"effectiveness": "value"})
+        data = _beside(printed, means, ["operator", "matching"])
         data["sd"] /= data["n"].where(data["n"] > 0) ** 0.5
         data = data.rename(columns={"sd": "standard error"})
-        errors = zip(data["ours"], data["standard error"], data["n"], strict=True)
-        data["text"] = [_mean(*cell) for cell in errors]
-        return data, f"{summary(data)}\n\n{_listed(data)}"
+        if data["n"].sum() == 0:
+            return data, _listed(data)
+        return data, f"{cells.baseline_line(frame)}\n\n{methods.means(pairs)}\n{methods.by_pair(pairs)}"
 
     return _at_each_scale("table12", records, compare)
-
-
-def _mean(mean: float, error: float, n: int) -> str:
-    spread = f" ± {error:.3f}" if n > 1 else ""
-    return f"{mean:.3f}{spread} ({n})" if n else NOT_RUN
 
 
 def table13() -> Table:
@@ -245,7 +268,67 @@ def times(table: str, records: Records) -> Table:
         page = data.astype({"paper's minutes": object}).fillna({"paper's minutes": "not reached"})
         return data, f"{TIMES_EXPLAINED}\n\n{markdown(page, digits=2)}"
 
-    return _at_each_scale(experiment, records, compare, table)
+    made = _at_each_scale(experiment, records, compare, table)
+    return (
+        made._replace(page="\n\n".join([made.page.rstrip("\n"), *_from_scratch(records)]) + "\n")
+        if table == "table04"
+        else made
+    )
+
+
+def _from_scratch(records: Records) -> list[str]:
+    """What Table 4 would say of sources that are trained from scratch, from the trials of Figure 15."""
+    parts = []
+    for scale, frame in cells.frames("figure15", records).items():
+        found = to_final_accuracy(frame[frame["weights"] != "imagenet"], records)
+        if len(found):
+            parts += [FINAL_EXPLAINED, cells.scale_line(frame, records, scale), markdown(found, digits=2).rstrip("\n")]
+    return parts
+
+
+def curves_said(records: Records, scale: str = "cpu") -> str:
+    """The README on Figure 15 and on Table 4's counterpart: how much faster, and the picture."""
+    frame = cells.frames("figure15", records).get(scale)
+    found = to_final_accuracy(frame, records) if frame is not None else pd.DataFrame()
+    if found.empty:
+        commands = " and ".join(f"`{line}`" for line in cells.command_lines("figure15", f"scale={scale}"))
+        return f"Figure 15 is to be run: {commands}.\n"
+    ratios = found["ratio"].dropna()
+    speed = f", {ratios.min():.1f} to {ratios.max():.1f} times as fast as random init" if len(ratios) else ""
+    return (
+        f"Figure 15: {len(ratios)} of {len(found)} transfers reach the accuracy that random init has in the end{speed} "
+        "([epoch by epoch](results/tables/table04.md)).\n\n"
+        f"![Test accuracy over epochs](results/figures/figure15_{scale}.png)\n"
+    )
+
+
+FINAL_EXPLAINED = (
+    "The counterpart with sources that were trained on the data set itself, as in Figure 15: epochs until the test "
+    "accuracy that random init has after its last epoch, and how many times as many random init itself needs to reach "
+    "it first."
+)
+
+
+def to_final_accuracy(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
+    """For each transfer of `cells.trials` that is run with its random init: epochs to the latter's final accuracy."""
+    rows = []
+    for row in frame[(frame["init"] == "dpiat") & frame["id"].isin(records.keys())].itertuples():
+        if row.random not in records:
+            continue
+        final = records[row.random]["epochs"][-1]["test_accuracy"]
+        (epochs, _), (random_epochs, _) = (time_to(records[name], final) for name in (row.id, row.random))
+        key = {"target": row.target, "source": row.source, "source weights": row.weights, "similarity": row.similarity}
+        rows.append(
+            {
+                **key,
+                "seed": row.seed,
+                "random init's final accuracy": f"{final:.3f}",
+                "epochs": epochs or "not reached",
+                "random init's epochs": random_epochs,
+                "ratio": random_epochs / epochs if epochs else None,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _by_source(printed: pd.DataFrame) -> pd.DataFrame:

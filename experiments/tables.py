@@ -21,22 +21,24 @@ import pandas as pd
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import cells, choosing, grids, methods, missing, paper, reproduction
+from experiments import cells, choosing, claims, grids, methods, missing, paper, reproduction
 from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
 from experiments.choosing import Results
 from experiments.records import RUNS, CannotWrite, atomic_write, best_accuracy, effectiveness, ended, same, time_to
 from experiments.settings import UserError, first_line
 
 ROOT = Path(__file__).parent.parent
-PAPER_LR = 4e-3  # for random init
-AT_PAPER_LR = f"effectiveness, random at {PAPER_LR:g}"
+PAPER_LR = paper.RANDOM_LR
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the README's main table
 # Those of its comparisons of methods, by the names of its blocks.
-COMPARISONS = {"modes": "imagenette_statistics", "methods": "imagenette_methods", "classifier": "cifar100_classifier"}
+COMPARISONS = {"modes": "imagenette_statistics", "methods": "imagenette_methods"}
 
 
 def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
-    """The test accuracy of each epoch, from the initialization under test and from random init, and their ratio."""
+    """The test accuracy of each epoch, from the initialization under test and from random init, and their ratio.
+
+    It is that of one seed, as a trial knows no more; tables divide by the mean over seeds.
+    """
     init = record["trial"]["init"]
     lines = [f"epoch  {init:>10}  random"]
     for ours, theirs in zip(record["epochs"], baseline["epochs"], strict=False):
@@ -52,7 +54,7 @@ def own_table(experiment: str, records: cells.Records) -> Table:
     """Accuracy within 4 epochs, and its ratio to random init, of each target from each initialization."""
     frame = own_trials(experiment, records)
     if methods.several(frame):
-        line = cells.scale_line(frame, records)
+        line = f"{cells.scale_line(frame, records)} {cells.baseline_line(frame)}"
         return methods.table(grids.title(experiment), line, methods.pairs(frame))
     keys = ["target", "column", "lr"]
     data = pd.DataFrame(
@@ -68,15 +70,15 @@ def own_table(experiment: str, records: cells.Records) -> Table:
     same_rate = (frame["lr"] == PAPER_LR).all()
     for name, caption in list(RATIOS.items())[: 2 if same_rate else 3]:
         shown = frame if name == "accuracy" else frame[frame["init"] != "random"]
-        parts.append(f"{caption}\n\n{wide(shown, name)}")
+        parts.append(f"{caption}\n\n{wide(shown, name)}".rstrip("\n"))
     parts.append(f"{TIME}\n\n{wide(frame[frame['init'] != 'random'], 'epochs', _epochs)}")
     return Table(data, "\n\n".join(parts))
 
 
 RATIOS = {
     "accuracy": "Best test accuracy within 4 epochs:",
-    "effectiveness": "Effectiveness, the ratio to random init at the same learning rate:",
-    AT_PAPER_LR: f"The ratio to random init at the paper's learning rate, {PAPER_LR:g}:",
+    "effectiveness": f"Effectiveness, the ratio to random init at the paper's learning rate, {PAPER_LR:g}:",
+    cells.SAME_RATE: "The ratio to random init at the same learning rate as the transfer:",
 }
 TIME = (
     "Epochs until the accuracy of random init within 4 epochs, at the better of its learning rates (means over seeds), "
@@ -96,7 +98,21 @@ def headline(experiment: str, records: cells.Records) -> str:
     shown = _in_order(means.pivot(index="target", columns="column", values="cell").loc[targets])
     run = frame.dropna(subset="accuracy").groupby("target")["seed"].nunique()
     shown.insert(1, "seeds", shown["target"].map(run))
-    return f"{cells.scale_line(trials, records)}\n\n{markdown(shown)}\n{_after_one_epoch(trials)}\n"
+    lines = f"{cells.scale_line(trials, records)} {cells.baseline_line(trials)}"
+    return f"{lines}\n\n{markdown(shown)}\n{_above_1(frame)} {_after_one_epoch(trials)}\n"
+
+
+def _above_1(frame: pd.DataFrame) -> str:
+    """Of `same_seeds`, how many pairs of different networks gain: at the paper's rate, and at the better of both."""
+    run = frame[(frame["init"] == "dpiat") & (frame["source"] != frame["target"])]
+    ratios = run.groupby(["target", "source"])[["effectiveness", cells.SAME_RATE]].mean().dropna()
+    of_better = ratios.min(axis=1)
+    return (
+        f"The mean effectiveness of the {len(ratios)} pairs of different networks is "
+        f"{ratios['effectiveness'].mean():.2f}; divided by random init at the transfer's own rate, it would be "
+        f"{ratios[cells.SAME_RATE].mean():.2f}. At the better of both rates, {(of_better > 1).sum()} of "
+        f"{len(ratios)} are above 1."
+    )
 
 
 def _after_one_epoch(trials: pd.DataFrame) -> str:
@@ -104,20 +120,27 @@ def _after_one_epoch(trials: pd.DataFrame) -> str:
     run = trials[(trials["source"] != "") & (trials["source"] != trials["target"]) & trials["epochs"].notna()]
     after_one = (run["epochs"] == 1).groupby([run["target"], run["source"]]).all()
     return (
-        f"In {after_one.sum()} of {len(after_one)} pairs of different networks, the target is after one epoch, with "
-        "each seed, at least as accurate as random init at its best within 4, at the better of its learning rates."
+        f"In {after_one.sum()} of {len(after_one)} pairs, each seed of the target is after one epoch at least as "
+        "accurate as random init is within 4, at the better of its rates."
     )
+
+
+def similarity_said(experiment: str, records: cells.Records) -> str:
+    """What similarity, as the paper computes it, tells of a grid of ours, in words."""
+    values = own_cells(own_trials(experiment, records))[["target", "source", "value"]]
+    if len(values) < 3:
+        return f"{NOT_RUN}\n"
+    numbers = choosing.measured([Results(experiment, values)])
+    similarity = numbers[numbers["measure"] == "similarity, paper mode"]
+    return choosing.said("our own grid", choosing.choice(values.merge(similarity, on=["source", "target"])))
 
 
 def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
     """The trials of a grid of ours with the columns of its table and their ratios to random init's means over seeds."""
     frame = cells.trials(cells.plan(experiment), records)
     frame["column"] = [_column(row) for row in frame.itertuples()]
-    random = frame[(frame["init"] == "random") & (frame["lr"] == PAPER_LR)].groupby("target")["of random"].first()
     frame["epochs"] = _epochs_to_random(frame, records)
-    frame["effectiveness"] = frame["accuracy"] / frame["of random"]
-    frame[AT_PAPER_LR] = frame["accuracy"] / frame["target"].map(random).astype(float)
-    return frame
+    return cells.compared(frame)
 
 
 def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float]:
@@ -198,7 +221,8 @@ def outcomes(records: cells.Records, own: list[str]) -> list[Results]:
         trials = own_trials(experiment, records)
         values = own_cells(trials)
         if not methods.several(trials) and len(values) > len(values["target"].unique()) > 1:
-            found.append(Results(f"ours: {experiment}", values.drop(columns="similarity")))
+            name = f"ours: {experiment}, random init at {PAPER_LR:g}"
+            found.append(Results(name, values.drop(columns="similarity")))
     return found
 
 
@@ -225,6 +249,7 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
         "similarity": lambda: Table(similarity, markdown(similarity)),
         "table11": partial(table11, records, own),
         "measures": lambda: choosing.measures(outcomes(records, own)),
+        "claims": claims.table,
     }
     found |= reproduction.tables(records)
     return found | {name: partial(own_table, name, records) for name in own}
@@ -304,11 +329,14 @@ def committed(records: cells.Records) -> dict[Path, str]:
     files = texts(tables, paper.RESULTS / "tables")
     blocks = {name: table.page for name, table in tables.items()}
     blocks |= {"provenance": markdown(provenance_table(records)), "headline": headline(HEADLINE, records)}
+    blocks |= {"chosen": similarity_said(HEADLINE, records), "first": reproduction.first_table(records)}
+    blocks |= {"seconds": claims.line(), "curves": reproduction.curves_said(records)}
     for block, experiment in COMPARISONS.items():
         trials = own_trials(experiment, records)
         compared = methods.together(methods.pairs(trials))
         if len(compared):
-            blocks[block] = methods.means(cells.scale_line(trials, records), compared)
+            lines = cells.scale_line(trials, records), cells.baseline_line(trials), methods.means(compared)
+            blocks[block] = "\n\n".join(lines)
     blocks |= {"timm": markdown(timm_table())}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 SEED, DRAWS, PERMUTATIONS = 0, 2_000, 10_000  # fixed, so that the same records give the same page
 LEVEL = 0.95
+NORMAL = norm.ppf((1 + LEVEL) / 2)  # standard deviations
 ENOUGH = 3  # rows, or cells, of which a correlation can be told
 TOLD = 0.75  # of the draws must tell something for an interval; with two sources half of them name one source twice
 
@@ -162,6 +163,48 @@ def permutation_p(logs: Matrix, similarity: Matrix) -> float:
     )
     reached = (found >= value - 1e-12).sum()
     return float((1 + reached) / (1 + PERMUTATIONS)) if np.isfinite(value) else np.nan
+
+
+# --- pairs of networks, with and without something -------------------------------------------------------------------
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """How often their mean would be as far from 0 if each could as well have the other sign. NaN for none.
+
+    All signs are tried if that is no more than the permutations, else so many are drawn.
+    """
+    values = np.asarray(differences, dtype=float)
+    if not len(values):
+        return np.nan
+    if 2 ** len(values) <= PERMUTATIONS:
+        signs = 1 - 2 * (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1)
+        extra = 0
+    else:
+        signs = np.random.default_rng(SEED).choice((-1, 1), size=(PERMUTATIONS, len(values)))
+        extra = 1  # the signs that there are
+    reached = (np.abs(signs @ values) >= abs(values.sum()) - 1e-12).sum()
+    return float((extra + reached) / (extra + len(signs)))
+
+
+def holm(ps: Sequence[float]) -> np.ndarray:
+    """Holm's correction of several p for each other; NaN stays, and counts as none."""
+    ps = np.asarray(ps, dtype=float)
+    order = [k for k in np.argsort(ps) if np.isfinite(ps[k])]
+    corrected, largest = np.full(len(ps), np.nan), 0.0
+    for rank, k in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * ps[k]))
+        corrected[k] = largest
+    return corrected
+
+
+def ratio_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """The mean of a over that of b, of the same pairs, and the standard error of its logarithm, by a bootstrap."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    drawn = np.random.default_rng(SEED).integers(len(a), size=(DRAWS, len(a)))
+    return float(a.mean() / b.mean()), float(np.log(a[drawn].mean(1) / b[drawn].mean(1)).std())
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------
 
 
 def in_rows(values: Matrix) -> int:

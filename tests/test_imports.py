@@ -78,11 +78,12 @@ ALLOWED = {
     "experiments.choosing": {"cells", "paper"},
     "experiments.evidence": {"cells", "grids", "paper", "records"},
     "experiments.verdicts": set(),
+    "experiments.claims": {"cells", "paper"},
     "experiments.reproduction": {"cells", "grids", "methods", "paper", "records", "verdicts"},
     "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
-    "experiments.methods": {"cells", "initialization", "models", "paper"},
+    "experiments.methods": {"cells", "initialization", "models", "paper", "verdicts"},
     "experiments.tables": {
-        *("cells", "choosing", "grids", "methods", "missing", "paper", "records", "reproduction", "settings"),
+        *("cells", "choosing", "claims", "grids", "methods", "missing", "paper", "records", "reproduction", "settings"),
     },
     "experiments.figures": {"cells", "choosing", "methods", "paper", "records", "reproduction", "tables"},
     "experiments.report": {"figures", "records", "tables"},
@@ -94,7 +95,13 @@ MAY_USE_DPIAT = {
 }
 NO_TORCH = {
     *("experiments.records", "experiments.settings", "experiments.grids", "experiments.paper", "experiments.cells"),
-    *("experiments.choosing", "experiments.tables", "experiments.reproduction", "experiments.verdicts"),
+    *(
+        "experiments.choosing",
+        "experiments.tables",
+        "experiments.reproduction",
+        "experiments.verdicts",
+        "experiments.claims",
+    ),
 }
 
 

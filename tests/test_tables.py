@@ -18,7 +18,7 @@ from experiments.settings import UserError
 from experiments.trial import Trial
 
 METRICS = "test_accuracy", "train_loss"
-DESK, METHODS = "imagenet_to_imagenette", "imagenette_methods"
+DESK, METHODS, MODES = "imagenet_to_imagenette", "imagenette_methods", "imagenette_statistics"
 
 
 def record(trial: Trial, accuracies: list[float], **changes) -> dict:
@@ -44,12 +44,19 @@ def record(trial: Trial, accuracies: list[float], **changes) -> dict:
     } | changes
 
 
+def at_paper_lr(experiment: str, accuracies: list[float], *words: str) -> dict[str, dict]:
+    """Records of random init at the paper's learning rate, by which an experiment at another rate divides."""
+    planned = grids.grid(experiment, "init=random", "lr=4e-3", *words)
+    return {cell.trial.id: record(cell.trial, accuracies) for cell in planned}
+
+
 @pytest.fixture(scope="module")
 def desk() -> dict[str, dict]:
-    """Records of mnas from eff_lite0, of its random init with two seeds, and of a grid with other settings."""
+    """Records of mnas from eff_lite0, of its random init with two seeds at two rates, and of other settings."""
     found = {}
     accuracies = {0: ([0.3, 0.6], [0.2, 0.3]), 1: ([0.4, 0.3], [0.2, 0.1])}
     for seed, (ours, random) in accuracies.items():
+        found |= at_paper_lr(DESK, random, "target=mnas", f"seed={seed}")
         (cell,) = grids.grid(DESK, "target=mnas", "source=eff_lite0", f"seed={seed}")
         (other,) = grids.grid(DESK, "target=mnas", "source=eff_lite0", f"seed={seed}", "dataset.image_size=96")
         for trial, values in ((cell.trial, ours), (cell.random, random), (other.trial, [0.9]), (other.random, [0.9])):
@@ -71,10 +78,15 @@ def test_effectiveness_divides_by_the_mean_over_seeds_and_nothing_else_slips_in(
     row = table.data.set_index(["target", "column"]).loc[("mnas", "eff_lite0")]
     assert row["accuracy ours"] == pytest.approx(0.5) and row["accuracy n"] == 2 and row["accuracy planned"] == 3
     assert row["effectiveness ours"] == pytest.approx(2)  # 0.6 and 0.4 over 0.25
-    assert row["effectiveness, random at 0.004 n"] == 0
-    assert "| mnas | 0.250 ± 0.071 (2) | not run | – | 0.500 ± 0.141 (2) | not run | not run |" in table.page
+    same_rate = grids.grid(DESK, "target=mnas", "seed=0", "source=eff_lite0")[0].random.id
+    without = tables.own_table(DESK, {name: found for name, found in desk.items() if name != same_rate})
+    row = without.data.set_index(["target", "column"]).loc[("mnas", "eff_lite0")]
+    assert row[f"{cells.SAME_RATE} ours"] == pytest.approx(2.5)  # 0.6 and 0.4 over 0.2, the one seed of this rate
+    random = "0.250 ± 0.071 (2)"
+    assert f"| mnas | {random} | {random} | – | 0.500 ± 0.141 (2) | not run | not run |" in table.page
     assert "| mnas | – | 2.000 ± 0.566 (2) | not run | not run |" in table.page
-    assert "9,469 training images at 64 px" in table.page and "4 of 189 trials are run" in table.page
+    assert "9,469 training images at 64 px" in table.page and "6 of 189 trials are run" in table.page
+    assert "at a learning rate of 0.004 (2 for each target; at least 5 are wanted; one seed is 28% off" in table.page
 
 
 def test_random_init_is_compared_with_itself(desk):
@@ -82,64 +94,71 @@ def test_random_init_is_compared_with_itself(desk):
     table = tables.own_table(DESK, desk | {other.trial.id: record(other.trial, [0.6])})
     found = table.data[table.data["target"] == "mnas"]
     random = found[found["column"].str.startswith("random")].set_index("lr")["effectiveness ours"]
-    assert random.to_dict() == {1e-3: 1, 4e-3: 1}  # not to that of another learning rate
+    assert random.to_dict() == pytest.approx({1e-3: 1, 4e-3: 1})  # not to that of another learning rate
 
 
 def test_the_time_to_what_random_init_reaches(desk):
-    page = tables.own_table(DESK, desk).page
+    found = {name: each for name, each in desk.items() if each["trial"]["recipe"]["lr"] != 4e-3}
+    page = tables.own_table(DESK, found).page
     assert "| mnas | – | not run | not run | not run |" in page  # random init is not run at both rates
-    rows = {"random": [0.1, 0.35], "eff_lite0": [0.3, 0.6], "eff_lite1": [0.35], "eff_lite2": [0.3, 0.34]}
-    found = dict(desk)
-    for source, accuracies in rows.items():
-        words = ("init=random", "lr=4e-3", "source=eff_lite0") if source == "random" else (f"source={source}",)
-        (cell,) = grids.grid(DESK, "target=mnas", "seed=0", *words)
+    for seed, accuracies in ((0, [0.1, 0.35]), (1, [0.44])):
+        found |= at_paper_lr(DESK, accuracies, "target=mnas", f"seed={seed}")
+    for source, accuracies in {"eff_lite1": [0.4], "eff_lite2": [0.3, 0.34]}.items():
+        (cell,) = grids.grid(DESK, "target=mnas", "seed=0", f"source={source}")
         found[cell.trial.id] = record(cell.trial, accuracies)
     table = tables.own_table(DESK, found)
-    assert "| mnas | – | 2 | 1 | not reached |" in table.page  # of 0.35, which random init reaches at 4e-3
+    assert "| mnas | – | 2, 1 | 1 | not reached |" in table.page  # of 0.395, what random init reaches at 4e-3
     epochs = table.data.set_index(["target", "column"])["epochs to random init's best"]
     assert epochs["mnas", "eff_lite2"] == "not reached" and epochs["semnas", "eff_lite2"] == "not run"
-    assert "In 1 of 3 pairs of different networks" in tables.headline(DESK, found)
+    headline = tables.headline(DESK, found)
+    assert "In 1 of 3 pairs, each seed of the target" in headline
+    assert "The mean effectiveness of the 3 pairs of different networks is 1.13;" in headline  # 0.6, 0.4, 0.34 / 0.395
+    assert "would be 1.79. At the better of both rates, 2 of 3 are above 1." in headline  # over 0.25
 
 
 def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
     (cell,) = grids.grid(DESK, "target=mnas", "source=eff_lite2", "seed=1")
     found = desk | {cell.trial.id: record(cell.trial, [0.5])}
-    row = "| mnas | 1 | 0.200 | not run | – | 0.400 2.00× | not run | 0.500 2.50× |"  # seed 1 alone
+    row = "| mnas | 1 | 0.200 | 0.200 | – | 0.400 1.60× | not run | 0.500 2.00× |"  # seed 1 alone, over all of 0.25
     assert row in tables.headline(DESK, found)
     values = tables.own_cells(tables.own_trials(DESK, found)).set_index("source")["value"]
-    assert values.to_dict() == pytest.approx({"eff_lite0": 2, "eff_lite2": 2.5})
+    assert values.to_dict() == pytest.approx({"eff_lite0": 1.6, "eff_lite2": 2})
     assert "0.500 ± 0.141 (2) | not run | 0.500 (1) |" in tables.own_table(DESK, found).page  # here all that there is
     (other,) = grids.grid(DESK, "target=mnas", "source=eff_lite2", "seed=2")
     nothing_shared = desk | {other.trial.id: record(other.trial, [0.5])}
-    assert "| 0.500 2.00× | not run | 0.500 |" in tables.headline(DESK, nothing_shared)
+    assert "| 0.500 2.00× | not run | 0.500 2.00× |" in tables.headline(DESK, nothing_shared)
 
 
 def test_methods_are_compared_on_the_same_pairs(desk):
-    names = "imagenette_statistics", METHODS, DESK
+    names = MODES, METHODS, DESK
     assert [methods.several(tables.own_trials(name, desk)) for name in names] == [True, True, False]
-    found = {}
+    found = at_paper_lr(MODES, [0.2], "init.mode=paper")
     for mode, accuracies in (("paper", (0.6, 0.4, 0.5)), ("default", (0.7, 0.5))):
-        planned = grids.grid("imagenette_statistics", f"init.mode={mode}")
+        planned = grids.grid(MODES, f"init.mode={mode}")
         for cell, accuracy in zip(planned, accuracies, strict=False):
             found[cell.trial.id] = record(cell.trial, [accuracy])
-            found[cell.random.id] = record(cell.random, [0.2])
-    table = tables.own_table("imagenette_statistics", found)
-    assert "| paper mode | 3 of 20 | 2.500 ± 0.289 | 0.500 ± 0.058 |  |  |  |" in table.page
+            found[cell.random.id] = record(cell.random, [0.1])
+    table = tables.own_table(MODES, found)
+    assert "| paper mode | 3 of 20 | 2.500 ± 0.289 | 0.500 ± 0.058 |  |  |  |  |  |" in table.page
     assert "| mnas | eff_lite1 | 0.200 | 0.600 3.00× | 0.700 3.50× |" in table.page
     assert "| semnas | eff_lite1 | 0.200 | 0.500 2.50× | not run |" in table.page
-    begin_alike = "| default mode | 2 of 20 | 3.000 ± 0.500 | 0.600 ± 0.100 | 2 |  |  |"
+    begin_alike = "| default mode | 2 of 20 | 3.000 ± 0.500 | 0.600 ± 0.100 | 2 |  |  |  |  |"
     assert begin_alike in table.page and "the difference is +0.100 ± 0.000 over 2 pairs, at most 0.100." in table.page
     data = table.data[table.data["target"].isin(("semnas", "eff_b0"))].assign(n=1)
     data = data.assign(same=methods.same_start(data))
     default = data[data["mode"] == "default"].set_index(["source", "target"])["same"]
     assert default["eff_lite0", "semnas"] and default["eff_lite0", "eff_b0"]
     assert not default["eff_lite1", "semnas"]  # the modes differ in eff_lite1's strides
-    assert "transfers are trained at a learning rate of 0.001, random init at 0.001." in table.page
-    figure = figures.build(found, ["imagenette_statistics"])["imagenette_statistics"]
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "o"] == [2, 2]
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["paper mode: 2.50", "default mode: 3.00"]  # 0.6 and 0.4, 0.7 and 0.5 over 0.2
-    assert figure.legends[0].get_title().get_text() == "mean over the 2 pairs that are run with each"
+    assert "at a learning rate of 0.001; random init has 0.004. ± is the standard error over pairs." in table.page
+    figure = figures.dots(methods.pairs(tables.own_trials(MODES, found)).dropna(subset="accuracy"), "settings.")
+    (axes,) = figure.axes
+    assert axes.containers[0].lines[0].get_xdata() == pytest.approx([0.1, 0.1])
+    labels = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
+    assert labels == ["default mode: +0.100"]
+    assert figure.subfigs[0].legends[0].get_title().get_text() == "mean over the 2 pairs that are run with each"
+    title = "default mode: +0.100 in test accuracy, on average, to paper mode"
+    assert figure.subfigs[0].get_suptitle() == title
+    assert [text.get_text()[:-6] for text in axes.get_yticklabels()] == ["Mnas from Eff-Lite1", "SeMnas from Eff-Lite0"]
 
 
 def test_trials_that_begin_alike_count_once_for_a_pair():
@@ -160,21 +179,26 @@ def test_trials_that_begin_alike_count_once_for_a_pair():
 
 
 def test_methods_stand_beside_those_of_the_paper(desk):
-    found = {}
+    found = at_paper_lr(METHODS, [0.2], "together.method={operator:clip,matching:dp}")
     for k, (operator, matching) in enumerate((("clip", "dp"), ("clip", "random"), ("full", "dp"), ("magnitude", "dp"))):
         cell = grids.grid(METHODS, f"together.method={{operator:{operator},matching:{matching}}}")[0]
         found[cell.trial.id] = record(cell.trial, [0.4 - 0.1 * k])
         found[cell.random.id] = record(cell.random, [0.2])
     page = tables.own_table(METHODS, found).page
     assert re.search(
-        r"\| full operator, dp matching \| 1 of 20 \| 1\.000 \| 1\.590 \| 0\.200 \| \d+ \| -0\.200 \| 0 of 1 \|", page
+        r"\| full operator, dp matching \| 1 of 20 \| 1\.000 \| 1\.59 ± 0\.09 \| 0\.200 \| \d+ \| -0\.200 \| 1\.0000 "
+        r"\| 0 of 1 \| 1 target, 1 seed \|",
+        page,
     )
-    assert "pairs of its own.\n" in page  # no pair has every method
+    assert "No pair is run with every method yet" in page
     data = methods.pairs(tables.own_trials(METHODS, found)).dropna(subset="accuracy")
     ranks = [4, 3, 2, 1], [3.5, 1, 3.5, 2]  # ours, and the paper's 1.59, 0.64, 1.59, 1.55
-    assert methods.agreement(data).endswith(
-        f"over the 1 pairs that are run with each: {np.corrcoef(*ranks)[0, 1]:.2f}."
+    said = methods.agreement(data)
+    assert said[0].endswith(f"over 1 pairs: {np.corrcoef(*ranks)[0, 1]:.2f}.")
+    assert said[1].startswith(
+        "We disagree on `clip operator, random matching`: of the effectiveness of `clip operator, dp"
     )
+    assert "it has 0.75 ± 0.00 here and 0.40 ± 0.03 in the paper" in said[1] and len(said) == 4  # no agreement
 
 
 def test_a_difference_is_compared_with_similarity():
@@ -186,9 +210,11 @@ def test_a_difference_is_compared_with_similarity():
             found[cell.trial.id] = record(cell.trial, [0.5 + gain], initialization=initialization)
             found[cell.random.id] = record(cell.random, [0.2])
     page = tables.own_table(METHODS, found).page
-    assert re.search(r"\| clip_normalized operator, dp matching \| 12 of 20 .* \| 6 of 12 \| -1\.00 \|\n", page)
-    assert "and `with similarity` its rank correlation with their similarity.\n" in page
-    figure = figures.build(found, [METHODS])[f"{METHODS}_similarity"]
+    assert re.search(r"\| clip_normalized operator, dp matching \| 12 of 20 .* \| 6 of 12 \| .* \| -1\.00 \|\n", page)
+    assert "`with similarity`: the rank correlation of the difference with the pair's similarity.\n" in page
+    run = methods.pairs(tables.own_trials(METHODS, found)).dropna(subset="accuracy")
+    figure = figures.by_similarity(run.assign(same=False), "settings.")
+    assert "depends most on similarity (rank correlation -1.00)" in figure.subfigs[0].get_suptitle()
     (axes,) = (axes for axes in figure.axes if axes.get_visible())
     drawn = axes.lines[0].get_xydata()
     assert axes.get_title().startswith("clip_normalized operator") and len(drawn) == 12
@@ -199,7 +225,7 @@ def test_a_difference_is_compared_with_similarity():
 
 def test_whatever_of_a_method_varies_names_it(desk):
     planned = [cell for head in ("auto", "skip") for cell in grids.grid(DESK, "target=mnas", f"init.head={head}")]
-    frame = cells.trials(planned, desk).assign(effectiveness=2.0)
+    frame = cells.compared(cells.trials(planned, desk))
     assert methods.several(frame) and set(methods.pairs(frame)["method"]) == {"auto head", "skip head"}
 
 
@@ -251,10 +277,29 @@ def test_by_which_number_to_choose(desk):
 def test_curves_show_what_is_run(desk):
     figure = figures.curves(tables.own_trials(DESK, desk), desk)
     (axes,) = figure.axes
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["random init, lr 0.001 (n = 2)", "eff_lite0, with ImageNet weights, lr 0.001 (n = 2)"]
-    assert axes.get_title() == "mnas" and axes.lines[0].get_ydata() == pytest.approx([0.35, 0.45])
+    (top, below) = figure.subfigs
+    labels = [text.get_text() for text in top.legends[0].get_texts()]
+    random = [f"random init, lr {rate} (n = 2)" for rate in (0.001, 0.004)]
+    assert labels == [*random, "Eff-Lite0, with ImageNet weights, lr 0.001 (n = 2)"]
+    assert axes.get_title() == "Mnas" and axes.lines[0].get_ydata() == pytest.approx([0.35, 0.45])
+    assert top.get_suptitle() == "Test accuracy: 1 of 1 transfers to another network end above random init"
+    assert below.texts[0].get_text().startswith("Scale desk: imagenette, 9,469 training images at 64 px")
     assert figures.svg(figure) == figures.svg(figures.curves(tables.own_trials(DESK, desk), desk))
+
+
+def test_a_caption_leaves_no_word_alone():
+    text = "one two three four five six seven eight nine ten EPYC."
+    assert figures.wrapped(text, 49) == ["one two three four five six", "seven eight nine ten EPYC."]
+    assert figures.wrapped("one", 9) == ["one"] and " ".join(figures.wrapped(text, 12)) == text
+    assert figures.wrapped("a_word_that_is_longer_than_a_line", 10)[0] == "a_word_that_is_longer_than_a_line"[:10]
+
+
+def test_families_stand_together():
+    names = ["semnas", "eff_lite1", "mix_m", "eff_b2", "a_new_one", "mnas", "eff_b0"]
+    ordered = ["eff_b0", "eff_b2", "eff_lite1", "mix_m", "mnas", "semnas", "a_new_one"]
+    assert (
+        paper.in_order(names) == ordered and paper.label("mix_m") == "Mix-M" and paper.label("resnet18") == "resnet18"
+    )
 
 
 def test_a_figure_that_was_not_wholly_written_is_written_again(desk, tmp_path, monkeypatch):
@@ -305,7 +350,7 @@ def test_evidence_can_be_traced(desk, tmp_path, results):
     row = rows[rows["command"].str.startswith(f"`python run.py -m experiment={DESK} dataset.root=FOLDER`<br>")].iloc[0]
     assert set(rows.loc[rows["commit"] == "", "status"]) == {"not run"}
     assert row["commit"] == "0123456789" and row["hardware"] == "a processor"
-    assert row["status"] == "4 of 189 trials, 8.0 h"
+    assert row["status"] == "6 of 189 trials, 12.0 h"
 
 
 def test_the_effectiveness_window_is_four_epochs():

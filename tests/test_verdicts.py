@@ -1,8 +1,10 @@
 """The verdicts on a table of effectiveness, against plain transcriptions of their rules."""
 
+from itertools import product
+
 import numpy as np
 import pytest
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, spearmanr, ttest_1samp
 
 from experiments import paper, verdicts
 
@@ -98,3 +100,23 @@ def test_a_verdict_is_open_where_its_interval_holds_0():
     for low, high, reading in ((0.1, 0.3, "holds"), (-0.1, 0.3, "open"), (-0.3, -0.1, "the opposite holds")):
         assert verdicts.Verdict("a", 9, 0.0, low, high).reading == reading
     assert verdicts.Verdict("a", 9, 0.5, 0.1, 0.9, 0.2).reading == "open"
+
+
+def test_signs_are_flipped_pair_by_pair():
+    assert verdicts.sign_flip_p([1, 1, 1, 1]) == 2 / 16 and np.isnan(verdicts.sign_flip_p([]))
+    assert verdicts.sign_flip_p([1, -1]) == 1
+    few, many = [0.3, -0.1, 0.2, 0.4, -0.2, 0.1], list(np.linspace(-0.5, 1, 20))
+    reached = [abs(np.dot(signs, few)) >= sum(few) - 1e-9 for signs in product((1, -1), repeat=6)]
+    assert verdicts.sign_flip_p(few) == pytest.approx(np.mean(reached))
+    assert verdicts.sign_flip_p(many) == pytest.approx(ttest_1samp(many, 0).pvalue, abs=0.01)
+
+
+def test_holms_correction():
+    assert verdicts.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert verdicts.holm([0.5, np.nan, 0.6])[[0, 2]] == pytest.approx([1, 1])
+
+
+def test_a_ratio_of_means_is_of_the_same_pairs():
+    a, b = np.array([2.0, 4, 6]), np.array([1.0, 2, 3])
+    assert verdicts.ratio_of_means(a, b) == pytest.approx((2, 0))
+    assert verdicts.ratio_of_means(a, b[::-1])[1] > 0.1
