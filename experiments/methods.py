@@ -95,7 +95,7 @@ def paper_of(data: pd.DataFrame) -> pd.DataFrame:
 
 def agreement(data: pd.DataFrame) -> list[str]:
     """How the methods compare with one another, here and in the paper, over the pairs that are run with each."""
-    same, rows = together(data), paper_of(data).set_index("method")
+    same, rows = together(data).sort_values(PAIR), paper_of(data).set_index("method")
     pairs = len(same.drop_duplicates(PAIR))
     if not pairs:
         return ["No pair is run with every method yet, so that nothing is said of the paper's order of them."]
