@@ -69,7 +69,7 @@ def page(width: float, height: float, title: str, caption: str) -> tuple[Figure,
 
     Returns it and the part of it that is to be drawn in.
     """
-    lines = wrapped(caption, int(17 * width))
+    lines = wrapped(caption, int(15 * width))
     below = 0.155 * len(lines) + 0.1
     figure = Figure(figsize=(width, height + below), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(height, below))
@@ -437,9 +437,10 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
 def _of_methods(name: str, trials: pd.DataFrame, caption: str) -> dict[str, Figure]:
     """The figures of several methods on the same pairs, if more than one is run."""
     planned = methods.pairs(trials)
-    run = planned.dropna(subset="accuracy")
-    if methods.differences(run)[run["method"] != planned["method"].iloc[0]].isna().all():
+    first = planned["method"].iloc[0]
+    if methods.differences(planned)[planned["method"] != first].isna().all():
         return {}
+    run = planned.dropna(subset="accuracy").sort_values("method", key=lambda method: method != first, kind="stable")
     figures = {name: dots(run, caption)}
     if methods.of_table12(planned):
         figures[f"{name}_similarity"] = by_similarity(run.assign(same=methods.same_start(run)), caption)

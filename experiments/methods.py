@@ -98,29 +98,30 @@ def paper_of(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(data: pd.DataFrame) -> list[str]:
-    """How the methods compare with one another, here and in the paper, over the pairs that are run with each."""
-    same, rows = together(data).sort_values(PAIR), paper_of(data).set_index("method")
-    pairs = len(same.drop_duplicates(PAIR))
-    if not pairs:
-        return ["No pair is run with every method yet, so that nothing is said of the paper's order of them."]
-    values = {name: same.loc[same["method"] == name, "effectiveness"].to_numpy() for name in rows.index}
-    ours = pd.Series({name: found.mean() for name, found in values.items()})
-    rank = ours.rank().corr(rows["paper"].rank())
-    said = [f"Rank correlation of the methods with the paper's, over {pairs} pairs: {rank:.2f}. {DISAGREE}"]
+    """How the methods compare with one another, here and in the paper: each over the pairs that it and the first have.
+
+    Their order is compared over the pairs that are run with each.
+    """
+    same, rows = together(data), paper_of(data).set_index("method")
+    said = ["No pair is run with every method yet, so that nothing is said of their order."]
+    if pairs := len(same.drop_duplicates(PAIR)):
+        rank = same.groupby("method")["effectiveness"].mean().rank().corr(rows["paper"].rank())
+        said = [f"Rank correlation of the methods with the paper's, over {pairs} pairs: {rank:.2f}. {DISAGREE}"]
+    run = data.dropna(subset="accuracy")
+    values = {method: found.set_index(PAIR)["effectiveness"].sort_index() for method, found in run.groupby("method")}
     first, *others = rows.index
     agree = []
     for name in others:
-        (ratio, error), (printed, its) = (
-            verdicts.ratio_of_means(values[name], values[first]),
-            _printed(rows, name, first),
-        )
-        here = f"{ratio:.2f} ± {ratio * error:.2f} here and {printed:.2f} ± {printed * its:.2f} in the paper"
+        both = pd.concat([values.get(each, pd.Series(dtype=float)) for each in (name, first)], axis=1).dropna()
+        if len(both) < 2:
+            continue
+        (ratio, error), (printed, its) = verdicts.ratio_of_means(*both.to_numpy().T), _printed(rows, name, first)
         if abs(np.log(ratio / printed)) <= verdicts.NORMAL * np.hypot(error, its) + 1e-9:
             agree.append(f"`{name}`")
             continue
-        checked = " ".join(
-            CHECKED[key] for key in (rows.loc[name, "operator"], rows.loc[name, "matching"]) if key in CHECKED
-        )
+        here = f"{ratio:.2f} ± {ratio * error:.2f} here and {printed:.2f} ± {printed * its:.2f} in the paper"
+        choice = rows.loc[name, ["operator", "matching"]]
+        checked = " ".join(CHECKED[key] for key in choice if key in CHECKED)
         said.append(f"We disagree on `{name}`: of the effectiveness of `{first}` it has {here}. {checked}".rstrip())
     if agree:
         said.append(f"Within the errors of both, we agree on what these have of it: {', '.join(agree)}.")

@@ -237,10 +237,11 @@ def test_methods_of_table_12_are_compared_pair_by_pair(monkeypatch):
     assert "| clip operator, dp matching | 4 of 20 | 1.550 ± 0.065 | 1.59 ± 0.09 | 0.310 ± 0.013 |" in made.page
     assert "-0.003 ± 0.005 | 1.0000 | 1 of 4 | 2 targets, 1 seed |" in made.page
     assert "No pair is run with every method yet" in made.page
-    only_two = methods.pairs(cells.compared(cells.frames("table12", found)["cpu"])).dropna(subset="accuracy")
-    said = methods.agreement(only_two)[1]
-    assert said.startswith("We disagree on `clip_normalized operator, dp matching`: of the effectiveness of `clip")
-    assert "it has 0.99 ± 0.01 here and 0.66 ± 0.11 in the paper. What was checked: " in said
+    assert (
+        "We disagree on `clip_normalized operator, dp matching`: of the effectiveness of `clip operator, dp"
+        in made.page
+    )
+    assert "it has 0.99 ± 0.01 here and 0.66 ± 0.11 in the paper. What was checked: " in made.page
 
 
 def test_curves_of_the_paper_are_drawn_from_its_trials(table03):
