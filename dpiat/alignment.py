@@ -67,7 +67,7 @@ def family(layer: Layer) -> str:
 
 def sizes_of(layer: Layer) -> tuple[int, ...]:
     """What Eq. 1 compares, the same for a linear layer and a 1 × 1 convolution, and the dimensions of the kernel."""
-    if not layer.kind.startswith((*DENSE, "Depthwise")):
+    if len(layer.shape) < 2 or not layer.kind.startswith((*DENSE, "Depthwise")):  # some keep a matrix as a vector
         sizes = [size for size in layer.shape if size > 1] or [1]
         if len(sizes) > SIZES:
             sizes = [*sizes[: SIZES - 1], prod(sizes[SIZES - 1 :])]

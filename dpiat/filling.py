@@ -44,6 +44,7 @@ from dpiat.standardization import CONVOLUTIONS, LayerWeights, known_kind, paper_
 INPUTS, ZEROS, CLASSES = "input channels", "zero input channels", "classes"
 OF_THE_NETWORK = (INPUTS, ZEROS, CLASSES)  # rules for layers that the whole network tells
 NEW_INPUTS = {"repeat": INPUTS, "zero": ZEROS}  # what becomes of input channels that the source does not have
+RULE_AND_RULE = ", "  # between the names of two rules that one tensor goes through
 TIME, GRID, OFFSETS, PATCHES, FOLDED = "time", "grid", "offsets", "patches", "folded norm"
 
 
@@ -79,7 +80,8 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
             continue
         values, chosen = apply(by, to)
         by = by._replace(tensors={**by.tensors, **values})
-        rules |= dict.fromkeys(to.tensors if name == CLASSES else values, name)
+        for local in to.tensors if name == CLASSES else values:
+            rules[local] = f"{rules[local]}{RULE_AND_RULE}{name}" if local in rules else name
         rows |= chosen
     given, wanted = (Weights(layer.tensors, _kind(layer), _groups(layer), axes, rows) for layer in (by, to))
     if max(given.groups, wanted.groups) > 1 and (rules or all(map(_one_by_one, (by, to)))):
@@ -92,7 +94,8 @@ def weights_of(layer: LayerWeights, mode: str) -> Weights:
     """A layer as an operator sees it alone."""
     if mode == "paper":
         return Weights(layer.tensors, paper_kind(type(layer.module)))
-    return Weights(layer.tensors, _kind(layer), _groups(layer))
+    axes = {local: (HEAD, OUT, IN, KERNEL)[: t.dim()] for local, t in layer.tensors.items()} if layer.split else {}
+    return Weights(layer.tensors, _kind(layer), _groups(layer), axes)
 
 
 def _indices(given: Weights, wanted: Weights, by: LayerWeights, to: LayerWeights, operator: Operator) -> Indices | None:
@@ -275,7 +278,9 @@ Rule = Callable[[LayerWeights, LayerWeights], Ruled]
 def _rows(by: LayerWeights, to: LayerWeights) -> dict[str, tuple[list[int], list[int]]]:
     """The rows of sequences of positions that do not begin with the first row."""
     s, t = (layer.tensors.get("weight") for layer in (by, to))
-    if to.plain.role != roles.POSITION or s is None or t is None or by.offset == to.offset or s.dim() != t.dim() < 2:
+    if to.plain.role != roles.POSITION or s is None or t is None or by.offset == to.offset:
+        return {}
+    if s.dim() != t.dim() or t.dim() < 2:
         return {}
     count = min(s.shape[-2] - by.offset, t.shape[-2] - to.offset)
     return {"weight": tuple(list(range(layer.offset, layer.offset + count)) for layer in (to, by))}
@@ -315,9 +320,13 @@ def _weights(by: LayerWeights, to: LayerWeights, *ranks: int) -> tuple[Tensor, T
     return None if s is None or t is None or s.shape == t.shape or not {s.dim(), t.dim()} <= {*ranks} else (s, t)
 
 
+def _convolves(layer: LayerWeights) -> bool:
+    return layer.plain.kind.startswith(("Conv", "Depthwise"))
+
+
 def _time(by: LayerWeights, to: LayerWeights) -> Ruled:
     """A convolution over pictures for one over videos, and back: over time it adds up to the same."""
-    if (found := _weights(by, to, 4, 5)) is None or found[0].dim() == found[1].dim():
+    if (found := _weights(by, to, 4, 5)) is None or found[0].dim() == found[1].dim() or not _convolves(to):
         return {}, {}
     s, t = found
     if s.dim() == 5:
@@ -347,7 +356,7 @@ def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
 def _patches(by: LayerWeights, to: LayerWeights) -> Ruled:
     """The kernel of a patch embedding for patches of another size."""
     found = _weights(by, to, 4)
-    if found is None or not to.patches or found[0].shape[2:] == found[1].shape[2:]:
+    if found is None or not (by.patches and to.patches) or found[0].shape[2:] == found[1].shape[2:]:
         return {}, {}
     return {"weight": resampled_patches(found[0], tuple(found[1].shape[2:]))}, {}
 

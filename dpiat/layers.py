@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from torch.nn.parameter import is_lazy
@@ -101,8 +102,12 @@ def layers_of(
         raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
     if not tensors:
         return [whole._replace(plain=Layer(name, type(module).__name__))]
-    kind = _kind(module, name, tensors, shapes_alone, bare is not None)
-    whole = _canonical(whole, kind)
+    whole = _canonical(whole)
+    kind = _kind(module, name, whole.tensors, shapes_alone, bare is not None)
+    if len(tensors) == 1:
+        whole = whole.renamed(
+            {key: "weight" if kind == "Parameter" else ALIASES.get(key, key) for key in whole.tensors}
+        )
     if kind == CONSTANT:
         return [whole._replace(plain=Layer(name, CONSTANT))]
     if kind == RECURRENT:
@@ -112,10 +117,16 @@ def layers_of(
         whole = whole.seen("weight", Tensor.t)
     found = (
         _parts(whole, stem, above, shapes_alone, head_size)
-        if kind in ("Linear", "Conv2d", "Conv1d") or bare
+        if (kind in ("Linear", "Conv2d", "Conv1d") or bare) and not any(map(opaque, tensors.values()))
         else [whole]
     )
     return [_described(layer, kind, above) for layer in found]
+
+
+def opaque(tensor: Tensor) -> bool:
+    """Can a tensor not be seen in parts? A DTensor's like does by itself what is done with it."""
+    own = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return own or tensor.layout != torch.strided or tensor.is_quantized
 
 
 def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_alone: bool, bare: bool) -> str:
@@ -156,14 +167,13 @@ def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_al
     return kind
 
 
-def _canonical(layer: LayerWeights, kind: str) -> LayerWeights:
-    """The layer with its tensors under the usual names: "gamma" alone is a weight."""
-    if "weight" in layer.tensors:
+def _canonical(layer: LayerWeights) -> LayerWeights:
+    """The layer with its tensors under the usual names, where no two would have the same one."""
+    if len(layer.tensors) < 2:
         return layer
-    names = {key: ALIASES[key] for key in layer.tensors if key in ALIASES}
-    if len(layer.tensors) == 1 and kind == "Parameter":
-        names = dict.fromkeys(layer.tensors, "weight")
-    return layer.renamed(names) if names else layer
+    found = [ALIASES.get(key, key) for key in layer.tensors]
+    names = {key: name for key, name in zip(layer.tensors, found, strict=True) if found.count(name) == 1}
+    return layer.renamed(names) if any(key != name for key, name in names.items()) else layer
 
 
 def _is_transposed(module: nn.Module, stem: str, tensors: Mapping[str, Tensor], above: Sequence[nn.Module]) -> bool:

@@ -182,8 +182,10 @@ class ClipWithNormalization:
             return
         if weight.dim() < 2 or not weight.numel():
             return
-        spread = 1 / math.sqrt(3 * weight[0].numel())
-        _rescale(weight, math.sqrt(2 * weight.shape[1] / weight.numel()) if weight.dim() > 2 else spread)
+        leading = 2 if HEAD in target.axes_of("weight") else 1  # axes of outputs
+        spread = 1 / math.sqrt(3 * math.prod(weight.shape[leading:]))
+        of_convolution = weight.dim() > leading + 1
+        _rescale(weight, math.sqrt(2 * weight.shape[leading] / weight.numel()) if of_convolution else spread)
         if bias is not None:
             _rescale(bias, spread)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dpiat.filling import CLASSES, FOLDED, INPUTS, OF_THE_NETWORK, RULES, Settings, route, weights_of
+from dpiat.filling import CLASSES, FOLDED, INPUTS, OF_THE_NETWORK, RULE_AND_RULE, RULES, Settings, route, weights_of
 from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
 from dpiat.operators import OPERATORS, Index, Operator, Weights, clip, fractional, is_table
 from dpiat.parametrized import assign, originals, solved
@@ -122,7 +122,7 @@ class Plan:
         left = {
             e.target for e in self.report.entries if e.action == LEFT and (self.mode != "paper" or e.note == DROPPED)
         }
-        for layer in {write.to.name: write.to for write in writes}.values():
+        for layer in {write.to.name: write.layer or write.to for write in writes}.values():
             target = weights_of(layer, self.mode)
             yield target._replace(tensors={k: t for k, t in target.tensors.items() if layer.path(k) not in left})
 
@@ -150,35 +150,48 @@ class Plan:
                 continue
             if tuple(stored.shape) != entry.shape:
                 raise ValueError(_changed(entry.target, tuple(stored.shape), entry.shape))
-            pieces = entry.parts or (entry.source,)
-            if len(pieces) != len(places):
-                raise ValueError(f"{entry.target} has {len(places)} parts, not {len(pieces)}: make a new plan")
-            outcomes = []
-            for (to, local), piece in zip(places, pieces, strict=True):
-                if piece == NOTHING:
-                    outcomes.append(Outcome(to, local, DROPPED))
-                    continue
-                by, theirs = given.get(piece, (None, ""))
-                if by is None:
-                    raise ValueError(_changed(piece, None, entry.source_shape))
-                now = tuple(by.stored(theirs).shape)
-                if not entry.parts and now != entry.source_shape:
-                    raise ValueError(_changed(piece, now, entry.source_shape))
-                if (theirs != local and entry.rule != FOLDED) or (
-                    self.mode == "paper" and len(entry.shape) != len(entry.source_shape)
-                ):
-                    raise ValueError(f"{entry.source} is no counterpart of {entry.target}: make a new plan")
-                rule = entry.rule if entry.rule in OF_THE_NETWORK else ""
-                key = to.name, by.name, rule
-                if key not in layers:
-                    layers[key] = list(self.filled(by, to, rule))
-                outcome = next(each for each in layers[key] if each.local == local)
-                if outcome.write is None:
-                    raise ValueError(f"{entry.target} cannot be filled ({outcome.note}): make a new plan")
-                outcomes.append(outcome)
+            outcomes = self._repeated(entry, places, given, layers)
             if (first := written.setdefault(id(stored), entry.target)) != entry.target:
                 raise ValueError(f"{entry.target} is now the same tensor as {first}: make a new plan")
-            yield _entry(outcomes), [outcome.write for outcome in outcomes if outcome.write]
+            now = _entry(outcomes)
+            yield now._replace(note=entry.note or now.note) if NOTHING in entry.parts else now, _writes(outcomes)
+
+    def _repeated(
+        self,
+        entry: Entry,
+        places: Sequence[Place],
+        given: Mapping[str, Place],
+        layers: dict[tuple[str, str, str], list[Outcome]],
+    ) -> list[Outcome]:
+        """What an entry says of each part of its tensor; `layers` keeps what is found for the other tensors of one."""
+        pieces = entry.parts or (entry.source,)
+        if len(pieces) != len(places):
+            raise ValueError(f"{entry.target} has {len(places)} parts, not {len(pieces)}: make a new plan")
+        # The rules that the whole network tells; the others follow from the layers.
+        rule = next((rule for rule in entry.rule.split(RULE_AND_RULE) if rule in OF_THE_NETWORK), "")
+        outcomes = []
+        for (to, local), piece in zip(places, pieces, strict=True):
+            if piece == NOTHING:
+                outcomes.append(Outcome(to, local, DROPPED))
+                continue
+            by, theirs = given.get(piece, (None, ""))
+            if by is None:
+                raise ValueError(_changed(piece, None, entry.source_shape))
+            now = tuple(by.stored(theirs).shape)
+            if now != entry.source_shape and (not entry.parts or piece == _first(entry.parts)):
+                raise ValueError(_changed(piece, now, entry.source_shape))
+            if (theirs != local and FOLDED not in entry.rule.split(RULE_AND_RULE)) or (
+                self.mode == "paper" and len(entry.shape) != len(entry.source_shape)
+            ):
+                raise ValueError(f"{entry.source} is no counterpart of {entry.target}: make a new plan")
+            key = to.name, by.name, rule
+            if key not in layers:
+                layers[key] = list(self.filled(by, to, rule))
+            outcome = next(each for each in layers[key] if each.local == local)
+            if outcome.write is None:
+                raise ValueError(f"{entry.target} cannot be filled ({outcome.note}): make a new plan")
+            outcomes.append(outcome)
+        return outcomes
 
     def entries(
         self,
@@ -188,11 +201,13 @@ class Plan:
         kept: Mapping[str, str],
         rules: Mapping[str, str],
         unmatched: Mapping[str, str],
+        order: Mapping[str, int],
     ) -> Iterator[tuple[Entry, list[Write]]]:
         """One entry for each target tensor, in the order of its state dict, and what it takes to carry it out.
 
         `partner` names the source layer of a target layer, `kept` says why one keeps its values, `rules` what takes the
-        operator's place, and `unmatched` why one has no partner, where that is known.
+        operator's place, and `unmatched` why one has no partner, where that is known. `order` is that of the names,
+        where it is not that of the layers.
         """
         given = {layer.name: layer for layer in sources}
         partners = [given.get(partner.get(layer.name)) for layer in targets]
@@ -204,7 +219,8 @@ class Plan:
             outcomes = _left(to, reason) if reason else self.filled(by, to, rules.get(to.name, ""))
             for outcome in outcomes:
                 found.setdefault(to.path(outcome.local), []).append(outcome)
-        for path, outcomes in found.items():
+        for path in sorted(found, key=lambda path: order.get(path, len(order))) if order else found:
+            outcomes = found[path]
             to, local = outcomes[0].to, outcomes[0].local
             key = id(to.stored(local))
             if writer.get(key, path) != path:  # its elements are counted once
@@ -214,10 +230,14 @@ class Plan:
             elif key in held and any(outcome.write for outcome in outcomes):
                 yield Entry(path, tuple(to.stored(local).shape), LEFT, note=held[key]), []
             else:
-                yield _entry(outcomes), [outcome.write for outcome in outcomes if outcome.write]
+                yield _entry(outcomes), _writes(outcomes)
 
     def filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[Outcome]:
         """What each tensor of a target layer receives from a source layer."""
+        closed = {local: why for layer in (by, to) for local, t in layer.tensors.items() if (why := _closed(t))}
+        if closed:  # what no operator can look into
+            yield from (Outcome(to, local, why) for local, why in closed.items() if local in to.tensors)
+            by, to = (layer.without(closed) for layer in (by, to))
         way = route(by, to, rule, Settings(self.mode, self.operator, self.classes))
         for local in to.tensors:
             own, t, s = to.own(local), way.target.tensors[local], way.source.tensors.get(local)
@@ -229,10 +249,6 @@ class Plan:
                 reason = f"{by.path(local)} has {s.dim()} dimensions"
             elif way.indices is not None and local not in way.indices:
                 reason = "the operator leaves it"
-            elif s.layout != torch.strided or t.layout != torch.strided:
-                reason = "sparse tensors are not treated"
-            elif s.is_quantized or t.is_quantized:
-                reason = "quantized tensors are not treated"
             elif (odd := _odd(type(s)) or _odd(type(t))) and (type(s) is not type(t) or s.shape != t.shape):
                 reason = f"tensors of class {odd} are filled by their like of equal shape alone"
             elif s.shape != t.shape and not fractional(t):
@@ -249,7 +265,7 @@ class Plan:
                     to,
                     local,
                     ", ".join(filter(None, (_warning(by, to), _cast(s, t), _joined(by, to, s, t)))),
-                    Write(way.target, way.source, local, s, index, made not in ("", CLASSES)),
+                    Write(way.target, way.source, local, s, index, made not in ("", CLASSES), to),
                     by,
                     local if local in by.tensors else "weight",  # of a norm that is folded into it, the bias
                     filled,
@@ -283,7 +299,7 @@ class Plan:
         networks = read_both(self.source, self.target, self.mode)
         chosen = []
         for role, network, name in zip(("source", "target"), networks, (source, target), strict=True):
-            found = [layer for layer in network.weights if name in (layer.name, layer.name.rpartition("[")[0])]
+            found = [layer for layer in network.weights if name in (layer.name, layer.whole)]
             if not found:
                 raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
             chosen.append(found)
@@ -295,34 +311,21 @@ class Plan:
             rule = INPUTS if self.mode == "default" and other_inputs(*networks, {to.name: by.name}) else ""
             for outcome in self.filled(by, to, rule):
                 outcomes.setdefault(to.path(outcome.local), []).append(outcome)
-        places = _places(networks[1].weights)
+        given, places = _pieces(networks[0].weights), _places(networks[1].weights)
         before = {entry.target: entry for entry in self.report.entries}
         entries = []
         for path, now in outcomes.items():
             if any(outcome.write for outcome in now):
-                entries.append(self._joined(before.get(path), _entry(now), now, places[path]))
+                new = {outcome.to.name: outcome for outcome in now}
+                parts = _nothing(before[path], places[path])
+                if parts is None and len(now) < len(places[path]):
+                    parts = self._repeated(before[path], places[path], given, {})
+                entries.append(_entry([new.get(part.to.name, part) for part in parts or now]))
         if not entries:
             raise ValueError(f"no tensor of {target!r} has one of as many dimensions in {source!r}")
         # A shared tensor is written under the one of its names that has its elements.
         aliases = {entry.target: entry.shared for entry in self.report.entries if entry.shared}
         return self._with(entry._replace(target=aliases.get(entry.target, entry.target)) for entry in entries)
-
-    def _joined(
-        self, before: Entry | None, entry: Entry, outcomes: Sequence[Outcome], places: Sequence[Place]
-    ) -> Entry:
-        """The entry of a tensor of which only some parts are paired anew: the others stay as they were."""
-        if len(outcomes) == len(places) or before is None:
-            return entry
-        new = {outcome.to.name: outcome for outcome in outcomes}
-        old = before.parts or (NOTHING,) * len(places)
-        parts = tuple(
-            new[to.name].by.piece(new[to.name].theirs) if to.name in new else piece
-            for (to, _), piece in zip(places, old, strict=True)
-        )
-        filled = sum(outcome.filled for outcome in outcomes) + before.filled * (len(places) - len(new)) // len(places)
-        return entry._replace(
-            action=PARTLY if NOTHING in parts else CROPPED, parts=parts, filled=filled, source=" + ".join(parts)
-        )
 
     def _with(self, entries: Iterable[Entry]) -> Plan:
         """The plan with these entries in place of those of the same target tensors."""
@@ -351,7 +354,7 @@ class Plan:
             entries = [Entry(**{k: tuple(v) if k in plain else v for k, v in row.items()}) for row in kept["entries"]]
             if wrong := {entry.action for entry in entries} - {COPIED, CROPPED, PARTLY, LEFT}:
                 raise ValueError(f"there is no action {wrong.pop()!r}")
-            if wrong := {entry.rule for entry in entries} - {"", *RULES}:
+            if wrong := {rule for entry in entries for rule in entry.rule.split(RULE_AND_RULE)} - {"", *RULES}:
                 raise ValueError(f"there is no rule {wrong.pop()!r}")
             operator = operator or OPERATORS.get(kept["operator"])
             mode, classes = kept["mode"], {name: dict(chosen) for name, chosen in kept["classes"].items()}
@@ -384,7 +387,7 @@ def _entry(outcomes: Sequence[Outcome]) -> Entry:
     filled = sum(outcome.filled for outcome in outcomes)
     copied = all(outcome.copied for outcome in outcomes)
     action = PARTLY if filled < stored.numel() else COPIED if copied else CROPPED
-    note = next((outcome.note for outcome in outcomes if outcome.note), "")
+    note = _notes(outcomes)
     first = written[0]
     if len(outcomes) == 1:
         source, parts = first.by.piece(first.theirs), ()
@@ -397,6 +400,26 @@ def _entry(outcomes: Sequence[Outcome]) -> Entry:
         source = whole[0][0] if alike else " + ".join(parts)
     source_shape = tuple(first.by.stored(first.theirs).shape)
     return Entry(path, shape, action, filled, source, source_shape, note, first.rule, "", parts)
+
+
+def _writes(outcomes: Iterable[Outcome]) -> list[Write]:
+    return [outcome.write for outcome in outcomes if outcome.write]
+
+
+def _first(parts: Iterable[str]) -> str:
+    """The first part that receives something."""
+    return next((part for part in parts if part != NOTHING), NOTHING)
+
+
+def _nothing(entry: Entry, places: Iterable[Place]) -> list[Outcome] | None:
+    """The parts of a tensor that is left."""
+    return [Outcome(to, local, entry.note or DROPPED) for to, local in places] if entry.action == LEFT else None
+
+
+def _notes(outcomes: Iterable[Outcome]) -> str:
+    """What there is to say of the parts of one tensor, warnings first."""
+    notes = dict.fromkeys(outcome.note for outcome in outcomes if outcome.note)
+    return ", ".join(sorted(notes, key=lambda note: not note.startswith(WARNING)))
 
 
 def _warning(by: LayerWeights, to: LayerWeights) -> str:
@@ -465,6 +488,13 @@ def _changed(name: str, now: tuple[int, ...] | None, planned: tuple[int, ...]) -
 def _count(tensor: Tensor, index: Index) -> int:
     """The number of elements that an index chooses."""
     return torch.empty(tensor.shape, device="meta")[index].numel()
+
+
+def _closed(tensor: Tensor) -> str:
+    """Why a tensor is not treated, "" if it is."""
+    if tensor.layout != torch.strided:
+        return "sparse tensors are not treated"
+    return "quantized tensors are not treated" if tensor.is_quantized else ""
 
 
 def _odd(cls: type[Tensor]) -> str:

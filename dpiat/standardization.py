@@ -88,6 +88,15 @@ class LayerWeights(NamedTuple):
             return self.views[local].path
         return f"{self.name}.{local}" if self.name and local else self.name or local
 
+    @property
+    def whole(self) -> str:
+        """The name of the module that the layer is all or a part of."""
+        return self.name.rpartition("[")[0] or self.name if self.name.endswith("]") else self.name
+
+    def without(self, names: Iterable[str]) -> LayerWeights:
+        """The layer with fewer tensors."""
+        return self._replace(tensors={key: tensor for key, tensor in self.tensors.items() if key not in names})
+
     def piece(self, local: str) -> str:
         """The name of what the layer has of a stored tensor: "attn.qkv.weight[query]"."""
         part = self.views[local].part if local in self.views else ""
@@ -144,10 +153,14 @@ class Rows(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network as plain data, and its layers that have tensors, in the order of its state dict."""
+    """A network as plain data, and its layers that have tensors, in the order of its state dict.
+
+    Where they are not, as a layer holds what is elsewhere or has several names, `order` has the places of the names.
+    """
 
     architecture: Architecture
     weights: list[LayerWeights]
+    order: Mapping[str, int] = {}
 
 
 def read_paper(module: nn.Module, shapes_alone: bool) -> Network:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from math import prod
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -32,7 +31,8 @@ ALIKE = 0.5  # the part of the names in two elements that they share
 
 def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) -> Network:
     """The network in default mode: its blocks and runs of layers, and the layers' tensors in state-dict order."""
-    root = _node("", "", (module,), Told(shapes_alone, head_size), set()) or _Node("", "", [], [])
+    walk = _Walk(shapes_alone, head_size)
+    root = walk.node("", "", (module,)) or _Node("", "", [], [])
     told = iter(_in_context([layer for node in root.leaves for layer in node.weights], shapes_alone))
     for node in root.leaves:
         node.weights = [next(told) for _ in node.weights]
@@ -40,7 +40,11 @@ def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) ->
     if any(not block.run for block in elements):
         elements = list(_runs(elements))
     weights = [layer for node in root.leaves for layer in node.weights]
-    return Network(Architecture(type(module).__name__, tuple(elements), structured=True), weights)
+    order = {}
+    if walk.displaced:
+        weights += [layer for node in walk.again for leaf in node.leaves for layer in leaf.weights]
+        order = {path: place for place, path in enumerate(nn.Module.state_dict(module, keep_vars=True))}
+    return Network(Architecture(type(module).__name__, tuple(elements), structured=True), weights, order)
 
 
 def _in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWeights]:
@@ -53,6 +57,7 @@ def _in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWe
     ]
     prefix = sum(prod(layer.plain.shape[:-1]) for layer in tokens)
     given, outs, first, flattened, found = 0, set(), True, False, []
+    before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
     for layer in weights:
         plain, module = layer.plain, layer.module
         if plain.role == roles.POSITION:
@@ -65,18 +70,20 @@ def _in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWe
             out, into, *kernel = plain.shape
             if "Transpose" in plain.kind:
                 out, into = into, out
+            parallel = (plain.kind, plain.shape[1:]) == (before.kind, before.shape[1:])
             if first and len(kernel) == 2:
                 side = tuple(kernel)
                 step = getattr(module, "stride", side if shapes_alone and side[0] > 3 else None)
                 layer = layer._replace(patches=step == side and side[0] > 1)
             elif plain.role == "" and given and not plain.kind.startswith("Depthwise"):
-                if into == 2 * given:
+                if into == 2 * given and (not parallel or (after_two and plain.shape != before.shape)):
                     layer = layer._replace(halves=True)
                 elif plain.kind == "Linear" and into > given and not into % given and flattened:
                     layer = layer._replace(flat=given)
                 elif into not in outs and getattr(module, "groups", 1) == 1:
                     layer = layer._replace(joined=True)
             first, given, flattened = False, out, bool(kernel)
+            before, after_two = plain, parallel
             outs.add(out)
         elif layer.gives:
             given = layer.gives // 2
@@ -124,19 +131,13 @@ def _grid(module: nn.Module) -> tuple[int, int] | None:
 def _offset(layer: LayerWeights) -> int:
     """The row of the first position: libraries keep rows before it for padding."""
     module = layer.module
-    rows = layer.tensors["weight"].shape[-2] if layer.tensors["weight"].dim() > 1 else 0
-    if isinstance(offset := module.__dict__.get("offset"), int):
+    weight = layer.tensors.get("weight")
+    rows = weight.shape[-2] if weight is not None and weight.dim() > 1 else 0
+    if isinstance(module, nn.Embedding) and isinstance(offset := module.__dict__.get("offset"), int):
         return offset
     if (isinstance(padding := module.__dict__.get("padding_idx"), int) and padding < 0) or rows - 2 in POWERS:
         return 2 if rows - 2 in POWERS else 0
     return padding + 1 if isinstance(padding, int) else 0
-
-
-class Told(NamedTuple):
-    """What is known beside the modules: are kinds to follow from shapes alone, and how large is an attention's head?"""
-
-    shapes_alone: bool
-    head_size: int
 
 
 class _Node:
@@ -203,49 +204,76 @@ class _Node:
         return NUMBERED.fullmatch(self.key) is not None
 
 
-def _node(key: str, name: str, above: Above, told: Told, seen: set[int]) -> _Node | None:
-    """The node of the first module of `above`; those after it are around it, the nearest first."""
-    module = above[0]
-    if known_class(module):
-        return _leaf(key, name, layers_of(module, name, told.shapes_alone, above[1:], None, told.head_size))
-    prefix, children = f"{name}." if name else "", []
-    for child_key, child in module._modules.items():
-        if child is None or id(child) in seen:  # under two names, and still one layer
-            continue
-        seen.add(id(child))
-        if found := _node(child_key, prefix + child_key, (child, *above), told, seen):
-            children.append(found)
-    if not children or ([child.key for child in children] == [CHAINS] and (told.shapes_alone or chains(module))):
-        return _leaf(key, name, layers_of(module, name, told.shapes_alone, above[1:], None, told.head_size))
-    own = _with_biases(children, own_tensors(module), prefix)
-    bare = [
-        _Node(
-            stem, prefix + stem, [], layers_of(module, prefix + stem, told.shapes_alone, above, tensors, told.head_size)
-        )
-        for stem, tensors in _bare(own).items()
-    ]
-    return _Node(key, name, bare + children, [])
+class _Walk:
+    """One walk through the tree of modules.
 
+    `shapes_alone`: kinds are to follow from shapes alone. `head_size`: that of an attention's heads, if it is known.
+    """
 
-def _with_biases(children: list[_Node], own: list[tuple[str, Tensor]], prefix: str) -> list[tuple[str, Tensor]]:
-    """What a module holds itself, but for biases of stacked projections, which go to these: BEiT's q_bias, v_bias."""
-    biases = {key: BIASES[key] for key, _ in own if key in BIASES}
-    if not biases:
-        return own
-    left = dict(own)
-    for leaf in (leaf for child in children for leaf in child.leaves):
-        for place, layer in enumerate(leaf.weights):
-            key = next((key for key, role in biases.items() if role == layer.role and key in left), None)
-            if key and "bias" not in layer.tensors:
-                tensor = left.pop(key)
-                views = {**layer.views, "bias": View(prefix + key, key, tensor)}
-                leaf.weights[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
-    return list(left.items())
+    def __init__(self, shapes_alone: bool, head_size: int):
+        self.shapes_alone, self.head_size = shapes_alone, head_size
+        self.seen: set[int] = set()  # by id: modules may have an equality of their own
+        self.again: list[_Node] = []  # modules under their other names: each is one layer or block, under its first
+        self.displaced = False  # does a tensor stand elsewhere than in the order of the state dict?
 
+    def node(self, key: str, name: str, above: Above) -> _Node | None:
+        """The node of the first module of `above`; those after it are around it, the nearest first."""
+        module = above[0]
+        if known_class(module):
+            return self.leaf(key, name, above)
+        prefix, children = f"{name}." if name else "", []
+        for child_key, child in module._modules.items():
+            if child is None:
+                continue
+            if id(child) in self.seen:
+                self.once_more(child_key, prefix + child_key, (child, *above))
+                continue
+            self.seen.add(id(child))
+            if found := self.node(child_key, prefix + child_key, (child, *above)):
+                children.append(found)
+        keys = [child.key for child in children]
+        if not children or (keys == [CHAINS] and (self.shapes_alone or chains(module))):
+            return self.leaf(key, name, above)
+        own = self.with_biases(children, own_tensors(module), prefix)
+        bare = [
+            _Node(stem, prefix + stem, [], self.layers(prefix + stem, module, above, tensors))
+            for stem, tensors in _bare(own).items()
+        ]
+        return _Node(key, name, bare + children, [])
 
-def _leaf(key: str, name: str, weights: list[LayerWeights]) -> _Node | None:
-    weights = [layer for layer in weights if layer.tensors]
-    return _Node(key, name, [], weights) if weights else None
+    def once_more(self, key: str, name: str, above: Above) -> None:
+        """Take down the names of a module that has been seen: they are in the state dict too."""
+        walk = _Walk(self.shapes_alone, self.head_size)
+        if found := walk.node(key, name, above):
+            self.again += [found, *walk.again]
+            self.displaced = True
+
+    def leaf(self, key: str, name: str, above: Above) -> _Node | None:
+        weights = [layer for layer in self.layers(name, above[0], above[1:]) if layer.tensors]
+        return _Node(key, name, [], weights) if weights else None
+
+    def layers(
+        self, name: str, module: nn.Module, above: Above, bare: dict[str, Tensor] | None = None
+    ) -> list[LayerWeights]:
+        return layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
+
+    def with_biases(
+        self, children: list[_Node], own: list[tuple[str, Tensor]], prefix: str
+    ) -> list[tuple[str, Tensor]]:
+        """What a module holds itself, but for biases of stacked projections, which go to these: BEiT's q_bias."""
+        biases = {key: BIASES[key] for key, _ in own if key in BIASES}
+        if not biases:
+            return own
+        left = dict(own)
+        for leaf in (leaf for child in children for leaf in child.leaves):
+            for place, layer in enumerate(leaf.weights):
+                key = next((key for key, role in biases.items() if role == layer.role and key in left), None)
+                if key and "bias" not in layer.tensors:
+                    tensor = left.pop(key)
+                    views = {**layer.views, "bias": View(prefix + key, key, tensor)}
+                    leaf.weights[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
+                    self.displaced = True
+        return list(left.items())
 
 
 def _is_list_of_one(node: _Node) -> bool:

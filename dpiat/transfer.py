@@ -134,7 +134,7 @@ def _plan(source, target, mode, head, matching, operator, inputs) -> tuple[Plan,
         rules |= dict.fromkeys(other_inputs(giver, taker, partner), NEW_INPUTS[inputs])
     planned = Plan(source, target, Report(()), mode, operator, mapped)
     why = reasons(giver, taker, partner) if mode == "default" else {}
-    found = list(planned.entries(giver.weights, taker.weights, partner, kept, rules, why))
+    found = list(planned.entries(giver.weights, taker.weights, partner, kept, rules, why, taker.order))
     report = Report(tuple(entry for entry, _ in found))
     return replace(planned, report=report), [write for _, writes in found for write in writes]
 

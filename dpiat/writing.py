@@ -29,6 +29,7 @@ class Write(NamedTuple):
     source: Tensor  # the values: those of `by`, or what was made of them
     index: tuple[Index, Index] | None = None
     made: bool = False  # are the values others than those that `by` stores?
+    layer: LayerWeights | None = None  # `to` as the network has it, if that is seen otherwise here
 
     @property
     def target(self) -> Tensor:

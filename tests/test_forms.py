@@ -1,5 +1,7 @@
 """Equivalent forms of a layer: what one library writes as a convolution, another writes as a linear layer."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -279,6 +281,26 @@ def test_new_input_channels_may_begin_with_zeros():
         plan(source, target, inputs="nothing")
 
 
+@as_given
+@directions
+def test_a_tensor_goes_through_several_rules_in_a_plan_too(there, stored):
+    """Patches of another size and other input channels at once; pictures of other channels than a video's."""
+    pairs = [
+        [nn.Sequential(nn.Conv2d(c, 8, size, size), nn.Linear(8, 5)) for c, size in ((3, 8), (1, 4))],
+        [nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 5)), nn.Sequential(nn.Conv3d(1, 8, 3), nn.Linear(8, 5))],
+    ]
+    for pair in pairs:
+        source, target = pair if there else pair[::-1]
+        copies = [copy.deepcopy(target) for _ in range(2)]
+        report = transfer(given(source, stored), target)
+        planned = plan(given(source, stored), copies[0])
+        assert planned.report == report and report.entries[0].rule.count(",") == 1 and report.share == 1
+        assert planned.apply() == report
+        assert Plan.from_json(planned.to_json(), given(source, stored), copies[1]).apply() == report
+        for other in copies:
+            assert torch.equal(other[0].weight, target[0].weight)
+
+
 # --- concatenations ---------------------------------------------------------------------------------------------------
 
 
@@ -311,10 +333,40 @@ class Dense(nn.Module):
         return self.head(x)
 
 
+class SideBySide(nn.Module):
+    """Two layers with the same inputs, and one that takes what both give."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3)
+        self.cv1, self.cv2 = nn.Conv2d(width, width // 2, 1), nn.Conv2d(width, width // 2, 1)
+        self.cv3, self.head = nn.Conv2d(width, width, 1), nn.Conv2d(width, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head(self.cv3(torch.cat([self.cv1(x), self.cv2(x)], 1)).relu())
+
+
+class Variational(nn.Module):
+    """Two layers of half as many outputs with the same inputs, one after the other."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.into = nn.Conv2d(3, width, 1)
+        self.mean, self.variance = nn.Conv2d(width, width // 2, 1), nn.Conv2d(width, width // 2, 1)
+        self.decode = nn.Conv2d(width // 2, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x).relu()
+        return self.decode(self.mean(x) + self.variance(x).sigmoid() - 0.5)
+
+
 # Wider networks, and the layers in them that take what is concatenated.
 CONCATENATED = {
     "u-net": (UNet, 8, 12, ["conv"]),
     "densenet": (Dense, 4, 6, ["layers.1", "layers.2", "head"]),
+    "side by side": (SideBySide, 8, 12, [""]),
+    "variational": (Variational, 8, 12, [""]),
 }
 
 

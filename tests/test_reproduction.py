@@ -187,7 +187,9 @@ def test_ghn2_over_100_epochs(table03):
     assert data.loc[("eff_b0", "GHN2", "", ""), "epochs"] == 62  # to 0.4
     assert data.loc[("eff_b2", "GHN2", "", ""), "epochs"] == "not run: needs GHN-2"
     (frame,) = cells.frames("table03", run).values()
-    assert "GHN-2, lr 0.004 (n = 1)" in [text.get_text() for text in figures.curves(frame, run).subfigs[0].legends[0].texts]
+    assert "GHN-2, lr 0.004 (n = 1)" in [
+        text.get_text() for text in figures.curves(frame, run).subfigs[0].legends[0].texts
+    ]
 
 
 def test_figure_15_at_scale_cpu_trains_as_long_as_its_sources():

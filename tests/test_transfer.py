@@ -578,3 +578,89 @@ def test_a_shared_embedding_with_no_numbers_is_no_harm():
     nn.init.constant_(table.weight[0].detach(), float("nan"))
     source, target = (nn.Sequential(table, nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(2))
     assert transfer(source, target).share == 1
+
+
+class Bare(nn.Module):
+    """Parameters by these names, in no layer of torch's."""
+
+    def __init__(self, **shapes: tuple[int, ...]):
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+
+
+class Attention(nn.Module):
+    """Self-attention with its projections fused or not, and perhaps some biases beside them, as in BEiT."""
+
+    def __init__(self, width: int, heads: int, fused: bool, biases: bool = False):
+        super().__init__()
+        self.num_heads = heads
+        if biases:
+            self.q_bias, self.v_bias = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+            self.table = nn.Parameter(torch.randn(9, heads))
+        for name in ("qkv",) if fused else ("q_proj", "k_proj", "v_proj"):
+            setattr(self, name, nn.Linear(width, 3 * width if fused else width, bias=not biases))
+        self.proj = nn.Linear(width, width)
+
+
+def same_layer_twice() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer, nn.ReLU()), layer, nn.Linear(4, 2))
+
+
+NAMED = {
+    "biases beside a projection": lambda: Attention(8, 2, True, biases=True),
+    "one layer under three names": same_layer_twice,
+    "names that stand for the same": lambda: nn.Sequential(nn.Linear(4, 4), Bare(gamma=(4,), scale=(4,))),
+    "a usual name beside a matrix": lambda: nn.Sequential(nn.Linear(4, 4), Bare(gamma=(4,), kernel_of=(4, 4))),
+    "a bias under two names": lambda: nn.Sequential(nn.Linear(4, 4), Bare(beta=(4,), bias=(4,), gamma=(4,))),
+    "positions of height and width": lambda: nn.ModuleDict({"pos_embed": Bare(height=(7, 4), width=(7, 4))}),
+}
+
+
+@pytest.mark.parametrize("make", NAMED.values(), ids=NAMED.keys())
+@pytest.mark.parametrize("stored", [False, True], ids=["module", "state dict"])
+def test_each_tensor_is_reported_once_and_in_order(make, stored):
+    source, target = make(), make()
+    report = transfer(source.state_dict() if stored else source, target)
+    assert [entry.target for entry in report.entries] == list(target.state_dict())
+    assert sum(report.elements.values()) == sum(parameter.numel() for parameter in target.parameters())
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
+    assert report.share == 1
+
+
+@pytest.mark.parametrize("operator", ["clip", "clip_normalized", "full", "magnitude", "uniform"])
+def test_what_no_operator_can_look_into_is_left(operator):
+    class Sparse(nn.Module):
+        def __init__(self, width: int):
+            super().__init__()
+            self.qkv, self.proj = nn.Module(), nn.Linear(width, width)
+            self.qkv.weight = nn.Parameter(torch.eye(3 * width)[:, :width].to_sparse())
+
+    report = transfer(Sparse(4), Sparse(8), operator=operator)
+    assert [entry.note for entry in report.entries] == ["sparse tensors are not treated", "", ""]
+
+
+def test_a_part_of_a_layer_is_paired_anew_and_the_others_stay():
+    source, target = Attention(4, 2, False), Attention(8, 4, True)
+    planned = plan(source, target).drop("proj").pair("q_proj", "qkv[key]")
+    entry = planned.report.entries[0]
+    assert entry.parts == ("q_proj.weight", "q_proj.weight", "v_proj.weight") and entry.filled == 3 * 16
+    assert "another role (query, not key)" in planned.report.summary()
+    assert Plan.from_json(planned.to_json(), source, target).apply() == planned.report
+    alone = plan(source, target).drop("qkv").pair("k_proj", "qkv[key]")
+    entry = alone.report.entries[0]
+    assert (entry.action, entry.filled, entry.parts) == ("partly filled", 16, ("–", "k_proj.weight", "–"))
+    assert alone.apply() == alone.report
+    with pytest.raises(ValueError, match="no layer"):
+        planned.pair("", "qkv")
+
+
+def test_heads_are_outputs_when_a_layer_gets_the_spread_of_a_fresh_one():
+    source, target = Attention(8, 2, True), Attention(16, 4, True)
+    transfer(source, target, operator="clip_normalized")
+    spread = 1 / (3 * 16) ** 0.5
+    parts = target.qkv.weight.detach().unflatten(0, (3, 16))
+    torch.testing.assert_close(parts.flatten(1).std(1), torch.full((3,), spread))
