@@ -15,6 +15,7 @@ from torch import nn
 
 from dpiat import plotting, sources
 from dpiat.assignment import MATCHINGS
+from dpiat.checkpoints import ORDER
 from dpiat.files import draft
 from dpiat.heads import HEADS
 from dpiat.operators import OPERATORS
@@ -40,7 +41,10 @@ def main(words: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dpiat", description="Which network can teach which, and what it would give.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    names = "a timm name, package.module:callable, or a file of weights (.pt, .pth, .bin, .safetensors)"
+    names = (
+        "a timm name, package.module:callable, a file of weights (.pt, .pth, .bin, .safetensors), "
+        "or a folder that save_pretrained wrote"
+    )
 
     def command(function, example: str) -> argparse.ArgumentParser:
         text = function.__doc__
@@ -59,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     added = command(_rank, "dpiat rank mnasnet_100 'efficientnet_*' resnet18")
     added.add_argument("target", help=names)
     added.add_argument(
-        "sources", nargs="*", help=f"{names}, or a folder of them; timm names may hold * and ?; all of timm if left out"
+        "sources",
+        nargs="*",
+        help=f"{names}, or a folder of files; timm names may hold * and ?; all of timm if left out",
     )
     added.add_argument("--top", type=int, metavar="N", help="only the N most similar ones")
     added.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
@@ -67,12 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("source", help=names)
     added.add_argument("target", help=names)
     _add_choices(added)
-    added = command(_transfer, "dpiat transfer --source b2.pth --target mnasnet_100 --classes 10 --out mnasnet.pt")
+    added = command(
+        _transfer, "dpiat transfer --source b2.pth --target mnasnet_100 --classes 10 --out mnasnet.safetensors"
+    )
     added.add_argument("--source", required=True, help=f"{names}; timm's bring their pretrained weights")
     added.add_argument("--target", required=True, help="a timm name or package.module:callable")
     added.add_argument("--classes", type=int, help="classes of the target; its own number if left out")
     added.add_argument("--seed", type=int, default=0, help="of the target's initial weights")
-    added.add_argument("--out", required=True, type=Path, help="file for the target's state dict: .pt or .safetensors")
+    added.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="file for the target's state dict: .safetensors or .pt",
+    )
     _add_choices(added)
     added = command(_plot_matching, "dpiat plot-matching rexnet_100 tf_efficientnet_b2 --out matching.svg")
     added.add_argument("source", help=names)
@@ -134,8 +147,9 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _transfer(arguments: argparse.Namespace) -> None:
     """Write the weights that a network starts from, given a trained one of another architecture."""
-    if arguments.out.suffix not in (".pt", ".safetensors"):
-        raise ValueError(f"--out {arguments.out} must end in .pt or .safetensors")
+    out = arguments.out if arguments.out.suffix else arguments.out.with_suffix(".safetensors")
+    if out.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"--out {out} must end in .pt or .safetensors")
     torch.manual_seed(arguments.seed)
     target = sources.build(arguments.target, classes=arguments.classes)
     source = sources.load(arguments.source, architecture=arguments.architecture, like=target)
@@ -144,8 +158,8 @@ def _transfer(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.target} has no layer of {wanted[0]} outputs and takes no num_classes")
     planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
     report = planned.apply()
-    _save(target.state_dict(), arguments.out)
-    print(planned.to_json() if arguments.json else f"{arguments.out}: {report.summary()}")
+    _save(target.state_dict(), out)
+    print(planned.to_json() if arguments.json else f"{out}: {report.summary()}")
 
 
 def _plot_matching(arguments: argparse.Namespace) -> None:
@@ -166,14 +180,27 @@ def _save(state: dict[str, torch.Tensor], file: Path) -> None:
 
                 if other := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
                     raise ValueError(f"{other[0]} is no tensor, and .safetensors holds nothing else: give a .pt")
-                apart = {name: tensor.clone().contiguous() for name, tensor in state.items()}  # tied ones too
-                save_file(apart, written, {"format": "pt", sources.ORDER: json.dumps(list(state))})
+                save_file(_apart(state), written, {"format": "pt", ORDER: json.dumps(list(state))})
             else:
                 torch.save(state, written)
         except (OSError, ImportError):
             raise
         except Exception as error:  # of safetensors, or torch's own for a full disk
             raise ValueError(f"{file} cannot be written: {sources.first_line(error)}") from error
+
+
+def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, each contiguous and in memory of its own, as .safetensors wants them; copied only if they are not.
+
+    Tied ones are written under each of their names.
+    """
+    memory, apart = set(), {}
+    for name, tensor in state.items():
+        place = tensor.untyped_storage().data_ptr()
+        alone = place not in memory and tensor.nbytes == tensor.untyped_storage().nbytes()
+        apart[name] = tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
+        memory.add(place)
+    return apart
 
 
 def _pair(arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
@@ -186,7 +213,7 @@ def _check_architecture(arguments: argparse.Namespace) -> None:
     """Raise ValueError if --architecture would mean nothing."""
     words = vars(arguments)
     names = [*filter(None, map(words.get, ("source", "target"))), *words.get("sources", ()), *words.get("networks", ())]
-    if arguments.architecture and not any(sources.is_file(name) or Path(name).is_dir() for name in names):
+    if arguments.architecture and not any(sources.is_stored(name) or Path(name).is_dir() for name in names):
         raise ValueError("--architecture says what a file of weights is of, and none is given")
 
 

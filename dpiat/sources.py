@@ -6,9 +6,7 @@ import difflib
 import fnmatch
 import importlib
 import json
-import pickle
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter, signature
 from itertools import permutations
@@ -19,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpiat.stored import as_network, in_order, of_network, tensors_in
+from dpiat import huggingface
+from dpiat.checkpoints import CONFIG, SUFFIXES, files_in, first_line, is_network, read
+from dpiat.stored import as_network, fill, in_order, of_network, tensors_in
 
 Source = nn.Module | Mapping[str, Any] | str | PathLike
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
-ORDER = "dpiat order"  # of the metadata in a .safetensors file: the names of the tensors, as JSON
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # where timm takes a network from, if it is none of its own
 
 
@@ -35,17 +33,26 @@ def load(
 
     A state dict, or a path that ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, gives a module that holds the
     tensors and cannot compute; "state_dict", "model" and the like are looked into, and so is the only mapping of
-    tensors; the prefixes of DataParallel, DistributedDataParallel, torch.compile and Lightning are removed. Any other
-    string is a timm name ("hf-hub:user/repository" and "local-dir:folder" too), or package.module:callable; with
-    `pretrained`, timm's come with their weights.
+    tensors; the prefixes of DataParallel, DistributedDataParallel, torch.compile and Lightning are removed.
+
+    A folder that `save_pretrained` wrote (config.json with model.safetensors, pytorch_model.bin, or shards of one and
+    their index) gives the network that config.json describes, if transformers or timm is installed and can build it;
+    else a module that holds the tensors.
+
+    Any other string is a timm name ("hf-hub:user/repository" and "local-dir:folder" too), or package.module:callable;
+    with `pretrained`, timm's come with their weights.
 
     `architecture`, a name, says which network a state dict is of. A .safetensors file needs it, unless `dpiat transfer`
     wrote it: it keeps tensors in an order of its own, and layers are matched in the network's. With `like`, a module,
     tensors of the same names as its own are taken in its order.
 
-    Raises TypeError for another type, ValueError for a file or a name that gives no network.
+    Tensors of files are mapped into memory: values are read when they are used. As long as the network is in use, do
+    not write to its files; to replace them is no harm.
+
+    Raises TypeError for another type, ValueError for a file, a folder or a name that gives no network.
 
         >>> load("weights.safetensors", architecture="resnet18")
+        >>> load("Llama-3.2-1B/")
     """
     if isinstance(source, nn.Module):
         return source
@@ -53,21 +60,28 @@ def load(
         raise TypeError(
             f"source must be a torch.nn.Module, a state dict, a path or a timm name, got {type(source).__name__}"
         )
+    ordered: bool | None
     if isinstance(source, Mapping):
-        name, state, ordered = "the state dict", source, False
-    elif is_file(source):
-        name, (state, ordered) = str(source), _read(Path(source))
+        name, state, ordered = "the state dict", source, None
+    elif is_stored(source):
+        name, (state, ordered) = str(source), read(Path(source))
     else:
         return build(str(source), pretrained)
     tensors = tensors_in(state, name)
     if architecture:
         return _filled(architecture, tensors, name)
-    return as_network(in_order(tensors, name, ordered, like))
+    why = ""
+    if not isinstance(source, Mapping) and is_network(Path(source)):
+        try:
+            return _described(Path(source), {key: value for key, value in state.items() if isinstance(value, Tensor)})
+        except ValueError as error:
+            why = str(error)  # it may do without, by the names of the tensors
+    return as_network(in_order(tensors, name, ordered, like, why))
 
 
 def sketch(source: Source, architecture: str | None = None, like: nn.Module | None = None) -> nn.Module:
     """What `load` gives, but of a name without its weights, and without memory for them where that is possible."""
-    if isinstance(source, str) and not is_file(source):
+    if isinstance(source, str) and not is_stored(source):
         return outline(source)
     return load(source, architecture=architecture, like=like)
 
@@ -77,7 +91,8 @@ def sketches(
 ) -> Iterator[tuple[str, nn.Module]]:
     """What names, files, folders of files and patterns of timm's names (* and ?) stand for, by name, one by one.
 
-    Of a folder or a pattern, one that fails is named on stderr and left out. Raises ValueError for one that was named.
+    A folder of one network, as `load` takes it, is that network. Of any other folder or a pattern, one that fails is
+    named on stderr and left out. Raises ValueError for one that was named.
     """
     names = [str(name) for name in names]
     for name in _expanded(names):
@@ -97,11 +112,11 @@ def _expanded(names: Sequence[str]) -> list[str]:
     for name in names:
         if name.endswith("/") and not Path(name).is_dir():
             raise ValueError(f"no folder {name}")
-        if Path(name).is_dir():
-            files = sorted(file for file in Path(name).iterdir() if file.suffix in SUFFIXES)
-            if not files:
+        if Path(name).is_dir() and not is_network(Path(name)):
+            found = sorted(files_in(Path(name)) + [folder for folder in Path(name).iterdir() if is_network(folder)])
+            if not found:
                 raise ValueError(f"no files of weights in {name}: they end in {', '.join(SUFFIXES)}")
-            expanded += map(str, files)
+            expanded += map(str, found)
             continue
         if not set(name) & set("*?"):
             expanded.append(name)
@@ -118,17 +133,19 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 
     Raises ValueError if the file is not there, not whole, or holds none.
     """
-    return tensors_in(_read(file)[0], str(file))
+    return tensors_in(read(file)[0], str(file))
 
 
-def is_file(source: str | PathLike) -> bool:
-    """Does this stand for a file of weights, and not for a name?"""
-    return not isinstance(source, str) or source.endswith(SUFFIXES) or Path(source).is_file()
+def is_stored(source: str | PathLike) -> bool:
+    """Does this stand for a file of weights or a folder, and not for a name?"""
+    if not isinstance(source, str) or source.endswith(SUFFIXES) or Path(source).is_file():
+        return True
+    return (":" not in source and "/" in source) or is_network(Path(source))  # a folder may have a name of timm's
 
 
 def is_timm_name(name: str) -> bool:
     """Does this stand for one of timm's networks?"""
-    return ":" not in name and not is_file(name)
+    return ":" not in name and not is_stored(name)
 
 
 def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn.Module:
@@ -137,8 +154,9 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
     The callable is called with num_classes if it takes it. Raises ValueError for a name that gives no network.
     """
     arguments = {} if classes is None else {"num_classes": classes}
-    if name.endswith(SUFFIXES):
-        raise ValueError(f"{name} is a file of weights, not a network: give a timm name or package.module:callable")
+    if is_stored(name):
+        kind = "folder" if Path(name).is_dir() else "file"
+        raise ValueError(f"{name} is a {kind} of weights, not a network: give a timm name or package.module:callable")
     if ":" not in name or name.startswith(HUBS):
         return _from_timm(name, pretrained, arguments)
     function = resolve(name)
@@ -204,34 +222,6 @@ def resolve(name: str) -> Callable[..., Any]:
         raise ValueError(f"cannot import {name!r}: {first_line(error)}") from error
 
 
-def _read(file: Path) -> tuple[Any, bool]:
-    """What a file holds, and whether it says that its tensors are in their network's order."""
-    if not file.is_file():
-        raise ValueError(f"{file} is a folder: name a file in it" if file.is_dir() else f"{file} does not exist")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(file, "pt") as stored:
-                names, order = stored.keys(), json.loads((stored.metadata() or {}).get(ORDER, "[]"))
-                ordered = sorted(names) == sorted(order)
-                return {key: stored.get_tensor(key) for key in (order if ordered else names)}, ordered
-        with warnings.catch_warnings(action="ignore"):  # of what is an error in a line below
-            return torch.load(file, map_location="cpu", weights_only=True), False
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{file} needs safetensors: pip install safetensors") from error
-    except Exception as error:  # safetensors and torch raise what they like for a broken file
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
-            raise ValueError(f"{file} holds more than tensors: load it yourself and pass the module") from error
-        words = first_line(error)
-        if "TorchScript" in words:
-            raise ValueError(
-                f"{file} is a TorchScript archive: pass torch.jit.load({str(file)!r}).state_dict()"
-            ) from error
-        why = f" ({words})" if " " in words else ""  # not of bytes that pickle makes something of, such as a number
-        raise ValueError(f"{file} is not a complete file of weights{why}") from error
-
-
 def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
     """A network of this name that holds these tensors, whatever its number of classes."""
     network = outline(architecture)
@@ -241,16 +231,20 @@ def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.M
     if missing or unknown:
         word, key = ("no", missing[0]) if missing else ("an unknown", unknown[0])
         raise ValueError(f"{name} is not of {architecture}: it has {word} tensor {key}")
-    for key, tensor in tensors.items():
-        path, _, last = key.rpartition(".")
-        module = network.get_submodule(path)
-        if last in module._parameters:
-            module._parameters[last] = nn.Parameter(tensor, requires_grad=False)
-        else:
-            module._buffers[last] = tensor
-    return network
+    return fill(network, tensors)
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first, for a message of one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _described(folder: Path, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network that the config.json of a folder describes, timm's or transformers', with its weights.
+
+    Raises ValueError if nobody can build it.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"it has no {CONFIG}") from error
+    except ValueError as error:
+        raise ValueError(f"its {CONFIG} is not JSON") from error
+    if isinstance(config, dict) and "architecture" in config and "architectures" not in config:
+        return _filled(f"local-dir:{folder}", state, str(folder))
+    return huggingface.network(folder, state)

@@ -21,8 +21,8 @@ WRAPPERS = ("module", "_orig_mod")  # where DataParallel, DistributedDataParalle
 PREFIXES = tuple(f"{wrapper}." for wrapper in (*WRAPPERS, "model"))  # the last one is Lightning's
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 UNORDERED = (
-    "has its tensors in an order that is not the network's: name the network, as in "
-    "dpiat.load(..., architecture='resnet18') or --architecture resnet18"
+    "name the network, as in dpiat.load(..., architecture='resnet18') or --architecture resnet18, or pass one whose "
+    "tensors have these names, as in dpiat.load(..., like=network)"
 )
 
 
@@ -87,27 +87,52 @@ def of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> 
     """
     (inner, outer), (names, beside) = _unwrapped(tensors, True), _unwrapped(network, True)
     given = {key: tensors[whole] for key, whole in inner.items()}
-    given = _with_tied(given, {key: network[whole] for key, whole in names.items()})
+    given = with_tied(given, {key: network[whole] for key, whole in names.items()})
     found = {names.get(key, key): tensor for key, tensor in given.items()}
     return found | {key: tensors[key] for key in outer if key in beside}
 
 
-def in_order(tensors: Mapping[str, Tensor], name: str, ordered: bool, like: nn.Module | None) -> Mapping[str, Tensor]:
-    """The tensors in their network's order. Raises ValueError if they seem not to be, and `like` has other names."""
+def in_order(
+    tensors: Mapping[str, Tensor], name: str, ordered: bool | None, like: nn.Module | None, why: str = ""
+) -> Mapping[str, Tensor]:
+    """The tensors in their network's order: that of `like`, if its tensors have the same names, or their own.
+
+    `ordered` says whether their own is the network's; None if nobody knows, and the names must tell. Raises ValueError
+    if it seems not to be, with the reason `why` nobody else knows it.
+    """
     if like is not None:
         state = {key: t for key, t in nn.Module.state_dict(like, keep_vars=True).items() if isinstance(t, Tensor)}
         found = of_network(tensors, state)
         if found.keys() <= state.keys() and state.keys() - found.keys() <= set(_unwrapped(state, True)[1]):
             return {key: found[key] for key in state if key in found}
-    if not ordered and (name.endswith(".safetensors") or _reordered(tensors)):
-        raise ValueError(f"{name} {UNORDERED}")
+    if ordered is False or (ordered is None and _reordered(tensors)):
+        reason = f" ({why})" if why else ""
+        raise ValueError(f"{name} has its tensors in an order that is not the network's{reason}: {UNORDERED}")
     return tensors
 
 
-def _with_tied(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_tied(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, and under each of its names one that the network has under several and a format keeps under one."""
     held = {id(tensor): tensors[key] for key, tensor in network.items() if key in tensors}
     return {**tensors, **{key: held[id(t)] for key, t in network.items() if key not in tensors and id(t) in held}}
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Put tensors, by the names of its state dict, in the place of a network's own, and return it; nothing is copied.
+
+    A tensor under several names stays one parameter.
+    """
+    parameters: dict[int, nn.Parameter] = {}
+    for key, tensor in tensors.items():
+        path, _, last = key.rpartition(".")
+        module = network.get_submodule(path)
+        if last not in module._parameters:
+            module._buffers[last] = tensor
+            continue
+        if id(tensor) not in parameters:
+            parameters[id(tensor)] = nn.Parameter(tensor, requires_grad=False)
+        module._parameters[last] = parameters[id(tensor)]
+    return network
 
 
 def as_network(tensors: Mapping[str, Tensor]) -> Stored:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 from dpiat import Plan, load, plan, rank, similarity, standardize, transfer
-from dpiat.sources import ORDER
+from dpiat.checkpoints import ORDER
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
