@@ -69,8 +69,9 @@ def rank(
 
     `sources` None or "timm" are all architectures of timm, from an index in the user's cache folder, which is built at
     the first call, in minutes (`dpiat.index`). Others are networks by name, or a list of what `dpiat.load` takes as
-    strings, of folders of files of weights, and of patterns of timm's names (* and ?); or one of these. Of a name, no
-    weights are loaded. `architecture`, a name, says which network state dicts and files are of, as in `dpiat.load`.
+    strings, of folders of files of weights, and of patterns of timm's names (* and ?); or one of these. A folder that
+    `save_pretrained` wrote is one source, not a folder of files. Of a name, no weights are loaded. `architecture`, a
+    name, says which network state dicts and files are of, as in `dpiat.load`.
 
     The paper's advice for a choice among trained networks (section 1.2): similarity predicts how much the target gains
     (appendix B.7). Raises TypeError for anything else, ValueError for a file or a name that gives no network,

@@ -50,10 +50,11 @@ def transfer(
     role and shape; then fills every matched tensor, in place. Tensors without a counterpart keep their values. `source`
     is not modified; nor are devices, dtypes, requires_grad and the training flag of either.
 
-    `source` is a module, a state dict, the path of one (.pt, .pth, .bin), or a timm name, which brings its pretrained
-    weights. Of a state dict the kinds of layers are what the shapes tell; the groups of its convolutions are not known.
-    A .safetensors file is taken if its tensors have the names of `target`'s, or if `dpiat transfer` wrote it; of others
-    `dpiat.load` makes a module, if you name their network.
+    `source` is a module, a state dict, the path of one (.pt, .pth, .bin), a folder that `save_pretrained` wrote, or a
+    timm name, which brings its pretrained weights. Values in files are read one tensor after the other, and only those
+    that are written: the source may be larger than the memory. Of a state dict the kinds of layers are what the shapes
+    tell; the groups of its convolutions are not known. A .safetensors file is taken if its tensors have the names of
+    `target`'s, or if `dpiat transfer` wrote it; of others `dpiat.load` makes a module, if you name their network.
 
     mode="default" knows what a network is made of (docs/networks.md): blocks, roles, and what each axis of a tensor
     means. A network transferred to itself, to the same network of another library, or from its own state dict computes
