@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dpiat.checkpoints import CONFIG, first_line
-from dpiat.stored import fill, with_tied
+from dpiat.stored import as_network, fill, with_tied
 
 LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # how TensorFlow's layer norms are called in older files
 
@@ -27,6 +27,8 @@ def network(folder: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
 
     The class is the one under "architectures"; or the one without a head, where the tensors of the head are not
     there. Tensors that the class does not know are left out with a warning, as transformers does.
+
+    Where the class joins several tensors of the files in one, as experts, the tensors stay as they are, in its order.
 
     Raises ValueError if transformers is not installed, does not know the network, or the tensors do not fit it.
     """
@@ -38,13 +40,15 @@ def network(folder: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         for found in _outlines(transformers, config):
-            placed, unknown = _placed(tensors, found)
-            if not (misfit := _misfit(placed, found)):
+            placed, unknown, order = _placed(tensors, found)
+            if not (misfit := _misfit(placed, found, order)):
                 if unknown:
                     what = f"{unknown[0]} and {len(unknown) - 1} more tensors" if len(unknown) > 1 else unknown[0]
                     warnings.warn(
                         f"{folder}: {what} left out, which {type(found).__name__} does not have", stacklevel=4
                     )
+                if order:
+                    return as_network({key: tensors[key] for key in sorted(order, key=order.get)})
                 return fill(found, placed)
             why = why or misfit
     except Exception as error:  # whatever a configuration or a constructor raises
@@ -62,29 +66,57 @@ def _outlines(transformers: Any, config: Any) -> Iterator[nn.Module]:
         yield transformers.AutoModel.from_config(config, trust_remote_code=False)
 
 
-def _placed(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors by their names in a network's state dict, and the names of those that it does not have."""
+def _placed(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], list[str], dict[str, int]]:
+    """The tensors by their names in a network's state dict, and the names of those that it does not have.
+
+    Where the class joins tensors of the file in one of its own, as those of experts, the last is the place of each
+    tensor among the network's; where names are all that differs, it is empty.
+    """
     names = network.state_dict(keep_vars=True)
+    places = {name: place for place, name in enumerate(names)}
     prefix = f"{getattr(network, 'base_model_prefix', '')}."
     ignored = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
-    placed, unknown = {}, []
+    placed, unknown, order, joined = {}, [], {}, False
+    renamed = _renaming(network)
     for key, tensor in tensors.items():
         end = next((end for end in LEGACY if key.endswith(end)), "")
-        written = [key, key.removesuffix(end) + LEGACY[end]] if end else [key]
+        old = [key.removesuffix(end) + LEGACY[end]] if end else []
+        new, converted = renamed(key)
+        written = [new] if converted else [key, new, *old]
         called = [name for w in written for name in (w, prefix + w, w.removeprefix(prefix)) if name in names]
         if called:
             placed[called[0]] = tensor
+            order[key] = places[called[0]]
+            joined = joined or converted
         elif not any(re.search(pattern, key) for pattern in ignored):
             unknown.append(key)
-    return with_tied(placed, names), unknown
+    return with_tied(placed, names), unknown, order if joined else {}
 
 
-def _misfit(placed: Mapping[str, Tensor], network: nn.Module) -> str:
-    """What keeps tensors from being those of a network; "" if nothing does."""
+def _renaming(network: nn.Module) -> Callable[[str], tuple[str, bool]]:
+    """What a tensor in a file is called in a network of today's transformers, and whether its values change too."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+    except ImportError:  # an older transformers has the names of its files
+        return lambda key: (key, False)
+    mapping = get_model_conversion_mapping(network)
+    values = [step for step in mapping if isinstance(step, WeightConverter)]
+    names = [step for step in mapping if not isinstance(step, WeightConverter)]
+
+    def renamed(key: str) -> tuple[str, bool]:
+        name, pattern = rename_source_key(key, names, values)
+        return name, pattern is not None
+
+    return renamed
+
+
+def _misfit(placed: Mapping[str, Tensor], network: nn.Module, joined: Mapping[str, int]) -> str:
+    """What keeps tensors from being those of a network; "" if nothing does. Shapes of joined ones are not compared."""
     for key, tensor in network.state_dict(keep_vars=True).items():
         if key not in placed:
             return f"{type(network).__name__} has {key}, which the weights have not"
-        if placed[key].shape != tensor.shape:
+        if placed[key].shape != tensor.shape and not joined:
             theirs, ours = (" × ".join(map(str, t.shape)) for t in (placed[key], tensor))
             return f"{key} is {theirs} in the weights and {ours} in {type(network).__name__}"
     return ""

@@ -138,6 +138,18 @@ def test_a_head_may_be_missing_and_what_nobody_knows_is_named(tmp_path):
         assert equal(load(tmp_path), network)
 
 
+def test_names_of_older_versions_and_experts_on_their_own(tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 11, "num_attention_heads": 2, "intermediate_size": 32}
+    vit = transformers.ViTForImageClassification(transformers.ViTConfig(**small, image_size=16, patch_size=8))
+    vit.save_pretrained(tmp_path / "vit")
+    assert equal(load(tmp_path / "vit"), vit)
+    experts = transformers.MixtralConfig(**small, vocab_size=32, num_key_value_heads=2, num_local_experts=2)
+    transformers.MixtralForCausalLM(experts).save_pretrained(tmp_path / "experts")
+    names = [name for name in load(tmp_path / "experts").state_dict() if name.startswith("model.layers.")]
+    assert [int(name.split(".")[2]) for name in names] == sorted(int(name.split(".")[2]) for name in names)
+    assert "self_attn" in names[0] and "experts.1" in " ".join(names)
+
+
 def test_a_folder_of_timms_is_the_network(tmp_path):
     source = timm.create_model("resnet10t", num_classes=7)
     save_for_hf(source, tmp_path / "mine")
