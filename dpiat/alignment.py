@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from math import prod
 
@@ -35,9 +36,19 @@ def align(source: Architecture, target: Architecture) -> Matching:
 
 def align_score(source: Architecture, target: Architecture) -> float:
     """The score of `align(source, target)`, without its pairs."""
-    alignment = _Alignment(source, target)
-    perfect = alignment.total >= target.max_score  # then nothing is left over
-    return alignment.total if perfect else alignment.matching().score
+    return _Alignment(source, target).score()
+
+
+def align_both(source: Architecture, target: Architecture) -> tuple[Matching, float]:
+    """`align(source, target)` and the score of `align(target, source)`."""
+    there = _Alignment(source, target)
+    return there.matching(), there.back().score()
+
+
+def align_scores(source: Architecture, target: Architecture) -> tuple[float, float]:
+    """The scores of `align(source, target)` and of `align(target, source)`."""
+    there = _Alignment(source, target)
+    return there.score(), there.back().score()
 
 
 def family(layer: Layer) -> str:
@@ -178,9 +189,26 @@ class _Alignment:
         different = self._blocks()
         blocks = different[t.index[:, None], s.index] if different.size else np.zeros((len(t.blocks), len(s.blocks)))
         self.blocks = np.where(self._may_match(), blocks, 0.0)  # (target blocks, source blocks)
-        self.places = np.arange(len(t.blocks))
+        self._match_blocks()
+
+    def _match_blocks(self) -> None:
+        self.places = np.arange(len(self.target.blocks))
         self.phase_two = ordered_scores(self.blocks[:, :, None, None], Places(self.places[:, None]))[:, :, 0, 0]
         self.total = float(self.phase_two[-1, -1])
+
+    def back(self) -> _Alignment:
+        """The alignment of the target with the source: all but the ranges of blocks is the same from there."""
+        found = copy(self)
+        found.source, found.target = self.target, self.source
+        for name in ("plain", "named", "trusted", "blocks"):
+            setattr(found, name, getattr(self, name).T)
+        found._match_blocks()
+        return found
+
+    def score(self) -> float:
+        """The score of the matching: where it is perfect, nothing is left over that could add to it."""
+        perfect = self.total >= sum(map(len, self.target.weighted))
+        return self.total if perfect else self.matching().score
 
     def _blocks(self) -> np.ndarray:
         """The best score of each different target block (rows) against each different source block."""

@@ -73,13 +73,16 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
         operator = ChosenClasses(settings.classes[to.name]) if rule == CLASSES else settings.operator
         rules = dict.fromkeys(to.tensors, CLASSES) if rule == CLASSES else {}
         return Route(by, to, _indices(given, wanted, by, to, operator), rules)
+    if settings.operator is clip and not rule and _of_one_shape(by, to):
+        return Route(by, to, None, {})  # as most layers of alike networks are
     by, to, axes = same_axes(by, to)
     rules, rows = {}, _rows(by, to)
     for name, apply in RULES.items():
         if name in OF_THE_NETWORK and rule != name:
             continue
         values, chosen = apply(by, to)
-        by = by._replace(tensors={**by.tensors, **values})
+        if values:
+            by = by._replace(tensors={**by.tensors, **values})
         for local in to.tensors if name == CLASSES else values:
             rules[local] = f"{rules[local]}{RULE_AND_RULE}{name}" if local in rules else name
         rows |= chosen
@@ -88,6 +91,13 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
         given, wanted = given._replace(groups=1), wanted._replace(groups=1)  # such a pair needs no more than its shapes
     operator = ChosenClasses(settings.classes[to.name]) if rule == CLASSES else settings.operator
     return Route(by, to, _indices(given, wanted, by, to, operator), rules)
+
+
+def _of_one_shape(by: LayerWeights, to: LayerWeights) -> bool:
+    """Does every tensor go whole to its like, whatever its axes mean?"""
+    if by.offset != to.offset or (by.norm is not None and to.norm is None):
+        return False
+    return all(local in by.tensors and by.tensors[local].shape == t.shape for local, t in to.tensors.items())
 
 
 def weights_of(layer: LayerWeights, mode: str) -> Weights:
@@ -143,8 +153,8 @@ def same_axes(by: LayerWeights, to: LayerWeights) -> tuple[LayerWeights, LayerWe
             axes[name] = (GATE, OUT, *([HALF] if t.dim() == 4 else []), *([IN] if t.dim() > 2 else []))
         elif kind == "Parameter" and t.dim() > 1:
             axes[name] = _of_parameter(role, t)
-        elif s.shape == t.shape or s.dim() != t.dim():
-            continue
+        elif s.shape == t.shape or s.dim() != t.dim() or max(_groups(by), _groups(to)) > 1:
+            continue  # groups say already which outputs and inputs belong together
         elif (heads := _heads(by, to)) and name in ("weight", "bias"):
             by, to, axes[name] = _by_heads(by, to, name, heads, role)
         elif (

@@ -31,6 +31,7 @@ from dpiat.standardization import (
 )
 from dpiat.stored import Stored
 
+USUAL = (Tensor, nn.Parameter)  # classes of tensors that leave nothing to ask
 CONSTANT = "Constant"  # what a network computes from its own settings, such as a sinusoid: no knowledge
 RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -98,16 +99,16 @@ def layers_of(
         views = {names[key]: View(prefix + key, key, tensor) for key, tensor in bare.items()}
         tensors = {names[key]: tensor for key, tensor in bare.items()}
         whole = LayerWeights(name, module, tensors, views)
-    if any(map(is_lazy, tensors.values())):
+    plain = all(type(tensor) in USUAL for tensor in tensors.values())
+    if not plain and any(map(is_lazy, tensors.values())):
         raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
     if not tensors:
         return [whole._replace(plain=Layer(name, type(module).__name__))]
     whole = _canonical(whole)
     kind = _kind(module, name, whole.tensors, shapes_alone, bare is not None)
-    if len(tensors) == 1:
-        whole = whole.renamed(
-            {key: "weight" if kind == "Parameter" else ALIASES.get(key, key) for key in whole.tensors}
-        )
+    if len(tensors) == 1 and "weight" not in tensors:
+        key = next(iter(tensors))
+        whole = whole.renamed({key: "weight" if kind == "Parameter" else ALIASES.get(key, key)})
     if kind == CONSTANT:
         return [whole._replace(plain=Layer(name, CONSTANT))]
     if kind == RECURRENT:
@@ -117,7 +118,9 @@ def layers_of(
         whole = whole.seen("weight", Tensor.t)
     found = (
         _parts(whole, stem, above, shapes_alone, head_size)
-        if (kind in ("Linear", "Conv2d", "Conv1d") or bare) and not any(map(opaque, tensors.values()))
+        if (kind in ("Linear", "Conv2d", "Conv1d") or bare)
+        and getattr(module, "groups", 1) == 1
+        and not any(map(opaque, tensors.values()))
         else [whole]
     )
     return [_described(layer, kind, above) for layer in found]
@@ -169,7 +172,7 @@ def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_al
 
 def _canonical(layer: LayerWeights) -> LayerWeights:
     """The layer with its tensors under the usual names, where no two would have the same one."""
-    if len(layer.tensors) < 2:
+    if len(layer.tensors) < 2 or "weight" in layer.tensors:
         return layer
     found = [ALIASES.get(key, key) for key in layer.tensors]
     names = {key: name for key, name in zip(layer.tensors, found, strict=True) if found.count(name) == 1}
@@ -327,13 +330,16 @@ def _described(layer: LayerWeights, kind: str, above: Sequence[nn.Module]) -> La
     if not role and layer.name.rpartition(".")[2] in OUTPUTS and _beside_queries(above):
         role = roles.PROJECTED
     weight = layer.tensors.get("weight")
-    shape = shape_of(layer.tensors.values() if weight is None else [weight], layer.name)
+    if weight is None:
+        shape = shape_of(layer.tensors.values(), layer.name)
+    else:
+        shape = (tuple(weight.shape) or (1,)) if weight.numel() else ()
     if layer.split:
         shape = (shape[0] * shape[1], *shape[2:])
     if role in (roles.INTO, roles.OUT_OF) and len(shape) > 1:  # libraries name a squeeze and excitation so too
         out, into = shape[:2]
         role = roles.REDUCE if role == roles.INTO and out < into else role
         role = roles.EXPAND if role == roles.OUT_OF and out > into else role
-    if role.endswith(roles.PROJECTIONS) and (count := heads(above)):
+    if role and role.endswith(roles.PROJECTIONS) and (count := heads(above)):
         layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
     return layer._replace(plain=Layer(layer.name, kind, shape, role))

@@ -88,6 +88,10 @@ class Plan:
         now = replace(self, report=Report(tuple(entry for entry, _ in found)))
         return now.carry_out([write for _, writes in found for write in writes], optimizer)
 
+    def writes(self, source: Network, target: Network) -> list[Write]:
+        """What it takes to carry the plan out, for the networks as they are now."""
+        return [write for _, writes in self._again(source, target) for write in writes]
+
     @torch.no_grad()
     def carry_out(self, writes: Sequence[Write], optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
         """Write; `writes` are those of this plan, for networks that have not changed since it was made."""
@@ -239,6 +243,7 @@ class Plan:
             yield from (Outcome(to, local, why) for local, why in closed.items() if local in to.tensors)
             by, to = (layer.without(closed) for layer in (by, to))
         way = route(by, to, rule, Settings(self.mode, self.operator, self.classes))
+        warning = _warning(by, to)
         for local in to.tensors:
             own, t, s = to.own(local), way.target.tensors[local], way.source.tensors.get(local)
             if self.mode == "paper" and own in to.module._buffers:
@@ -259,17 +264,18 @@ class Plan:
                 reason = "computed from the architecture, and not learned"
             else:
                 index = None if way.indices is None else way.indices[local]
-                filled = prod(map(min, s.shape, t.shape)) if index is None else _count(t, index[0])
+                alike = s.shape == t.shape
+                filled = t.numel() if alike and index is None else _filled(s, t, index)
                 made = way.rules.get(local, "")
                 yield Outcome(
                     to,
                     local,
-                    ", ".join(filter(None, (_warning(by, to), _cast(s, t), _joined(by, to, s, t)))),
+                    ", ".join(filter(None, (warning, _cast(s, t), "" if alike else _joined(by, to, t)))),
                     Write(way.target, way.source, local, s, index, made not in ("", CLASSES), to),
                     by,
                     local if local in by.tensors else "weight",  # of a norm that is folded into it, the bias
                     filled,
-                    s.shape == t.shape and filled == t.numel() and made in ("", CLASSES),
+                    alike and filled == t.numel() and made in ("", CLASSES),
                     made,
                 )
                 continue
@@ -384,22 +390,24 @@ def _entry(outcomes: Sequence[Outcome]) -> Entry:
     written = [outcome for outcome in outcomes if outcome.write]
     if not written:
         return Entry(path, shape, LEFT, note=outcomes[0].note)
+    first = written[0]
+    source, source_shape = first.by.piece(first.theirs), tuple(first.by.stored(first.theirs).shape)
+    if len(outcomes) == 1:
+        action = PARTLY if first.filled < stored.numel() else COPIED if first.copied else CROPPED
+        return Entry(path, shape, action, first.filled, source, source_shape, first.note, first.rule)
     filled = sum(outcome.filled for outcome in outcomes)
     copied = all(outcome.copied for outcome in outcomes)
     action = PARTLY if filled < stored.numel() else COPIED if copied else CROPPED
-    note = _notes(outcomes)
-    first = written[0]
-    if len(outcomes) == 1:
-        source, parts = first.by.piece(first.theirs), ()
-    else:
-        parts = tuple(o.by.piece(o.theirs) if o.write else NOTHING for o in outcomes)
-        whole = [part.rpartition("[") for part in parts]
-        alike = len({path for path, _, _ in whole}) == 1 and all(
-            part == o.to.piece(o.local).rpartition("[")[2] for (_, _, part), o in zip(whole, outcomes, strict=True)
-        )
-        source = whole[0][0] if alike else " + ".join(parts)
-    source_shape = tuple(first.by.stored(first.theirs).shape)
-    return Entry(path, shape, action, filled, source, source_shape, note, first.rule, "", parts)
+    parts = tuple(o.by.piece(o.theirs) if o.write else NOTHING for o in outcomes)
+    source = _whole(parts, outcomes) or " + ".join(parts)
+    return Entry(path, shape, action, filled, source, source_shape, _notes(outcomes), first.rule, "", parts)
+
+
+def _whole(parts: Sequence[str], outcomes: Sequence[Outcome]) -> str:
+    """The source's tensor that is stacked as the target's, if all parts come from their like in one."""
+    stored, _, _ = parts[0].rpartition("[")
+    ours = [outcome.to.piece(outcome.local).rpartition("[")[2] for outcome in outcomes]
+    return stored if list(parts) == [f"{stored}[{part}" for part in ours] else ""
 
 
 def _writes(outcomes: Iterable[Outcome]) -> list[Write]:
@@ -427,8 +435,8 @@ def _warning(by: LayerWeights, to: LayerWeights) -> str:
     return f"{WARNING}filled from another role ({theirs}, not {ours})" if ours and theirs and ours != theirs else ""
 
 
-def _joined(by: LayerWeights, to: LayerWeights, s: Tensor, t: Tensor) -> str:
-    if s.shape == t.shape or t.dim() < 2:
+def _joined(by: LayerWeights, to: LayerWeights, t: Tensor) -> str:
+    if t.dim() < 2:
         return ""
     if to.stack == by.stack > 2 and to.plain.kind == "Linear":
         return "its outputs seem to be stacked, and its inputs may be so too, which a crop cuts across"
@@ -485,9 +493,11 @@ def _changed(name: str, now: tuple[int, ...] | None, planned: tuple[int, ...]) -
     return f"{name} {there}; it was planned with {times(planned)}: make a new plan"
 
 
-def _count(tensor: Tensor, index: Index) -> int:
-    """The number of elements that an index chooses."""
-    return torch.empty(tensor.shape, device="meta")[index].numel()
+def _filled(source: Tensor, target: Tensor, index: tuple[Index, Index] | None) -> int:
+    """The number of elements of a target tensor that an index chooses, or that a centre crop fills."""
+    if index is None:
+        return prod(map(min, source.shape, target.shape))
+    return torch.empty(target.shape, device="meta")[index[0]].numel()
 
 
 def _closed(tensor: Tensor) -> str:

@@ -7,7 +7,6 @@ by its shape. The same table serves modules and state dicts.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 
 CROSS = re.compile(r"(?:^|\.)(\w*cross_?att\w*|encdecattention|encoder_attn|multihead_attn|crossattention)\.")
@@ -75,14 +74,20 @@ def role(name: str) -> str:
     >>> role("encoder.layer.3.attention.self.query")
     'query'
     """
+    if _asked != WORDS:  # a user has changed them; compared entry by entry, which are the same objects otherwise
+        _asked[:] = WORDS
+        _role.cache_clear()
+    return _role(name)
+
+
+_asked: list[tuple[str, str]] = []  # the words that the roles in the cache are by
+
+
+@lru_cache(maxsize=2**16)
+def _role(name: str) -> str:
     words = ".".join(name.lower().split(".")[-4:])
-    found = _role(words, tuple(WORDS))
+    found = next((meaning for pattern, meaning in WORDS if _pattern(pattern).search(words)), "")
     return f"cross-attention {found}" if found in PROJECTIONS and CROSS.search(words) else found
-
-
-@lru_cache(maxsize=4096)
-def _role(name: str, words: Sequence[tuple[str, str]]) -> str:
-    return next((meaning for pattern, meaning in words if _pattern(pattern).search(name)), "")
 
 
 @lru_cache(maxsize=512)

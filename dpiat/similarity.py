@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from dpiat.alignment import align, align_score
+from dpiat.alignment import align_both, align_score, align_scores
 from dpiat.architecture import Architecture
 from dpiat.index import pretrained, timm_architectures
 from dpiat.matching import match_both, match_score, match_scores
@@ -131,16 +131,14 @@ def _network(
 def _scores(source: Architecture, target: Architecture) -> tuple[float, float]:
     """The scores of the transfer and of the transfer back."""
     if source.structured and target.structured:
-        return align_score(source, target), align_score(target, source)
+        return align_scores(source, target)
     return match_scores(source, target)
 
 
 def _values(source: Architecture, target: Architecture) -> tuple[float, float, float, float]:
     """The similarity, both coverages and the part of the target that is filled."""
-    if source.structured and target.structured:
-        found, back = align(source, target), align_score(target, source)
-    else:
-        found, back = match_both(source, target)
+    both = align_both if source.structured and target.structured else match_both
+    found, back = both(source, target)
     there, back = _part(found.score, target), _part(back, source)
     elements = sum(prod(layer.shape) for layer in target.layers if layer.shape)
     filled = sum(prod(map(min, pair.source.shape, pair.target.shape)) for pair in found.layers)

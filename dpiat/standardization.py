@@ -230,7 +230,7 @@ def layer_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
     Raises ValueError for packed weights, as quantized layers have them.
     """
     tensors = dict(_tensors(module) if module._modules else own_tensors(module))
-    if _packs(type(module)) and _packed(module, tensors):
+    if packs(type(module)) and _packed(module, tensors):
         named = name or "the network"
         raise ValueError(f"{named} has packed weights, as quantized layers do: use the network as it was before")
     if module._forward_pre_hooks or CHAINS in module._modules:
@@ -249,7 +249,7 @@ def has_tensors(module: nn.Module | None) -> bool:
 
 
 @cache
-def _packs(cls: type[nn.Module]) -> bool:
+def packs(cls: type[nn.Module]) -> bool:
     """Could it save what is neither parameter nor buffer, as quantized layers do?"""
     return cls._save_to_state_dict is not nn.Module._save_to_state_dict
 

@@ -8,10 +8,11 @@ between blocks (the stem, a transition between stages, the head) is a run of sin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.layers import CONSTANT, LayerWeights, layers_of
 from dpiat.parametrized import CHAINS, chains
-from dpiat.standardization import Network, View, known_class, own_tensors
+from dpiat.standardization import Network, View, known_class, own_tensors, packs
 
 NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")  # "3", "layer3", "encoder_layer_3", "Mixed_5b"
 TEXT = re.compile(r"(^|[._])(text|token|tok|word)")
@@ -140,53 +141,75 @@ def _offset(layer: LayerWeights) -> int:
     return padding + 1 if isinstance(padding, int) else 0
 
 
+class _once:
+    """A property that is found when it is first asked for, as functools' cached_property, without its lock."""
+
+    def __init__(self, find: Callable):
+        self.find = find
+
+    def __get__(self, node: _Node, cls: type) -> Any:
+        found = node.__dict__[self.find.__name__] = self.find(node)
+        return found
+
+
+@lru_cache(maxsize=2**14)
+def _before_number(key: str) -> str | None:
+    """What a name is before the number that it ends in, None if it does not end in one."""
+    numbered = NUMBERED.fullmatch(key)
+    return numbered and numbered[1]
+
+
+@lru_cache(maxsize=2**16)
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
 class _Node:
     """A module, or a bare parameter of one, with what it holds; what holds no tensors is not there."""
 
     def __init__(self, key: str, name: str, children: list[_Node], weights: list[LayerWeights]):
         self.key, self.name, self.children, self.weights = key, name, children, weights
+        self.leaves: list[_Node] = [leaf for child in children for leaf in child.leaves] or [self]
 
-    @cached_property
-    def leaves(self) -> list[_Node]:
-        return [leaf for child in self.children for leaf in child.leaves] if self.children else [self]
-
-    @cached_property
+    @_once
     def layers(self) -> list[Layer]:
         return [layer.plain for leaf in self.leaves for layer in leaf.weights if layer.plain.kind != CONSTANT]
 
-    @cached_property
+    @_once
     def counted(self) -> int:
         """The number of matrices and convolutions in it."""
         return sum(len(layer.shape) > 1 and layer.kind != "Parameter" for layer in self.layers)
 
-    @cached_property
+    @_once
     def names(self) -> frozenset[str]:
         """Its layers by their names in it, without numbers."""
         start = len(self.name) + 1
-        return frozenset(re.sub(r"\d+", "#", leaf.name[start:]) for leaf in self.leaves)
+        return frozenset([_without_numbers(leaf.name[start:]) for leaf in self.leaves])
 
-    @cached_property
+    @_once
     def vectors(self) -> frozenset[str]:
         """The names of layers in it that are vectors, as norms are."""
         return frozenset(layer.name for layer in self.layers if len(layer.shape) == 1)
 
-    @cached_property
+    @_once
     def groups(self) -> list[list[_Node]]:
         """Its children by what their names are before a number: those that could be a list of blocks."""
         found: dict[str, list[_Node]] = {}
         for child in self.children:
-            if numbered := NUMBERED.fullmatch(child.key):
-                found.setdefault(numbered[1], []).append(child)
+            if (before := _before_number(child.key)) is not None:
+                found.setdefault(before, []).append(child)
         return [group for group in found.values() if len(group) > 1]
 
-    @cached_property
+    @_once
     def lists(self) -> list[list[_Node]]:
         """The lists of alike elements in it, wherever nested."""
+        if not any(child.children for child in self.children):
+            return []  # elements are more than single layers
         own = [[child for child in group if child.counted > 1] for group in self.groups]
         own = [group for group in own if any(_alike(a, b) for a, b in pairwise(group))]
         return own + [group for child in self.children for group in child.lists]
 
-    @cached_property
+    @_once
     def is_container(self) -> bool:
         """Does it hold blocks, so that it is none itself?
 
@@ -199,9 +222,9 @@ class _Node:
             for group in self.lists
         )
 
-    @cached_property
+    @_once
     def is_numbered(self) -> bool:
-        return NUMBERED.fullmatch(self.key) is not None
+        return _before_number(self.key) is not None
 
 
 class _Walk:
@@ -219,6 +242,8 @@ class _Walk:
     def node(self, key: str, name: str, above: Above) -> _Node | None:
         """The node of the first module of `above`; those after it are around it, the nearest first."""
         module = above[0]
+        if not (module._modules or module._parameters or module._buffers or packs(type(module))):
+            return None  # such as an activation
         if known_class(module):
             return self.leaf(key, name, above)
         prefix, children = f"{name}." if name else "", []
@@ -319,7 +344,7 @@ def _in_block(node: _Node):
 
     def told(layer: Layer) -> Layer:
         inner = layer.name[start:]
-        if re.fullmatch(r"proj(\.\w+)?", inner) and len(layer.shape) in (1, 4):
+        if len(layer.shape) in (1, 4) and inner.startswith("proj") and re.fullmatch(r"proj(\.\w+)?", inner):
             return layer._replace(role=roles.SHORTCUT)
         return layer
 

@@ -84,7 +84,7 @@ def whole_transfer() -> None:
     show("  plan", quartiles(lambda: plan(source, target), 31))
     planned = plan(source, target)
     show("  apply, which reads both again", quartiles(planned.apply, 31))
-    views = [chosen(write) for write in planned._writes(read(source), read(target))]
+    views = [chosen(write) for write in planned.writes(read(source), read(target))]
     copies = show("  the copies alone", quartiles(lambda: write_all(views), 31))
     tensors = target.state_dict()
     size = sum(tensors[e.target].element_size() * e.filled for e in planned.report.entries)

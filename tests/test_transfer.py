@@ -664,3 +664,18 @@ def test_heads_are_outputs_when_a_layer_gets_the_spread_of_a_fresh_one():
     spread = 1 / (3 * 16) ** 0.5
     parts = target.qkv.weight.detach().unflatten(0, (3, 16))
     torch.testing.assert_close(parts.flatten(1).std(1), torch.full((3,), spread))
+
+
+def test_projections_in_groups_are_cropped_as_the_dense_ones():
+    class Aggregated(nn.Module):
+        """The projections of an attention as a convolution with a group for each head."""
+
+        def __init__(self, heads: int, size: int):
+            super().__init__()
+            width = heads * size
+            self.num_heads, self.qkv = heads, nn.Conv2d(width, width, 1, groups=heads)
+            self.proj = nn.Conv2d(width, width, 1, groups=heads)
+
+    for source, target in (((3, 4), (4, 6)), ((6, 2), (3, 5)), ((12, 1), (2, 5))):
+        report = transfer(Aggregated(*source), Aggregated(*target))
+        assert 0 < report.share < 1
