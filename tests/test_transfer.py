@@ -676,6 +676,6 @@ def test_projections_in_groups_are_cropped_as_the_dense_ones():
             self.num_heads, self.qkv = heads, nn.Conv2d(width, width, 1, groups=heads)
             self.proj = nn.Conv2d(width, width, 1, groups=heads)
 
-    for source, target in (((3, 4), (4, 6)), ((6, 2), (3, 5)), ((12, 1), (2, 5))):
+    for source, target in (((3, 4), (4, 6)), ((6, 2), (3, 5)), ((12, 2), (2, 5))):
         report = transfer(Aggregated(*source), Aggregated(*target))
         assert 0 < report.share < 1
