@@ -6,6 +6,7 @@ transfer(source, target)  # target, any architecture, now starts from what sourc
 """
 
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.growing import fna, net2net
 from dpiat.matching import LayerPair, Matching, match
 from dpiat.plan import Plan
 from dpiat.reading import standardize
@@ -25,8 +26,10 @@ __all__ = [
     "Plan",
     "Report",
     "coverage",
+    "fna",
     "load",
     "match",
+    "net2net",
     "plan",
     "rank",
     "similarity",

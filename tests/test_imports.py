@@ -41,6 +41,9 @@ ALLOWED = {
     "dpiat.transfer": {
         *("assignment", "filling", "heads", "operators", "pairing", "plan", "reading", "report", "sources", "writing"),
     },
+    "dpiat.channels": {"standardization"},
+    "dpiat.stages": {"architecture", "roles", "standardization"},
+    "dpiat.growing": {"channels", "reading", "report", "roles", "stages", "standardization", "writing"},
     "dpiat.index": {"architecture", "files", "layers", "parametrized", "reading", "roles", "sources", "standardization"}
     | {"structure"},
     "dpiat.similarity": {"alignment", "architecture", "index", "matching", "reading", "sources", "stored"},

@@ -1,0 +1,321 @@
+"""Networks that grow out of smaller ones of the same plan: Net2Net, which keeps the function, and FNA, which does not.
+
+from dpiat import net2net
+
+net2net(small, large)  # large now computes what small computes
+
+Both need more of the two networks than `transfer` does: they must have the same stages of the same blocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dpiat.channels import Flow, follow, signatures
+from dpiat.reading import read
+from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report
+from dpiat.roles import EXPAND
+from dpiat.stages import align
+from dpiat.standardization import DEPTHWISE, LayerWeights, Network
+from dpiat.writing import Write, check, put
+
+# What two convolutions or norms must have in common, if they have it.
+SETTINGS = ("stride", "padding", "dilation", "padding_mode", "eps")
+NEW, SILENT = "of a new block", "zero, so that a new block does nothing at first"
+
+
+@torch.no_grad()
+def net2net(
+    source: nn.Module, target: nn.Module, seed: int = 0, noise: float = 0.0, example: Tensor | None = None
+) -> Report:
+    """Make `target`, a wider or deeper network of the same plan, compute what `source` computes (Net2Net, 1511.05641).
+
+    Wider: channel j takes source channel g(j) = j as far as there are such, and beyond one drawn by `seed`. Layers copy
+    what they write by g and divide what they read by the number of copies. Channels that are added or multiplied with
+    one another share one g. Deeper: blocks beyond those of a stage are new. The last layer of a new block is zero, so
+    that nothing is added to its shortcut; its other layers keep the target's values. `noise` is the standard deviation
+    of what is added to the copied filters, over that of the layer's weights, so that copies do not stay alike.
+
+    `example` is an input of the networks; only its shape counts. Without it, it is an image of 224 pixels. `source` is
+    not modified. Both networks are called in eval mode on the numbers of channels, without arithmetic on weights.
+
+    Returns a report with one entry for each target tensor. Raises TypeError if an argument is no module, ValueError if
+    the target is not admissible: a layer is narrower, has another kernel, stride, activation or place, or a new block
+    cannot do nothing. Then nothing is written.
+
+        >>> net2net(timm.create_model("tf_efficientnet_b0", pretrained=True), timm.create_model("tf_efficientnet_b1"))
+    """
+    given, wanted = _both(source, target)
+    aligned = align(given, wanted, repeat=False)
+    pairs = _pairs(given, wanted, aligned.partner)
+    for by, to in pairs.values():
+        _check_layer(by, to)
+    old, new = follow(source, given.weights, example), follow(target, wanted.weights, example)
+    _check_functions(old, new, aligned.partner)
+    silent = {
+        _last(block.name, [layer.name for layer in block.layers], new, wanted, aligned.partner) for block in aligned.new
+    }
+    chosen = _channels(old, new, aligned.partner, seed)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for to in wanted.weights:
+        for local, tensor in to.tensors.items():
+            if to.name in silent and local in ("weight", "bias", ""):
+                value = torch.zeros_like(tensor)
+                entry = Entry(to.path(local), tuple(tensor.shape), LEFT, note=SILENT)
+                found.append((entry, Write(to, to, local, value, made=True)))
+            elif to.name not in pairs:
+                found.append((Entry(to.path(local), tuple(tensor.shape), LEFT, note=NEW), None))
+            else:
+                by = pairs[to.name][0]
+                value = _grown(by, to, local, old, new, chosen, noise, generator)
+                found.append(_found(by, to, local, value, value.numel()))
+    return _written(found, source)
+
+
+@torch.no_grad()
+def fna(source: nn.Module, target: nn.Module) -> Report:
+    """Initialize `target` from a network of the same stages and block layout (FNA, 2001.02525; FNA++, 2006.12986).
+
+    Block i of a stage takes block min(i, L - 1) of the source's L blocks in it. A convolution takes the leading
+    channels, out and in; a larger kernel has the source's in its centre and zero elsewhere, a smaller one the centre.
+    Vectors, running statistics included, take the leading part. All else keeps the target's values: channels beyond,
+    and linear layers. `source` is not modified.
+
+    Returns a report with one entry for each target tensor. Raises TypeError if an argument is no module, ValueError if
+    the stages or the layers of two blocks differ. Then nothing is written.
+    """
+    given, wanted = _both(source, target)
+    pairs = _pairs(given, wanted, align(given, wanted, repeat=True).partner)
+    found = []
+    for to in wanted.weights:
+        by = pairs[to.name][0] if to.name in pairs else None
+        for local, tensor in to.tensors.items():
+            path, shape = to.path(local), tuple(tensor.shape)
+            theirs = by.tensors.get(local) if by else None
+            if isinstance(to.module, nn.Linear):
+                found.append((Entry(path, shape, LEFT, note="of a linear layer"), None))
+            elif theirs is None or theirs.dim() != tensor.dim():
+                found.append((Entry(path, shape, LEFT, note="no counterpart"), None))
+            else:
+                value, filled = _adapted(theirs, tensor)
+                found.append(_found(by, to, local, value, filled))
+    return _written(found, source)
+
+
+def _both(source: nn.Module, target: nn.Module) -> tuple[Network, Network]:
+    for name, network in (("source", source), ("target", target)):
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"{name} must be a torch.nn.Module, got {type(network).__name__}")
+    return read(source), read(target)
+
+
+def _pairs(given: Network, wanted: Network, partner: dict[str, str]) -> dict[str, tuple[LayerWeights, LayerWeights]]:
+    theirs = {layer.name: layer for layer in given.weights}
+    ours = {layer.name: layer for layer in wanted.weights}
+    return {name: (theirs[by], ours[name]) for name, by in partner.items() if by in theirs and name in ours}
+
+
+def _found(by: LayerWeights, to: LayerWeights, local: str, value: Tensor, filled: int) -> tuple[Entry, Write]:
+    shape, source_shape = tuple(value.shape), tuple(by.tensors[local].shape)
+    action = PARTLY if filled < value.numel() else COPIED if shape == source_shape else CROPPED
+    entry = Entry(to.path(local), shape, action, filled, by.path(local), source_shape)
+    return entry, Write(to, by, local, value, made=True)
+
+
+def _written(found: Sequence[tuple[Entry, Write | None]], source: nn.Module) -> Report:
+    writes = [write for _, write in found if write is not None]
+    check(writes, source)
+    for write in writes:
+        put(write.target, write.source, None)
+    return Report(tuple(entry for entry, _ in found))
+
+
+# --- Net2Net ----------------------------------------------------------------------------------------------------------
+
+
+def _check_layer(by: LayerWeights, to: LayerWeights) -> None:
+    """Raise ValueError if a layer cannot compute what a source layer computes."""
+    theirs, ours = by.plain.shape, to.plain.shape
+    if by.tensors.keys() != to.tensors.keys():
+        odd = min(by.tensors.keys() ^ to.tensors.keys())
+        raise ValueError(f"{to.name} and {by.name} of the source do not both have {odd or 'a value'}")
+    if theirs[2:] != ours[2:]:
+        raise ValueError(f"{to.name} has a kernel of {_times(ours[2:])}, {by.name} of the source {_times(theirs[2:])}")
+    for what, mine, other in zip(("outputs", "inputs"), ours, theirs, strict=False):
+        if mine < other:
+            raise ValueError(f"{to.name} has {mine} {what}, fewer than the {other} of {by.name} in the source")
+    settings = SETTINGS if to.plain.kind.startswith(DEPTHWISE) else (*SETTINGS, "groups")
+    for setting in settings:
+        mine, other = (getattr(layer.module, setting, None) for layer in (to, by))
+        if mine != other:
+            raise ValueError(f"{to.name} has {setting} {mine}, {by.name} of the source {other}")
+
+
+def _times(sizes: Iterable[int]) -> str:
+    return " × ".join(map(str, sizes)) or "none"
+
+
+def _check_functions(old: Flow, new: Flow, partner: dict[str, str]) -> None:
+    for name, by in partner.items():
+        mine, theirs = new.functions.get(name, ()), old.functions.get(by, ())
+        if mine != theirs:
+            behind = [" and ".join(dict.fromkeys(functions)) or "nothing" for functions in (mine, theirs)]
+            raise ValueError(f"{name} has {behind[0]} behind it, {by} of the source {behind[1]}")
+
+
+def _last(block: str, layers: Sequence[str], flow: Flow, network: Network, partner: dict[str, str]) -> str:
+    """The layer of a new block which, when it is zero, makes the block do nothing. Raises ValueError if there is none.
+
+    It must go into a sum with what the block is given: the channels that it treats have been written before.
+    """
+    plain = {layer.name: layer.plain for layer in network.weights}
+    known = signatures(flow, partner)
+    stream = {number for number, layer in known.items() if any(what in ("writes", "input") for what, *_ in layer)}
+    inside = [name for name in flow.touches if name in set(layers)]
+    writers = [
+        name
+        for name in inside
+        if flow.touches[name].reads is not None
+        and plain[name].role != EXPAND
+        and stream & set(flow.touches[name].writes)
+    ]
+    if not writers or any(not stream >= set(flow.touches[name].writes) for name in writers):
+        raise ValueError(f"{block} changes width or stride or has no shortcut: a new block cannot do that")
+    if len(writers) > 1:
+        raise ValueError(f"{block} adds several layers to its shortcut, {' and '.join(writers)}: it cannot be new")
+    behind = inside[inside.index(writers[0]) :]
+    ends = [name for name in behind if plain[name].role != EXPAND and stream & set(flow.touches[name].writes)]
+    last = ends[-1]
+    if flow.touches[last].late or last in flow.added or inside[-1] in flow.added:
+        what = flow.added.get(last) or flow.added.get(inside[-1]) or "it"
+        raise ValueError(f"{block} applies {what} to its sum, which is not the identity: it cannot be new")
+    return last
+
+
+def _channels(old: Flow, new: Flow, partner: dict[str, str], seed: int) -> dict[int, int]:
+    """The map g: the source channel of each target channel that some layer with a counterpart knows.
+
+    Only a channel that the same layers read and write can stand for another. Among those, the first stand for the
+    first ones, and the others for some that are drawn.
+    """
+    theirs = signatures(old, {name: name for name in old.touches})
+    ours = signatures(new, partner)
+    sources, targets = defaultdict(list), defaultdict(list)
+    for number in sorted(theirs):
+        sources[theirs[number]].append(number)
+    for number in sorted(ours):
+        targets[ours[number]].append(number)
+    names = {by: name for name, by in partner.items()}
+    for signature in [*targets, *sources]:
+        if len(targets[signature]) < len(sources[signature]) or not sources[signature]:
+            raise ValueError(_differ(signature, len(targets[signature]), len(sources[signature]), names))
+    generator, chosen = torch.Generator().manual_seed(seed), {}
+    for signature, numbers in targets.items():
+        known = sources[signature]
+        drawn = torch.randint(len(known), (len(numbers) - len(known),), generator=generator).tolist()
+        chosen |= dict(zip(numbers, [*known, *(known[place] for place in drawn)], strict=True))
+        if drawn and (new.rigid & set(numbers) or old.rigid & set(known)):
+            name = names.get(next((name for _, name, _ in signature if name), ""), "the network")
+            raise ValueError(f"{name} is wider, and a norm or softmax over its channels would not stay the same")
+    return chosen
+
+
+def _differ(signature: frozenset, mine: int, theirs: int, names: dict[str, str]) -> str:
+    ends = [(what, name) for what, name, _ in signature if what == "output"]
+    if ends:
+        return f"the outputs differ: {'the target' if mine > theirs else 'the source'} has more classes"
+    layers = {
+        what: sorted(names.get(name, name) for each, name, _ in signature if each == what)
+        for what in ("writes", "reads")
+    }
+    written = layers["writes"][0] if layers["writes"] else "the input"
+    read = f" and read by {layers['reads'][0]}" if layers["reads"] else ""
+    return f"{written}: of the channels that are written by it{read}, the target has {mine} and the source {theirs}"
+
+
+def _grown(
+    by: LayerWeights,
+    to: LayerWeights,
+    local: str,
+    old: Flow,
+    new: Flow,
+    chosen: dict[int, int],
+    noise: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """What a target tensor receives: rows by g, columns by g over the number of copies (Net2WiderNet)."""
+    theirs, tensor = by.tensors[local], to.tensors[local]
+    touch, before = new.touches.get(to.name), old.touches.get(by.name)
+    if touch is None or before is None or not tensor.dim() or tensor.numel() == 1 == theirs.numel():
+        if theirs.shape != tensor.shape:
+            raise ValueError(f"{to.path(local)} does not run, and has another shape than {by.path(local)}")
+        return theirs.clone()
+    rows = _places(touch.writes, before.writes, chosen)
+    if tensor.dim() == 1 or touch.reads is None:
+        return theirs.reshape(len(before.writes), -1)[rows].reshape(tensor.shape)
+    transposed = "Transpose" in to.plain.kind
+    if transposed and touch.groups > 1:
+        raise ValueError(f"{to.name} is a transposed convolution with groups")
+    if transposed:
+        theirs = theirs.transpose(0, 1)
+    columns = _places(touch.reads, before.reads, chosen)
+    size, theirs_size = len(columns) // touch.groups, len(before.reads) // touch.groups
+    out = len(rows) // touch.groups
+    parts = []
+    for group in range(touch.groups):
+        inside = columns[group * size : (group + 1) * size] - group * theirs_size
+        copies = Counter(inside.tolist())
+        counts = theirs.new_tensor([copies[place] for place in inside.tolist()])
+        part = theirs[rows[group * out : (group + 1) * out]][:, inside]
+        parts.append(part / counts.view(-1, *[1] * (part.dim() - 2)))
+    value = torch.cat(parts)
+    if noise:
+        again = torch.ones(len(rows), dtype=torch.bool)
+        again[[rows.tolist().index(place) for place in dict.fromkeys(rows.tolist())]] = False
+        drawn = torch.randn(value[again].shape, generator=generator).to(value)
+        value[again] += noise * theirs.std() * drawn
+    return value.transpose(0, 1) if transposed else value
+
+
+def _places(mine: Sequence[int], theirs: Sequence[int], chosen: dict[int, int]) -> Tensor:
+    """Where each of a target layer's channels is among the source layer's.
+
+    A channel may be there several times, as one is for each pixel after flattening: then the first is the first.
+    """
+    where: dict[tuple[int, int], int] = {}
+    seen: Counter[int] = Counter()
+    for place, number in enumerate(theirs):
+        where[number, seen[number]] = place
+        seen[number] += 1
+    seen.clear()
+    found = []
+    for number in mine:
+        found.append(where[chosen[number], seen[number]])
+        seen[number] += 1
+    return torch.tensor(found)
+
+
+# --- FNA --------------------------------------------------------------------------------------------------------------
+
+
+def _adapted(theirs: Tensor, ours: Tensor) -> tuple[Tensor, int]:
+    """The leading channels, the kernel centred; and the number of elements that are the source's."""
+    value = ours.clone()
+    if not ours.dim():
+        return theirs.to(value).clone(), 1
+    to, by = [], []
+    for axis, (mine, other) in enumerate(zip(ours.shape, theirs.shape, strict=True)):
+        size = min(mine, other)
+        starts = ((mine - size) // 2, (other - size) // 2) if axis > 1 else (0, 0)
+        to.append(slice(starts[0], starts[0] + size))
+        by.append(slice(starts[1], starts[1] + size))
+    if any(mine > other for mine, other in zip(ours.shape[2:], theirs.shape[2:], strict=True)):
+        value.zero_()
+    part = theirs[tuple(by)]
+    value[tuple(to)] = part.to(value)
+    return value, part.numel()

@@ -1,0 +1,101 @@
+"""Two networks of one plan, layer by layer: stages of blocks and what stands between, for methods that know the plan.
+
+Stages follow from nested lists of blocks; in a flat list, from a stride or another width.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import NamedTuple
+
+from dpiat.architecture import Block, Layer
+from dpiat.roles import SHORTCUT
+from dpiat.standardization import LayerWeights, Network
+
+Stage = list[Block]  # in a row; or a run of single layers, alone
+
+
+class Aligned(NamedTuple):
+    """The source layer of each target layer, by their names, and the blocks of the target that are new."""
+
+    partner: dict[str, str]
+    new: tuple[Block, ...]
+
+
+def stages(network: Network) -> list[Stage]:
+    """The stages of a network and the runs of layers between them, in order."""
+    blocks = network.architecture.blocks
+    weights = {layer.name: layer for layer in network.weights}
+    nested = len({_above(block) for block in blocks if not block.run}) > 1
+    found: list[Stage] = []
+    for block in blocks:
+        if found and not block.run and _goes_on(found[-1][-1], block, weights, nested):
+            found[-1].append(block)
+        else:
+            found.append([block])
+    return found
+
+
+def align(source: Network, target: Network, repeat: bool) -> Aligned:
+    """The layers of both, stage by stage; a target stage's blocks beyond the source's have its last one, or are new.
+
+    With `repeat`, block i of a stage of L takes source block min(i, L - 1), otherwise blocks beyond are new. Raises
+    ValueError if the stages, the layers of two blocks, or their kinds differ.
+    """
+    theirs, ours = stages(source), stages(target)
+    if [stage[0].run for stage in theirs] != [stage[0].run for stage in ours]:
+        raise ValueError(f"the target has {_count(ours)}, the source {_count(theirs)}: they must be the same stages")
+    partner, new = {}, []
+    for given, wanted in zip(theirs, ours, strict=True):
+        if len(wanted) < len(given) and not repeat:
+            shown = f"{_above(wanted[0]) or 'the target'} has {len(wanted)} blocks"
+            raise ValueError(f"{shown}, fewer than the {len(given)} of {_above(given[0]) or 'the source'}")
+        for place, block in enumerate(wanted):
+            if place < len(given) or repeat:
+                partner |= _paired(given[min(place, len(given) - 1)], block)
+            else:
+                new.append(block)
+    return Aligned(partner, tuple(new))
+
+
+def _paired(source: Block, target: Block) -> dict[str, str]:
+    """The layers of two blocks in their order; shortcuts only where both have them."""
+    kept = {layer.role == SHORTCUT for layer in source.layers} == {layer.role == SHORTCUT for layer in target.layers}
+    pairs = [[layer for layer in block.layers if kept or layer.role != SHORTCUT] for block in (source, target)]
+    for one, other in zip_longest(*pairs):
+        if one is None or other is None:
+            raise ValueError(
+                f"{(other or target).name} has no counterpart: {target.name or 'the target'} has "
+                f"{len(pairs[1])} layers, {source.name or 'the source'} {len(pairs[0])}"
+            )
+        if one.kind != other.kind:
+            raise ValueError(f"{other.name} is a {other.kind}, and {one.name} of the source a {one.kind}")
+    return {other.name: one.name for one, other in zip(*pairs, strict=True)}
+
+
+def _goes_on(before: Block, block: Block, weights: dict[str, LayerWeights], nested: bool) -> bool:
+    """Is a block in the stage of the one before it?"""
+    if before.run or _above(block) != _above(before):
+        return False
+    return nested or not (_steps(block, weights) or _width(block) != _width(before))
+
+
+def _above(block: Block) -> str:
+    return block.name.rpartition(".")[0]
+
+
+def _steps(block: Block, weights: dict[str, LayerWeights]) -> bool:
+    """Does a convolution in it have a stride?"""
+    modules = (weights[layer.name].module for layer in block.layers if layer.name in weights)
+    strides = (getattr(module, "stride", 1) for module in modules)
+    return any(max(stride) > 1 if isinstance(stride, tuple) else stride != 1 for stride in strides)
+
+
+def _width(block: Block) -> int:
+    """The channels that come out of its last layer but for shortcuts."""
+    main: list[Layer] = [layer for layer in block.layers if layer.role != SHORTCUT]
+    return main[-1].shape[0] if main and main[-1].shape else 0
+
+
+def _count(found: list[Stage]) -> str:
+    return f"{sum(not stage[0].run for stage in found)} stages with {sum(stage[0].run for stage in found)} runs between"
