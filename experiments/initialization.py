@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from dpiat.assignment import RandomMatching
 from dpiat.operators import FullTransfer
 from dpiat.reading import VERSION
 from experiments import ghn2, models
-from experiments.settings import UserError
+from experiments.settings import UserError, first_line
 
+NOISE = 0.01  # of Net2Net, over the standard deviation of a layer's weights: copies do not stay alike
 Initialized = tuple[nn.Module, dict[str, Any]]
 
 
@@ -50,6 +52,7 @@ class Start:
     seed: int
     image_size: int = 224
     method: Method = Method()
+    source_model: str = ""  # the name of the source's network
     source: Callable[[], nn.Module] | None = None  # trains the source, or loads it, when it is called
     checkpoint: Path | None = None  # the user's file
 
@@ -89,6 +92,38 @@ def _dpiat(start: Start) -> Initialized:
     return target, {"similarity": similarity, "filled": report.share, "elements": report.elements}
 
 
+def _grown(method: Callable[..., dpiat.Report], start: Start, **arguments: Any) -> Initialized:
+    """The random weights of the same seed, overwritten by a method that knows how networks of one plan are scaled."""
+    target, trained = models.build(start.model, start.classes), start.source()
+    try:
+        report = method(trained, target, **arguments)
+    except ValueError as error:
+        raise _not_admissible(start, error) from error
+    return target, {"filled": report.share, "elements": report.elements}
+
+
+def _net2net(start: Start) -> Initialized:
+    return _grown(dpiat.net2net, start, seed=start.seed, noise=NOISE)
+
+
+def _fna(start: Start) -> Initialized:
+    return _grown(dpiat.fna, start)
+
+
+def _check_grown(method: Callable[..., dpiat.Report], start: Start) -> None:
+    """Try with random weights, before the source is trained."""
+    with torch.random.fork_rng(devices=[]):
+        source, target = (models.build(name, start.classes) for name in (start.source_model, start.model))
+    try:
+        method(source, target)
+    except ValueError as error:
+        raise _not_admissible(start, error) from error
+
+
+def _not_admissible(start: Start, error: ValueError) -> UserError:
+    return UserError(f"{start.model} cannot grow from {start.source_model}: {first_line(error)}")
+
+
 def _ghn2(start: Start) -> Initialized:
     """Every parameter as a trained graph hypernetwork predicts it; buffers as in a new network."""
     network, checkpoint = models.build(start.model, start.classes), ghn2.read(start.checkpoint)
@@ -106,5 +141,7 @@ INITIALIZATIONS = {
     "random": Initialization(_random),
     "pretrained": Initialization(_pretrained),
     "dpiat": Initialization(_dpiat, from_source=True),
+    "net2net": Initialization(_net2net, from_source=True, check=partial(_check_grown, dpiat.net2net)),
+    "fna": Initialization(_fna, from_source=True, check=partial(_check_grown, dpiat.fna)),
     "ghn2": Initialization(_ghn2, from_file=True, check=_check_ghn2),
 }

@@ -39,7 +39,7 @@ class DatasetSettings:
 
 @dataclass
 class InitSettings:
-    name: str = _doc("how the target gets its first weights: random, pretrained, dpiat or ghn2", MISSING)
+    name: str = _doc("how the target gets its first weights: random, pretrained, dpiat, net2net, fna or ghn2", MISSING)
     mode: str = _doc("for dpiat: paper (the authors' algorithm) or default (the library's)", "paper")
     version: int | None = _doc(
         "for init.mode=default: that of its rules, of which old records are; null: today's", None

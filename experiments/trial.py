@@ -138,17 +138,17 @@ def plan(settings: Settings) -> Trial:
         if not settings.init.checkpoint:
             raise UserError(f"init={init} needs a trained checkpoint: init.checkpoint=FILE")
         target = replace(target, checkpoint=_digest("init.checkpoint", _path(settings.init.checkpoint)))
+    if from_source:
+        models.check(settings.source)
+        method = settings.init
+        version = (method.version or VERSION) if method.mode == "default" else Method.version
+        if not 0 < version <= VERSION:
+            raise UserError(f"init.version must be from 1 to {VERSION}, got {version}")
+        target = replace(target, matching=method.matching, operator=method.operator, head=method.head)
+        target = replace(target, mode=method.mode, version=version, source=_source(settings))
     if check := INITIALIZATIONS[init].check:
         check(_start(settings, target, classes=10))
-    if not from_source:
-        return target
-    models.check(settings.source)
-    method = settings.init
-    target = replace(target, matching=method.matching, operator=method.operator, head=method.head)
-    version = (method.version or VERSION) if method.mode == "default" else Method.version
-    if not 0 < version <= VERSION:
-        raise UserError(f"init.version must be from 1 to {VERSION}, got {version}")
-    return replace(target, mode=method.mode, version=version, source=_source(settings))
+    return target
 
 
 def _check_values(settings: Settings) -> None:
@@ -212,8 +212,8 @@ def _digest(key: str, file: Path) -> str:
 def _start(settings: Settings, trial: Trial, classes: int) -> Start:
     """What the first weights of a trial's network depend on, but for a trained source."""
     checkpoint = _path(settings.init.checkpoint) if INITIALIZATIONS[trial.init].from_file else None
-    recipe = trial.recipe
-    return Start(trial.model, classes, recipe.seed, recipe.image_size, trial.method, checkpoint=checkpoint)
+    recipe, source = trial.recipe, trial.source.model if trial.source else ""
+    return Start(trial.model, classes, recipe.seed, recipe.image_size, trial.method, source, checkpoint=checkpoint)
 
 
 def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
