@@ -232,10 +232,39 @@ def table12(records: Records) -> Table:
     return _at_each_scale("table12", records, compare)
 
 
+MEASURED = paper.RESULTS / "table13_measured.csv"  # by scripts/measure_table13.py
+
+
 def table13() -> Table:
-    """The methods' properties, as the paper gives them."""
+    """The methods' properties: the paper's words, and beside them what is measured without training."""
     data = paper.printed("table13_method_properties")
-    return Table(data, f"Properties of initialization methods, from the paper.\n\n{markdown(data)}")
+    title = "Properties of initialization methods, from the paper"
+    if not MEASURED.exists():
+        return Table(data, f"{title}.\n\n{markdown(data)}")
+    measured = pd.read_csv(MEASURED)
+    groups = measured.groupby("method")
+    ours = pd.DataFrame(
+        {
+            "applies to": groups["admissible"].agg(lambda found: f"{found.sum()} of {len(found)} pairs"),
+            "milliseconds": groups["milliseconds"].agg(
+                lambda found: f"{found.median():.0f}, at most {found.max():.0f}"
+            ),
+            "same function": groups["same function"].agg(lambda found: f"{found.eq(True).sum()} of {found.count()}"),
+        }
+    )
+    data = data.merge(ours.reset_index(), on="method", how="left").fillna("")
+    line = (
+        "the last three columns are measured on each pair of the paper's networks, with random weights "
+        "(`python scripts/measure_table13.py`): the pairs that a method takes, the median time on one thread, and the "
+        "targets that begin with the source's function"
+    )
+    partly = measured[~measured["method"].map(groups["admissible"].all())]
+    partly = partly[partly["admissible"] & (partly["source"] != partly["target"])]
+    named = "; ".join(
+        f"{method}: {', '.join(f'{row.source} → {row.target}' for row in found.itertuples())}"
+        for method, found in partly.groupby("method")
+    )
+    return Table(data, f"{title}; {line}.\n\n{markdown(data)}\nBetween different networks, {named}.\n")
 
 
 # --- Tables 4 and 5: time to accuracy ---------------------------------------------------------------------------------
