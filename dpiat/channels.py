@@ -9,6 +9,7 @@ read, so that a network on the meta device will do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from dpiat.standardization import CONVOLUTIONS, LayerWeights
 
-SIDE = 224  # pixels, of the input if none is given
+SIDES = (64, 224)  # pixels of the input, if none is given: the first that will do, for the numbers are as many
 # Functions by their names without underscores.
 MOVES = {"cat", "concat", "concatenate", "stack", "split", "chunk", "tensorsplit", "splitwithsizes", "unbind", "narrow"}
 MOVES |= {"select", "getitem", "flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "squeeze"}
@@ -60,11 +61,20 @@ class _Numbers(Tensor):
 def follow(module: nn.Module, weights: Iterable[LayerWeights], example: Tensor | None = None) -> Flow:
     """The channels of a network, as the weights that `dpiat.reading.read` finds treat them.
 
-    `example` is an input, of which only the shape counts; without it, an image of 224 pixels with the channels that the
-    first layer takes. Raises ValueError for a function of which it is not known what it does with channels.
+    `example` is an input, of which only the shape counts; without it, an image of 64 or 224 pixels with the
+    channels that the first layer takes. Raises ValueError for a function if it is not known what it does with channels.
     """
     weights = list(weights)
-    shape = _input(weights) if example is None else (1, *example.shape[1:])
+    if example is not None:
+        return _followed(module, weights, (1, *example.shape[1:]))
+    *first, last = (_input(weights, side) for side in SIDES)
+    for shape in first:
+        with suppress(RuntimeError, AssertionError):  # too small, or not what a linear layer after pictures takes
+            return _followed(module, weights, shape)
+    return _followed(module, weights, last)
+
+
+def _followed(module: nn.Module, weights: list[LayerWeights], shape: tuple[int, ...]) -> Flow:
     mode = _Follow(weights)
     given = mode.new(shape[1])
     flags = {part: part.training for part in module.modules()}
@@ -112,6 +122,8 @@ class _Follow(TorchFunctionMode):
         tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
         values = [each for each in tensors if isinstance(each, _Numbers)]
         name = function.__name__.replace("_", "").lower()
+        if name == "view" and values:  # which numbers that are spread out in no memory do not allow
+            return args[0].reshape(*args[1:])
         if not values or name in MOVES or name == "get":  # "get" reads an attribute, such as the shape
             return function(*args, **kwargs)
         if name == "setitem":
@@ -195,8 +207,8 @@ class _Follow(TorchFunctionMode):
         for axis in range(one.dim()):
             if one.stride(axis) == other.stride(axis) == 0:
                 one, other = one.narrow(axis, 0, 1), other.narrow(axis, 0, 1)
-        pairs = torch.stack([one.reshape(-1), other.reshape(-1)], 1).long()
-        self._join(pairs.unique(dim=0).tolist() if len(pairs) > 4096 else pairs.tolist())
+        count = len(self.parents)
+        self._join(divmod(pair, count) for pair in (one.long() * count + other.long()).unique().tolist())
 
     def _join(self, pairs: Iterable[tuple[int, int]]) -> None:
         for one, other in pairs:
@@ -209,13 +221,13 @@ class _Follow(TorchFunctionMode):
         return number
 
 
-def _input(weights: list[LayerWeights]) -> tuple[int, ...]:
+def _input(weights: list[LayerWeights], side: int) -> tuple[int, ...]:
     """The shape of an input, by the first layer."""
     for layer in weights:
         if isinstance(layer.module, nn.Linear):
             return 1, layer.module.in_features
         if isinstance(layer.module, CONVOLUTIONS):
-            return 1, layer.module.in_channels, *[SIDE] * len(layer.module.kernel_size)
+            return 1, layer.module.in_channels, *[side] * len(layer.module.kernel_size)
     raise ValueError("the network has no convolution and no linear layer")
 
 

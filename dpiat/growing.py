@@ -40,8 +40,8 @@ def net2net(
     that nothing is added to its shortcut; its other layers keep the target's values. `noise` is the standard deviation
     of what is added to the copied filters, over that of the layer's weights, so that copies do not stay alike.
 
-    `example` is an input of the networks; only its shape counts. Without it, it is an image of 224 pixels. `source` is
-    not modified. Both networks are called in eval mode on the numbers of channels, without arithmetic on weights.
+    `example` is an input of the networks; only its shape counts. Without it, it is an image of 64 or 224 pixels.
+    `source` is not modified. Both networks are called in eval mode on the numbers of channels, not on values.
 
     Returns a report with one entry for each target tensor. Raises TypeError if an argument is no module, ValueError if
     the target is not admissible: a layer is narrower, has another kernel, stride, activation or place, or a new block
