@@ -10,12 +10,13 @@ Both need more of the two networks than `transfer` does: they must have the same
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dpiat.channels import Flow, follow, signatures
+from dpiat.layers import CONSTANT
 from dpiat.reading import read
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report
 from dpiat.roles import EXPAND
@@ -52,6 +53,9 @@ def net2net(
     given, wanted = _both(source, target)
     aligned = align(given, wanted, repeat=False)
     pairs = _pairs(given, wanted, aligned.partner)
+    added = {layer.name for block in aligned.new for layer in block.layers}
+    _check_all(given, {by.name for by, _ in pairs.values()}, "the target")
+    _check_all(wanted, pairs.keys() | added, "the source")
     for by, to in pairs.values():
         _check_layer(by, to)
     old, new = follow(source, given.weights, example), follow(target, wanted.weights, example)
@@ -136,6 +140,13 @@ def _written(found: Sequence[tuple[Entry, Write | None]], source: nn.Module) -> 
 
 
 # --- Net2Net ----------------------------------------------------------------------------------------------------------
+
+
+def _check_all(network: Network, known: Collection[str], other: str) -> None:
+    """Raise ValueError if a layer has no counterpart, such as a shortcut of another width."""
+    for layer in network.weights:
+        if layer.name not in known and layer.plain.kind != CONSTANT:
+            raise ValueError(f"{layer.name} has no counterpart in {other}")
 
 
 def _check_layer(by: LayerWeights, to: LayerWeights) -> None:

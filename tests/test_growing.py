@@ -143,6 +143,11 @@ REFUSED = {
     "another activation": (Small, lambda: Small(act=nn.SiLU), "stem.1 has silu behind it"),
     "other classes": (Small, lambda: Small(classes=6), "the outputs differ"),
     "other stages": (Small, lambda: Small((8, 12, 12), (2, 2, 2)), "they must be the same stages"),
+    "another shortcut": (
+        lambda: timm.create_model("resnet18", num_classes=5),
+        lambda: timm.create_model("resnet18", num_classes=5, channels=(72, 128, 256, 512)),
+        "layer1.0.downsample",
+    ),
     "no module": (Small, dict, "target must be a torch.nn.Module, got dict"),
 }
 

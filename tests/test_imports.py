@@ -43,7 +43,7 @@ ALLOWED = {
     },
     "dpiat.channels": {"standardization"},
     "dpiat.stages": {"architecture", "roles", "standardization"},
-    "dpiat.growing": {"channels", "reading", "report", "roles", "stages", "standardization", "writing"},
+    "dpiat.growing": {"channels", "layers", "reading", "report", "roles", "stages", "standardization", "writing"},
     "dpiat.index": {"architecture", "files", "layers", "parametrized", "reading", "roles", "sources", "standardization"}
     | {"structure"},
     "dpiat.similarity": {"alignment", "architecture", "index", "matching", "reading", "sources", "stored"},
