@@ -259,6 +259,20 @@ def test_table_13_is_the_papers():
     )
 
 
+def test_table_13_shows_what_is_measured_beside_it(tmp_path, monkeypatch):
+    rows = [
+        "method,source,target,admissible,milliseconds,share,difference,same function,reason",
+        *("DPIAT,rex,rex,True,100,1.0,0.0,True,", "DPIAT,rex,rex_150,True,300,0.5,1.0,False,"),
+        *("Net2Net,rex,rex_150,True,50,1.0,1e-7,True,", "Net2Net,rex_150,rex,False,,,,,narrower"),
+    ]
+    monkeypatch.setattr(reproduction, "MEASURED", tmp_path / "measured.csv")
+    (tmp_path / "measured.csv").write_text("\n".join(rows))
+    page = reproduction.table13().page
+    assert "| defined by user | any | 2 of 2 pairs | 200, at most 300 | 1 of 2 |" in page
+    assert "only wider or deeper | 1 of 2 pairs | 50, at most 50 | 1 of 1 |" in page
+    assert "Between different networks, Net2Net: rex → rex_150." in page
+
+
 def test_seconds_are_compared_on_one_machine_and_cells_at_one_scale(table03, table01):
     moved = {
         name: found | {"continued": [found | {"cpu": "another processor"}]} if "dpiat" in name else found
