@@ -48,7 +48,7 @@ def align(source: Network, target: Network, repeat: bool) -> Aligned:
     partner, new = {}, []
     for given, wanted in zip(theirs, ours, strict=True):
         if len(wanted) < len(given) and not repeat:
-            shown = f"{_above(wanted[0]) or 'the target'} has {len(wanted)} blocks"
+            shown = f"{_above(wanted[0]) or 'the target'} has {len(wanted)} block{'s' * (len(wanted) > 1)}"
             raise ValueError(f"{shown}, fewer than the {len(given)} of {_above(given[0]) or 'the source'}")
         for place, block in enumerate(wanted):
             if place < len(given) or repeat:
