@@ -7,6 +7,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import dpiat
 from dpiat.__main__ import main
@@ -28,6 +29,8 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     torch.save(state, "resnet18.pth")
     save_file(state, "resnet18.safetensors")
     save_file(names["target"].state_dict(), "mnasnet_100.safetensors")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, **sizes)).save_pretrained("Llama-3.2-1B")
     adams = {f"{role}_adam": torch.optim.Adam(names[role].parameters()) for role in ("source", "target")}
     exec(more, names | adams | {"my_matching": dpiat.match, "my_operator": uniform})
 
