@@ -11,7 +11,7 @@ import io
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from itertools import cycle, product
 from pathlib import Path
@@ -447,8 +447,9 @@ def _of_methods(name: str, trials: pd.DataFrame, caption: str) -> dict[str, Figu
     return figures
 
 
+@cache
 def svg(figure: Figure) -> str:
-    """The same text for the same figure: letters as paths, no date, no random ids."""
+    """The same text for the same figure, which is drawn once: letters as paths, no date, no random ids."""
     file = io.StringIO()
     with rc_context({"svg.hashsalt": "dpiat", "svg.fonttype": "path"}):
         figure.savefig(file, format="svg", metadata={"Date": None})

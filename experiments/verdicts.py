@@ -19,6 +19,7 @@ NORMAL = norm.ppf((1 + LEVEL) / 2)  # standard deviations
 ENOUGH = 3  # rows, or cells, of which a correlation can be told
 TOLD = 0.75  # of the draws must tell something for an interval; with two sources half of them name one source twice
 
+LEAST = 8  # cells: those of one source, itself left out
 RULES = f"""\
 The verdicts, fixed before any of our numbers was in:
 
@@ -32,8 +33,8 @@ The verdicts, fixed before any of our numbers was in:
    correlation of the row means, off the diagonal; the rank correlation over all cells. Each holds if its interval is
    above 0.
 
-Intervals are of {LEVEL:.0%}, by a bootstrap of {DRAWS:,} draws over targets and sources. The paper's own numbers stand
-beside ours, over the cells that we have and over all of its table.
+Of fewer than {LEAST} cells, none says anything. Intervals are of {LEVEL:.0%}, by a bootstrap of {DRAWS:,} draws over
+targets and sources. The paper's own numbers stand beside ours, over the cells that we have and over all of its table.
 """
 
 Matrix = np.ndarray  # (targets, sources)
@@ -51,6 +52,8 @@ class Verdict(NamedTuple):
 
     @property
     def reading(self) -> str:
+        if 0 < self.cells < LEAST:
+            return "too few cells"
         if not np.isnan(self.p):
             return "holds" if self.p < 1 - LEVEL else "open"
         if np.isnan(self.low):

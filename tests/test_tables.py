@@ -410,7 +410,7 @@ def test_evidence_that_was_changed_is_refused(desk, tmp_path, results, change, m
 
 
 def test_experiments_share_evidence(desk, tmp_path, results):
-    (found,) = (found for found in desk.values() if found["id"] in evidence.planned(METHODS))
+    found, *_ = (found for found in desk.values() if found["id"] in evidence.planned(METHODS))
     records.save(found, tmp_path / "runs" / "a.json")
     evidence.collect(DESK, tmp_path / "runs")
     assert "0 records added, 1 there before" in evidence.collect(METHODS, tmp_path / "runs")
