@@ -36,7 +36,7 @@ def test_a_matrix_stands_beside_the_papers(table01):
     assert "2.250 ± 0.000 (2)<br>paper 2.15, +0.10" in table.page and "not run<br>paper 2.11" in table.page
     assert "6 of 81 cells are run." in table.page and "Scale gpu: cifar100" in table.page
     assert "over all its seeds, at a learning rate of 0.004 (2 for each target; at least 5 are wanted)." in table.page
-    assert "| direction: share above 1 | 5 | 0.80 |  |  |  | 1.00 | 1.00 |" in table.page
+    assert "| direction: share above 1 | 5 | 0.80 |  |  | too few cells | 1.00 | 1.00 |" in table.page
     assert "not run<br>paper 2.11" in table.page and "| mnas | 0.200 ± 0.000 (2) | not run<br>" in table.page
 
 
