@@ -118,12 +118,15 @@ def mean(values: Matrix) -> Matrix:
 
 def correlation(a: Matrix, b: Matrix) -> Matrix:
     """Pearson's, over the cells that both have."""
-    return _cosine(*(_centred(x, (-2, -1)) for x in _shared(a, b)))
+    a, b = _shared(a, b)
+    return _cosine(_centred(a, (-2, -1)), _centred(b, (-2, -1)), np.isfinite(a).sum((-2, -1)))
 
 
 def within_rows(a: Matrix, b: Matrix) -> Matrix:
     """Pearson's after the mean of its row is taken off each value, over the cells that both have."""
-    return _cosine(*(_centred(x, -1) for x in _shared(a, b)))
+    a, b = _shared(a, b)
+    counts = np.isfinite(a).sum(-1)
+    return _cosine(_centred(a, -1), _centred(b, -1), np.where(counts > 1, counts, 0).sum(-1))
 
 
 def ranks(a: Matrix, b: Matrix) -> Matrix:
@@ -233,11 +236,11 @@ def _centred(values: Matrix, axes: int | tuple[int, int]) -> Matrix:
     return np.where(there, values - means, 0)
 
 
-def _cosine(a: Matrix, b: Matrix) -> Matrix:
-    """NaN where there is no variance, or where fewer than three cells differ from the mean."""
-    enough = (a != 0).sum((-2, -1)) >= ENOUGH
+def _cosine(a: Matrix, b: Matrix, cells: Matrix) -> Matrix:
+    """NaN where there is no variance, or where it is of too few cells."""
     lengths = np.sqrt((a**2).sum((-2, -1)) * (b**2).sum((-2, -1)))
-    return np.where(enough, _ratio((a * b).sum((-2, -1)), np.where(lengths > 1e-12, lengths, 0)), np.nan)
+    told = (cells >= ENOUGH) & (lengths > 1e-12)
+    return _ratio((a * b).sum((-2, -1)), np.where(told, lengths, 0))
 
 
 def _ratio(a: Matrix, b: Matrix) -> Matrix:

@@ -140,17 +140,28 @@ def statistics(
 
 
 def intervals(ours: Cells, paper: Cells, similarity: Cells) -> dict[str, tuple[float, float]]:
-    rng = np.random.default_rng(2023)
-    targets, sources = sorted({t for t, _ in ours}), sorted({s for _, s in ours})
-    draws = []
-    for _ in range(DRAWS):
-        chosen = ([names[k] for k in rng.integers(len(names), size=len(names))] for names in (targets, sources))
-        draws.append(statistics(*chosen, ours, paper, similarity))
+    """Of the targets and sources that have a cell; where the diagonal does not count, that have one beside it."""
     found = {}
-    for name in draws[0]:
-        told = [draw[name] for draw in draws if math.isfinite(draw[name])]
-        found[name] = tuple(np.quantile(told, (0.025, 0.975))) if len(told) >= 0.75 * DRAWS else (math.nan, math.nan)
+    for with_diagonal in (False, True):
+        run = [(t, s) for t, s in ours if with_diagonal or s != t]
+        draws = drawn(sorted({t for t, _ in run}), sorted({s for _, s in run}), ours, paper, similarity)
+        for name in statistics([], [], ours, paper, similarity):
+            if name.endswith("all cells") == with_diagonal:
+                told = [draw[name] for draw in draws if math.isfinite(draw[name])]
+                enough = draws and len(told) >= 0.75 * len(draws)
+                found[name] = tuple(np.quantile(told, (0.025, 0.975))) if enough else (math.nan, math.nan)
     return found
+
+
+def drawn(targets: list[str], sources: list[str], *cells: Cells) -> list[dict[str, float]]:
+    """The verdicts over so many targets and sources, drawn with replacement."""
+    rng = np.random.default_rng(2023)
+    return [
+        statistics(
+            *([names[k] for k in rng.integers(len(names), size=len(names))] for names in (targets, sources)), *cells
+        )
+        for _ in range(DRAWS if targets else 0)
+    ]
 
 
 def p_of_similarity(ours: Cells, similarity: Cells) -> float:

@@ -92,6 +92,16 @@ def test_what_cannot_be_told_is_not_said(printed, similarity):
     assert within.cells == 0 and np.isnan(within.value) and np.isnan(within.p) and within.reading == ""
 
 
+def test_three_values_are_enough_though_one_is_their_mean():
+    ours, paper = np.full((9, 9), np.nan), np.full((9, 9), 2.0)
+    ours[:3, 7], paper[:3, 7] = (1.1, 1.2, 1.3), (1.5, 1.7, 1.6)
+    found = by_name(verdicts.agreement(ours, paper))
+    assert found["agreement: rank of row means"].value == pytest.approx(0.5)
+    assert found["agreement: rank of all cells"].value == pytest.approx(0.5)
+    ours[2, 7] = np.nan
+    assert np.isnan(by_name(verdicts.agreement(ours, paper))["agreement: rank of row means"].value)
+
+
 def test_the_same_records_give_the_same_page(printed, similarity):
     assert repr(verdicts.all_of(printed, printed, similarity)) == repr(verdicts.all_of(printed, printed, similarity))
 
