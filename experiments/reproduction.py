@@ -423,7 +423,7 @@ def _beside(printed: pd.DataFrame, frame: pd.DataFrame, keys: list[str]) -> pd.D
     data = printed.merge(ours.reindex(columns=columns), on=keys, how="left").merge(texts, on=keys, how="left")
     data[["ours", "sd"]] = data[["ours", "sd"]].astype(float)
     data = data.assign(n=data["n"].fillna(0).astype(int), planned=data["planned"].fillna(0).astype(int))
-    return data.assign(difference=data["ours"] - data["paper"], text=data["text"].fillna(NOT_RUN))
+    return data.assign(difference=data["ours"] - data["paper"], text=data["text"].astype(object).fillna(NOT_RUN))
 
 
 def _signed(difference: float) -> str:
