@@ -83,7 +83,7 @@ def _inputs(weights: list[LayerWeights], shapes_alone: bool) -> Facts:
             continue
         out, into, *kernel = plain.shape
         depthwise = plain.kind.startswith("Depthwise")
-        if first and depthwise and into == 1 == getattr(module, "groups", 1):  # of grey images, and dense
+        if first and depthwise and into == 1 == module.__dict__.get("groups", 1):  # of grey images, and dense
             plain = plain._replace(kind=plain.kind.removeprefix("Depthwise"))
             yield place, {"plain": plain}
         if "Transpose" in plain.kind:
@@ -98,7 +98,7 @@ def _inputs(weights: list[LayerWeights], shapes_alone: bool) -> Facts:
                 yield place, {"halves": True}
             elif plain.kind == "Linear" and into > given and not into % given and flattened:
                 yield place, {"flat": given}
-            elif into not in outs and getattr(module, "groups", 1) == 1:
+            elif into not in outs and module.__dict__.get("groups", 1) == 1:
                 yield place, {"joined": True}
         first, given, flattened = False, out, bool(kernel)
         before, after_two = plain, parallel

@@ -98,7 +98,7 @@ def layers_of(
     if weight is not None and weight.dim() == 2 and _is_transposed(module, stem, whole.tensors, above):
         whole = whole.seen("weight", Tensor.t)
     role = _role(whole, above)
-    can_be_several = (kind in ("Linear", "Conv2d", "Conv1d") or bare) and getattr(module, "groups", 1) == 1
+    can_be_several = (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare
     if can_be_several and (usual or not any(map(opaque, tensors.values()))):
         found = _parts(whole, stem, role, above, shapes_alone, head_size)
     else:
@@ -317,7 +317,9 @@ def _described(layer: LayerWeights, kind: str, role: str, above: Sequence[nn.Mod
     if weight is None:
         shape = shape_of(layer.tensors.values(), layer.name)
     else:
-        shape = (tuple(weight.shape) or (1,)) if weight.numel() else ()
+        shape = tuple(weight.shape) or (1,)
+        if 0 in shape:
+            shape = ()
     if layer.split:
         shape = (shape[0] * shape[1], *shape[2:])
     if role:

@@ -94,7 +94,7 @@ def role(name: str) -> str:
 
 def fused(word: str) -> tuple[str, ...]:
     """The roles of what is stacked in a layer whose name ends in a word, () if it is one layer."""
-    return FUSED.get(word) or next((FUSED[end] for end in ("qkv", "in_proj") if word.endswith(end)), ())
+    return FUSED.get(word, FUSED["qkv"] if word.endswith(("qkv", "in_proj")) else ())
 
 
 _asked: list[tuple[str, str]] = []  # the words that the roles in the cache are by

@@ -73,17 +73,24 @@ def _without_numbers(name: str) -> str:
 class _Node:
     """A module, or a bare parameter of one, with what it holds; what holds no tensors is not there.
 
-    `counted` is the number of matrices and convolutions in it.
+    `counted` is the number of matrices and convolutions in it, `vectors` that of layers that are vectors, as norms are.
     """
 
     def __init__(self, key: str, name: str, children: list[_Node], weights: list[LayerWeights]):
         self.key, self.name, self.children, self.weights = key, name, children, weights
+        self._leaves = [leaf for child in children for leaf in child.leaves]
         if children:
-            self.leaves: list[_Node] = [leaf for child in children for leaf in child.leaves]
             self.counted = sum([child.counted for child in children])
+            self.vectors = sum([child.vectors for child in children])
         else:
-            self.leaves = [self]
+            ranks = [len(w.plain.shape) for w in weights if w.plain.kind != CONSTANT]
             self.counted = sum([len(w.plain.shape) > 1 and w.plain.kind not in UNCOUNTED for w in weights])
+            self.vectors = ranks.count(1)
+
+    @property
+    def leaves(self) -> list[_Node]:
+        """Itself, if nothing is in it: not kept, since only the garbage collector frees what holds itself."""
+        return self._leaves or [self]
 
     @_once
     def layers(self) -> list[Layer]:
@@ -94,11 +101,6 @@ class _Node:
         """Its layers by their names in it, without numbers."""
         start = len(self.name) + 1
         return frozenset([_without_numbers(leaf.name[start:]) for leaf in self.leaves])
-
-    @_once
-    def vectors(self) -> frozenset[str]:
-        """The names of layers in it that are vectors, as norms are."""
-        return frozenset(layer.name for layer in self.layers if len(layer.shape) == 1)
 
     @_once
     def groups(self) -> list[list[_Node]]:
@@ -126,9 +128,7 @@ class _Node:
         layer.
         """
         return any(map(_is_list_of_one, self.children)) or any(
-            not (self.vectors - {name for element in group for name in element.vectors})
-            or any(element.vectors for element in group)
-            for group in self.lists
+            any(element.vectors for element in group) or not self.vectors for group in self.lists
         )
 
     @_once
@@ -151,12 +151,13 @@ class _Walk:
     def node(self, key: str, name: str, above: Above) -> _Node | None:
         """The node of the first module of `above`; those after it are around it, the nearest first."""
         module = above[0]
-        if not (module._modules or module._parameters or module._buffers or packs(type(module))):
+        inside = module._modules
+        if not (inside or module._parameters or module._buffers or packs(type(module))):
             return None  # such as an activation
-        if known_class(module):
+        if not inside or known_class(module):
             return self.leaf(key, name, above)
         prefix, children = f"{name}." if name else "", []
-        for child_key, child in module._modules.items():
+        for child_key, child in inside.items():
             if child is None:
                 continue
             if id(child) in self.seen:
@@ -165,9 +166,12 @@ class _Walk:
             self.seen.add(id(child))
             if found := self.node(child_key, prefix + child_key, (child, *above)):
                 children.append(found)
-        keys = [child.key for child in children]
-        if not children or (keys == [CHAINS] and (self.shapes_alone or chains(module))):
+        if not children:
             return self.leaf(key, name, above)
+        if len(children) == 1 and children[0].key == CHAINS and (self.shapes_alone or chains(module)):
+            return self.leaf(key, name, above)
+        if not (module._parameters or module._buffers):
+            return _Node(key, name, children, [])
         own = self.with_biases(children, own_tensors(module), prefix)
         bare = [
             _Node(stem, prefix + stem, [], self.layers(prefix + stem, module, above, tensors))
