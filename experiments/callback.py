@@ -13,7 +13,8 @@ class Report(Callback):
     """Named by an experiment's file; Hydra calls it when all trials have ended."""
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        from experiments import figures, records, tables
+        from experiments import figures, tables
+        from experiments.store import records
 
         GlobalHydra.instance().clear()  # the multirun is over, and its grid is composed anew
         folder = Path(config.output_dir).expanduser()

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
-from experiments import cells, grids, paper, records
-from experiments.records import CannotWrite
+from experiments import grids
+from experiments.results import cells, paper
+from experiments.store import records
+from experiments.store.files import CannotWrite, atomic_write
 
 
 def planned(experiment: str, run: cells.Records = MappingProxyType({})) -> set[str]:
@@ -48,7 +50,7 @@ def collect(experiment: str, folder: Path) -> str:
         evidence = paper.RESULTS / "trials" / experiment
         kept = new | {record["id"]: record for record in records.evidence(evidence)}
         lines = "".join(records.evidence_line(kept[name]) for name in sorted(kept))
-        records.atomic_write(evidence / "records.jsonl", lambda f: f.write(lines.encode()))
+        atomic_write(evidence / "records.jsonl", lambda f: f.write(lines.encode()))
         cells.all_evidence.cache_clear()
     others = len(found.keys() - wanted)
     left_out = f", {others} of other settings left out" if others else ""

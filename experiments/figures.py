@@ -26,8 +26,9 @@ from matplotlib.patheffects import withStroke
 
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
-from experiments import cells, choosing, methods, paper, reproduction, tables
-from experiments.records import CannotWrite, atomic_write, same
+from experiments import tables
+from experiments.results import cells, choosing, methods, paper, reproduction
+from experiments.store.files import CannotWrite, atomic_write, same
 
 # One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import figures, tables
-from experiments.records import EFFECTIVENESS_EPOCHS, best_accuracy, divergence
+from experiments.store.records import EFFECTIVENESS_EPOCHS, best_accuracy, divergence
 
 
 def report(record: dict[str, Any], baseline: dict[str, Any] | None, plots: Path) -> str:

@@ -21,11 +21,13 @@ import pandas as pd
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import cells, choosing, claims, grids, methods, missing, paper, reproduction
-from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
-from experiments.choosing import Results
-from experiments.records import RUNS, CannotWrite, atomic_write, best_accuracy, effectiveness, ended, same, time_to
+from experiments import grids
+from experiments.results import cells, choosing, claims, methods, missing, paper, reproduction
+from experiments.results.cells import NOT_PLANNED, NOT_RUN, Table, markdown
+from experiments.results.choosing import Results
 from experiments.settings import UserError, first_line
+from experiments.store.files import CannotWrite, atomic_write, same
+from experiments.store.records import RUNS, best_accuracy, effectiveness, ended, time_to
 
 ROOT = Path(__file__).parent.parent
 PAPER_LR = paper.RANDOM_LR

@@ -27,14 +27,17 @@ from dpiat.assignment import MATCHINGS
 from dpiat.heads import HEADS
 from dpiat.operators import OPERATORS
 from dpiat.reading import MODES, VERSION
-from experiments import checkpoints, data, models, parallel, records
+from experiments import models
+from experiments.data import loading
 from experiments.initialization import INITIALIZATIONS, Method, Start, initialize
-from experiments.locks import alone
-from experiments.malloc import keep_large_blocks
 from experiments.settings import LoggerSettings, Settings, UserError, first_line
+from experiments.store import checkpoints, records
+from experiments.store.locks import alone
 from experiments.tracking import LOGGERS, Plot, tracking
 from experiments.tracking import MODES as LOGGER_MODES
-from experiments.training import Recipe, State, diverged, train
+from experiments.train import parallel
+from experiments.train.malloc import keep_large_blocks
+from experiments.train.training import Recipe, State, diverged, train
 
 WEIGHTS = ("scratch", "imagenet", "imagenet_finetuned")
 # The paper's learning rates: from random init or from sources trained from scratch, and where ImageNet weights come in.
@@ -117,7 +120,7 @@ def run(settings: Settings, plot: Plot | None = None) -> Outcome:
 
 def plan(settings: Settings) -> Trial:
     """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
-    data.check(settings.dataset)
+    loading.check(settings.dataset)
     _check_values(settings)
     _check_parts(settings)
     models.check(settings.target)
@@ -218,7 +221,7 @@ def _start(settings: Settings, trial: Trial, classes: int) -> Start:
 
 def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
     dataset = settings.dataset
-    return Trial(data.identity(dataset), dataset.stored_size, dataset.train_subset, model, init, recipe)
+    return Trial(loading.identity(dataset), dataset.stored_size, dataset.train_subset, model, init, recipe)
 
 
 def _recipe(settings: Settings, model: str, lr: float) -> Recipe:
@@ -246,12 +249,12 @@ class _Runner:
             keep_large_blocks()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        self._data: data.Data | None = None
+        self._data: loading.Data | None = None
 
     @property
-    def data(self) -> data.Data:
+    def data(self) -> loading.Data:
         if self._data is None:
-            load = partial(data.load, self.settings.dataset, self.settings.cache_dir)
+            load = partial(loading.load, self.settings.dataset, self.settings.cache_dir)
             self._data = parallel.first_then_others(load)
         return self._data
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import check_weights, layouts, models, paper
+from experiments import check_weights, models
+from experiments.data import layouts
+from experiments.results import paper
 from experiments.settings import DatasetSettings, UserError
 
 SPRINGER, CHURCH = 217, 497  # ImageNet's indices of n02102040 and n03028079

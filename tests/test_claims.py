@@ -1,6 +1,6 @@
 """What the paper says that needs no training, beside what we find."""
 
-from experiments import claims
+from experiments.results import claims
 
 
 def test_the_claims_stand_beside_what_we_find():

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from experiments import augmentation, data
+from experiments.data import augmentation, loading
 from experiments.settings import DatasetSettings
 
 
@@ -48,30 +48,30 @@ def test_boxes_fall_back_to_the_centre_when_nothing_fits():
 
 
 def test_test_images_equal_torchvision(photos):
-    split = data.Split(photos, torch.zeros(2, dtype=torch.long))  # 200 × 240
-    ((images, _),) = data.test_batches(split, 128, 96)
+    split = loading.Split(photos, torch.zeros(2, dtype=torch.long))  # 200 × 240
+    ((images, _),) = loading.test_batches(split, 128, 96)
     theirs = F.resize(F.center_crop(photos.float() / 255, 200), 96, antialias=True)
     torch.testing.assert_close(images, F.normalize(theirs, augmentation.MEAN, augmentation.STD), atol=1e-4, rtol=0)
 
 
 def test_an_epoch_sees_every_image_once_and_drops_the_rest():
-    split = data.Split(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10))
-    batches = [labels for _, labels in data.train_batches(split, 4, 8, torch.Generator().manual_seed(1))]
+    split = loading.Split(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10))
+    batches = [labels for _, labels in loading.train_batches(split, 4, 8, torch.Generator().manual_seed(1))]
     assert [len(labels) for labels in batches] == [4, 4]
     assert len(torch.cat(batches).unique()) == 8
 
 
 def test_digits_are_the_real_ones():
-    digits = data.load(DatasetSettings(name="digits"), "unused")
+    digits = loading.load(DatasetSettings(name="digits"), "unused")
     assert len(digits.train.labels) + len(digits.test.labels) == len(load_digits().target)
     assert digits.train.images.shape[1:] == (3, 32, 32) and digits.train.images.dtype == torch.uint8
     assert digits.train.labels.bincount().min() > 130 and digits.test.labels.bincount().min() > 30
 
 
 def test_subsets_are_stratified_and_seeded():
-    digits = data.load(DatasetSettings(name="digits"), "unused")
-    subset, again = data.stratified(digits.train, 200), data.stratified(digits.train, 200)
-    other = data.stratified(digits.train, 200, seed=1)
+    digits = loading.load(DatasetSettings(name="digits"), "unused")
+    subset, again = loading.stratified(digits.train, 200), loading.stratified(digits.train, 200)
+    other = loading.stratified(digits.train, 200, seed=1)
     assert torch.equal(subset.images, again.images) and not torch.equal(subset.images, other.images)
     expected = digits.train.labels.bincount() * 200 / len(digits.train.labels)
     assert (subset.labels.bincount() - expected).abs().max() <= 1
@@ -83,9 +83,9 @@ def digest(tensor: torch.Tensor) -> str:
 
 def test_seeds_give_the_batches_that_the_records_were_made_with():
     """The order, the crops and the generator's state are those of the first records; so trials can be added to them."""
-    digits = data.load(DatasetSettings(name="digits"), "unused")
+    digits = loading.load(DatasetSettings(name="digits"), "unused")
     generator = torch.Generator().manual_seed(5)
-    epochs = [list(data.train_batches(digits.train, 128, 16, generator)) for _ in range(2)]
+    epochs = [list(loading.train_batches(digits.train, 128, 16, generator)) for _ in range(2)]
     assert digest(digits.train.images) == "8606bb829a9cdba3"
     assert digest(torch.cat([labels for epoch in epochs for _, labels in epoch])) == "a71fbdf289cfcb02"
     assert digest(generator.get_state()) == "fef67cc38343a291"

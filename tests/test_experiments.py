@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from experiments import grids, paper
+from experiments import grids
+from experiments.results import paper
 from experiments.settings import UserError
 
 STATISTICS = paper.RESULTS / "trials" / "imagenette_statistics" / "records.jsonl"

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments import models
-from experiments.convolution import convolving
-from experiments.training import prepare
+from experiments.train.convolution import convolving
+from experiments.train.training import prepare
 
 CPU = torch.device("cpu")
 

@@ -23,9 +23,12 @@ from networks import small
 from test_trial import ROOT, metrics, settings
 from torch import nn
 
-from experiments import checkpoints, data, records, training, trial
+from experiments import trial
+from experiments.data import loading
 from experiments.settings import DatasetSettings, InitSettings, Settings
-from experiments.training import Recipe
+from experiments.store import checkpoints, files, records
+from experiments.train import training
+from experiments.train.training import Recipe
 
 CPU = torch.device("cpu")
 
@@ -53,7 +56,7 @@ def dropping(num_classes: int) -> nn.Module:
 
 
 def test_a_training_goes_on_from_every_epoch_bit_for_bit(tmp_path):
-    digits = data.load(DatasetSettings(name="digits", train_subset=256), str(tmp_path))
+    digits = loading.load(DatasetSettings(name="digits", train_subset=256), str(tmp_path))
     recipe = Recipe(epochs=4, lr=4e-3, schedule_epochs=4, batch_size=64, image_size=16, seed=5)
 
     def keep(row, state) -> None:
@@ -140,10 +143,10 @@ def test_a_file_that_grows_too_large_leaves_what_was_there(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(records.CannotWrite, match=rf"cannot write {file} \(File too large\): .* intact"):
+        with pytest.raises(files.CannotWrite, match=rf"cannot write {file} \(File too large\): .* intact"):
             checkpoints.write({"n": torch.zeros(100_000)}, file)
-        with pytest.raises(records.CannotWrite, match=r"cannot write .*other\.pt \(File too large\)"):
-            records.atomic_write(tmp_path / "other.pt", lambda f: torch.save({"n": torch.zeros(100_000)}, f))
+        with pytest.raises(files.CannotWrite, match=r"cannot write .*other\.pt \(File too large\)"):
+            files.atomic_write(tmp_path / "other.pt", lambda f: torch.save({"n": torch.zeros(100_000)}, f))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert checkpoints.read(file)["n"].shape == (10,) and list(tmp_path.iterdir()) == [file]
@@ -154,14 +157,14 @@ def test_what_fails_for_another_reason_is_not_hidden(tmp_path):
         raise RuntimeError("a mistake of ours")
 
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        records.atomic_write(tmp_path / "x", broken)
+        files.atomic_write(tmp_path / "x", broken)
     assert not list(tmp_path.iterdir())
 
 
 def test_colleagues_can_read_what_is_written(tmp_path):
     before = os.umask(0o022)
     try:
-        records.atomic_write(tmp_path / "x", lambda f: f.write(b"1"))
+        files.atomic_write(tmp_path / "x", lambda f: f.write(b"1"))
     finally:
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
@@ -183,7 +186,7 @@ def test_a_full_disk_costs_no_epoch(tmp_path, small_disk, capsys):
     undisturbed = trial.run(wanted)
     capsys.readouterr()
     wanted.output_dir = str(small_disk)
-    with pytest.raises(records.CannotWrite, match=r"cannot write .*epoch-00000\d\.pt \(No space left on device\)"):
+    with pytest.raises(files.CannotWrite, match=r"cannot write .*epoch-00000\d\.pt \(No space left on device\)"):
         trial.run(wanted)
     done = trained_epochs(capsys)
     assert 1 <= done < 4 and not list(small_disk.glob("unfinished/.*"))

@@ -14,7 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from experiments import data, ghn2, ghn2_graph, models, trial
+from experiments import ghn2, ghn2_graph, models, trial
+from experiments.data import loading
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
 
 # From `checkpoint()`: for each parameter its mean, the mean of its absolute values, and four of its values, as the code
@@ -251,7 +252,7 @@ def test_networks_that_ghn2_learns_from(training):
 
 
 def test_a_training_that_was_stopped_goes_on(training, tmp_path, monkeypatch):
-    found = data.load(DatasetSettings(name="digits"), str(tmp_path))
+    found = loading.load(DatasetSettings(name="digits"), str(tmp_path))
 
     def arguments(name: str, **changes) -> argparse.Namespace:
         settings = {"dataset": "digits", "size": 16, "steps": 4, "batch": 16, "networks": 1, "hidden": 16, "lr": 1e-3}

@@ -10,9 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from experiments import augmentation, graphs, models, training
-from experiments.data import Data, Split
-from experiments.training import Recipe, Steps, train
+from experiments import models
+from experiments.data import augmentation
+from experiments.data.loading import Data, Split
+from experiments.train import graphs, training
+from experiments.train.training import Recipe, Steps, train
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 NETWORKS = ("eff_b0", "eff_b1", "eff_b2", "mix_m", "mix_l", "rex", "rex_150", "mnas", "semnas", "eff_lite0")

@@ -15,7 +15,7 @@ from scipy.io import savemat
 from torchvision import datasets
 from torchvision.datasets import imagenet as torchvision_imagenet
 
-from experiments import data, layouts
+from experiments.data import layouts, loading
 from experiments.settings import DatasetSettings, UserError
 
 WNIDS = ("n01440764", "n02102040", "n02979186")  # tench, English springer, cassette player
@@ -24,9 +24,9 @@ TRUTH = (2, 3, 1, 1, 2, 3)  # ILSVRC2012_IDs, which do not follow the wnids
 IDS = {2: "n01440764", 3: "n02102040", 1: "n02979186"}
 
 
-def load(root: Path, name: str, **changes) -> data.Data:
+def load(root: Path, name: str, **changes) -> loading.Data:
     changes = {"stream": True, "workers": 0, "download": False} | changes
-    return data.load(DatasetSettings(name=name, root=str(root), **changes), str(root.parent / "cache"))
+    return loading.load(DatasetSettings(name=name, root=str(root), **changes), str(root.parent / "cache"))
 
 
 def listed(split) -> list[tuple[bytes, int]]:
@@ -185,8 +185,8 @@ def test_an_archives_index_is_made_once_and_again_if_damaged(archives, monkeypat
 
 def test_images_from_an_archive_are_streamed(archives):
     ours = load(archives, "imagenet", workers=2)
-    ((batch, labels),) = data.train_batches(ours.train, 12, 32, torch.Generator().manual_seed(0))
-    ((alone, _),) = data.train_batches(load(archives, "imagenet").train, 12, 32, torch.Generator().manual_seed(0))
+    ((batch, labels),) = loading.train_batches(ours.train, 12, 32, torch.Generator().manual_seed(0))
+    ((alone, _),) = loading.train_batches(load(archives, "imagenet").train, 12, 32, torch.Generator().manual_seed(0))
     assert torch.equal(batch, alone) and labels.bincount().tolist() == [TRAIN] * 3
 
 
@@ -215,7 +215,7 @@ def test_zips_are_streamed_like_the_folders_in_them(tmp_path):
                 archive.write(file, file.relative_to(tree))
     plain, packed = load(tree, "folder"), load(zips, "folder", workers=2)
     assert listed(plain.train) == listed(packed.train) and listed(plain.test) == listed(packed.test)
-    ours, theirs = (data.train_batches(d.train, 4, 32, torch.Generator().manual_seed(0)) for d in (plain, packed))
+    ours, theirs = (loading.train_batches(d.train, 4, 32, torch.Generator().manual_seed(0)) for d in (plain, packed))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True))
 
 
@@ -235,7 +235,7 @@ def test_a_link_that_leads_nowhere_is_named(name, tmp_path):
     (tree / "train" / "ash" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     settings = DatasetSettings(name=name, root=str(tree), stored_size=8)
     with pytest.raises(UserError, match=r"train/ash/lost\.jpg cannot be read \(No such file or directory\): get it"):
-        data.identity(settings) if name == "folder" else data.load(settings, str(tmp_path / "cache"))
+        loading.identity(settings) if name == "folder" else loading.load(settings, str(tmp_path / "cache"))
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_classes_may_be_links_and_what_is_no_image_does_not_count(tmp_path):
     images.write(tmp_path / "b" / "real" / "train" / "ash", ["001.jpg"], 5)  # the same names
 
     def identity(place: str) -> str:
-        return data.identity(DatasetSettings(name="folder", stream=True, root=str(tmp_path / place / "set")))
+        return loading.identity(DatasetSettings(name="folder", stream=True, root=str(tmp_path / place / "set")))
 
     first = identity("a")
     assert first != identity("b")

@@ -7,12 +7,12 @@ import sys
 import pytest
 from test_trial import ROOT
 
-from experiments.malloc import keep_large_blocks
+from experiments.train.malloc import keep_large_blocks
 
 # Of the memory of a freed tensor of 64 MiB: how much the process has less, in MiB.
 SCRIPT = """
 import torch
-from experiments.malloc import keep_large_blocks
+from experiments.train.malloc import keep_large_blocks
 {call}
 def pages(): return int(open("/proc/self/statm").read().split()[1])
 tensor = torch.zeros(2**24).add_(1)

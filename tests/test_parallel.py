@@ -17,10 +17,13 @@ from test_trial import ROOT, metrics, settings
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from experiments import data, parallel, records, training, trial
-from experiments.batchnorm import normalizing
+from experiments import trial
+from experiments.data import loading
 from experiments.settings import DatasetSettings, InitSettings, UserError
-from experiments.training import Recipe
+from experiments.store import records
+from experiments.train import parallel, training
+from experiments.train.batchnorm import normalizing
+from experiments.train.training import Recipe
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=2, lr=4e-3, schedule_epochs=2, batch_size=64, image_size=16, seed=5)
@@ -57,7 +60,7 @@ def gradients(build: Callable[[int], nn.Module], group: int | None) -> dict[str,
 
 
 def rows(build: Callable[[int], nn.Module], group: int | None, folder: Path) -> list[dict]:
-    digits = data.load(DatasetSettings(name="digits", train_subset=256), str(folder))
+    digits = loading.load(DatasetSettings(name="digits", train_subset=256), str(folder))
     return training.train(built(build), digits, replace(RECIPE, batchnorm_group=group), CPU)[0]
 
 

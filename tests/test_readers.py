@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
-from experiments import data
+from experiments.data import loading
 from experiments.settings import DatasetSettings, UserError
 
 
 @pytest.fixture
 def tree(tmp_path):
     """Real digits as an ImageFolder tree of 32 × 32 PNGs: 30 for training, 20 for testing, two classes."""
-    digits = data.load(DatasetSettings(name="digits"), "unused")
+    digits = loading.load(DatasetSettings(name="digits"), "unused")
     for split, folder, count in ((digits.train, "train", 15), (digits.test, "test", 10)):
         for label, name in ((0, "zero"), (1, "one")):
             (tmp_path / "tree" / folder / name).mkdir(parents=True)
@@ -38,11 +38,13 @@ def zipped(tree: Path, to: Path, parts: dict[str, list[str]]) -> Path:
     return to
 
 
-def load(root: Path, name: str = "cifar100", **changes) -> data.Data:
-    return data.load(DatasetSettings(name=name, root=str(root), download=False, **changes), str(root.parent / "cache"))
+def load(root: Path, name: str = "cifar100", **changes) -> loading.Data:
+    return loading.load(
+        DatasetSettings(name=name, root=str(root), download=False, **changes), str(root.parent / "cache")
+    )
 
 
-def same(a: data.Data, b: data.Data) -> bool:
+def same(a: loading.Data, b: loading.Data) -> bool:
     pairs = ((a.train, b.train), (a.test, b.test))
     return a.classes == b.classes and all(
         torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) for x, y in pairs
@@ -62,7 +64,7 @@ def test_a_folder_tree_and_its_zips_are_the_same_data(tree, tmp_path):
 def test_images_are_decoded_once_until_they_change(tree, tmp_path, monkeypatch):
     first = load(tree)
     (cached,) = (tmp_path / "cache").glob("*.pt")
-    monkeypatch.setattr(data, "_pixels", None)  # decoding again would fail
+    monkeypatch.setattr(loading, "_pixels", None)  # decoding again would fail
     assert same(first, load(tree))
     monkeypatch.undo()
     (tree / "train" / "one" / "000.png").unlink()
@@ -92,9 +94,9 @@ def test_images_are_decoded_by_one_process_while_others_wait(tree, tmp_path):
 
 def said(settings: DatasetSettings, cache: str) -> tuple[bool, str]:
     """Whether this process has decoded the images, and a digest of them."""
-    calls, decode = [], data._decode
-    data._decode = lambda *words: calls.append(1) or time.sleep(0.3) or decode(*words)
-    images = data.load(settings, cache).train.images
+    calls, decode = [], loading._decode
+    loading._decode = lambda *words: calls.append(1) or time.sleep(0.3) or decode(*words)
+    images = loading.load(settings, cache).train.images
     return bool(calls), hashlib.sha256(images.numpy().tobytes()).hexdigest()
 
 

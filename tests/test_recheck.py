@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from test_tables import record
 
-from experiments import grids, paper, reproduction, tables
-from experiments.records import evidence_line
+from experiments import grids, tables
+from experiments.results import paper, reproduction
+from experiments.store.records import evidence_line
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "recheck_table01.py"
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from test_tables import record
 
-from experiments import cells, evidence, figures, grids, methods, paper, reproduction, tables
+from experiments import evidence, figures, grids, tables
+from experiments.results import cells, methods, paper, reproduction
 
 
 def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:

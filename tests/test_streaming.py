@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from experiments import data, streaming, trial
-from experiments.augmentation import MEAN, STD
+from experiments import trial
+from experiments.data import loading, streaming
+from experiments.data.augmentation import MEAN, STD
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
 
 
@@ -20,13 +21,13 @@ def root(tmp_path_factory) -> Path:
     return images.tree(tmp_path_factory.mktemp("streamed") / "trees")
 
 
-def load(root: Path, **changes) -> data.Data:
+def load(root: Path, **changes) -> loading.Data:
     changes = {"name": "folder", "stream": True, "workers": 0} | changes
-    return data.load(DatasetSettings(root=str(root), **changes), str(root.parent / "cache"))
+    return loading.load(DatasetSettings(root=str(root), **changes), str(root.parent / "cache"))
 
 
 def epoch(split, seed: int = 0, size: int = 32, batch: int = 5) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(data.train_batches(split, batch, size, torch.Generator().manual_seed(seed)))
+    return list(loading.train_batches(split, batch, size, torch.Generator().manual_seed(seed)))
 
 
 def same(first, second) -> bool:
@@ -40,7 +41,7 @@ def test_batches_depend_on_the_seed_and_not_on_the_workers(root):
     first = epoch(alone)
     assert [tuple(x.shape) for x, _ in first] == [(5, 3, 32, 32)] * 2 and first[0][0].dtype == torch.float32
     assert same(first, epoch(parallel)) and same(first, epoch(parallel)) and not same(first, epoch(alone, seed=1))
-    tests = [list(data.test_batches(split, 4, 32)) for split in (load(root).test, load(root, workers=2).test)]
+    tests = [list(loading.test_batches(split, 4, 32)) for split in (load(root).test, load(root, workers=2).test)]
     assert same(*tests) and [len(labels) for _, labels in tests[0]] == [4, 2]
 
 
@@ -50,7 +51,7 @@ def test_processes_share_the_batches_of_one(root, changes):
     parts = []
     for rank in range(2):
         generator = torch.Generator().manual_seed(0)
-        parts.append(list(data.train_batches(split, 5, 32, generator, slice(rank, None, 2))))
+        parts.append(list(loading.train_batches(split, 5, 32, generator, slice(rank, None, 2))))
     for (whole, labels), *shares in zip(epoch(split), *parts, strict=True):
         for rank, (inputs, of) in enumerate(shares):
             torch.testing.assert_close(inputs, whole[rank::2], atol=1e-6, rtol=0)
@@ -60,18 +61,18 @@ def test_processes_share_the_batches_of_one(root, changes):
 def test_the_generator_is_all_that_a_later_epoch_needs(root):
     split = load(root).train
     generator = torch.Generator().manual_seed(3)
-    list(data.train_batches(split, 5, 32, generator))
+    list(loading.train_batches(split, 5, 32, generator))
     state = generator.get_state()
-    second = list(data.train_batches(split, 5, 32, generator))
+    second = list(loading.train_batches(split, 5, 32, generator))
     resumed = torch.Generator()
     resumed.set_state(state)
-    assert same(second, list(data.train_batches(load(root, workers=2).train, 5, 32, resumed)))
+    assert same(second, list(loading.train_batches(load(root, workers=2).train, 5, 32, resumed)))
     assert not same(second, epoch(split, seed=3))
 
 
 def test_an_epoch_that_was_left_does_not_reach_the_next(root):
     split = load(root, workers=2).train
-    left = data.train_batches(split, 2, 32, torch.Generator().manual_seed(9))
+    left = loading.train_batches(split, 2, 32, torch.Generator().manual_seed(9))
     next(left)
     left.close()
     assert same(epoch(split), epoch(load(root).train))
@@ -86,7 +87,7 @@ def test_streaming_draws_nothing_from_the_generator_of_dropout(root):
 
 
 def test_test_images_are_torchvisions(root):
-    ((batch, labels),) = data.test_batches(load(root).test, 128, 48)
+    ((batch, labels),) = loading.test_batches(load(root).test, 128, 48)
     transform = v2.Compose([v2.Resize(48), v2.CenterCrop(48), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
     files = sorted((root / "test").glob("*/*"))
     expected = torch.stack([v2.functional.normalize(transform(Image.open(file)), MEAN, STD) for file in files])
@@ -177,7 +178,7 @@ def test_the_number_of_workers_follows_the_cores(root, monkeypatch):
 
 
 def identity(root: Path, **changes) -> str:
-    return data.identity(DatasetSettings(**{"name": "folder", "stream": True, "root": str(root)} | changes))
+    return loading.identity(DatasetSettings(**{"name": "folder", "stream": True, "root": str(root)} | changes))
 
 
 def test_a_folder_is_known_by_what_is_in_it(tmp_path):

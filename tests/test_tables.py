@@ -12,9 +12,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpiat import rank
-from experiments import cells, choosing, evidence, figures, grids, methods, missing, models, paper, records, tables
+from experiments import evidence, figures, grids, models, tables
 from experiments.callback import Report
+from experiments.results import cells, choosing, methods, missing, paper
 from experiments.settings import UserError
+from experiments.store import records
+from experiments.store.files import CannotWrite
 from experiments.trial import Trial
 
 METRICS = "test_accuracy", "train_loss"
@@ -311,7 +314,7 @@ def test_a_figure_that_was_not_wholly_written_is_written_again(desk, tmp_path, m
     monkeypatch.setattr(figure["curves"], "savefig", full)
     text = "<svg/>"
     monkeypatch.setattr(figures, "svg", lambda _: text)
-    with pytest.raises(records.CannotWrite, match=r"cannot write .*curves\.png \(No space left on device\)"):
+    with pytest.raises(CannotWrite, match=r"cannot write .*curves\.png \(No space left on device\)"):
         figures.write(figure, tmp_path)
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()

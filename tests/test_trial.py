@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments import checkpoints, models, records, trial
-from experiments.records import evidence
+from experiments import models, trial
 from experiments.report import report
 from experiments.settings import DatasetSettings, InitSettings, LoggerSettings, Settings, UserError
+from experiments.store import checkpoints, records
+from experiments.store.records import evidence
 
 ROOT = Path(__file__).parent.parent
 

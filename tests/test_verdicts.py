@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr, ttest_1samp
 
-from experiments import paper, verdicts
+from experiments.results import paper, verdicts
 
 NETWORKS = list(paper.LABELS.values())
 

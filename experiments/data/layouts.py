@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from experiments.records import atomic_write
 from experiments.settings import DatasetSettings, UserError, first_line
+from experiments.store.files import atomic_write
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}  # torchvision's
 ARCHIVE, DEVKIT = "ILSVRC2012_img", "ILSVRC2012_devkit_t12"  # of ImageNet

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from experiments import parallel
-from experiments.batchnorm import normalizing
-from experiments.convolution import convolving
-from experiments.data import AnySplit, Data, Draws
-from experiments.graphs import Pace, Replayed, own_stream
+from experiments.data.loading import AnySplit, Data, Draws
+from experiments.train import parallel
+from experiments.train.batchnorm import normalizing
+from experiments.train.convolution import convolving
+from experiments.train.graphs import Pace, Replayed, own_stream
 
 # Activations whose gradient needs their input: if they write over it, autograd makes a copy of it first.
 NEEDS_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)

@@ -6,8 +6,10 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
-from experiments import cells, grids, layouts
-from experiments.records import provenance
+from experiments import grids
+from experiments.data import layouts
+from experiments.results import cells
+from experiments.store.records import provenance
 
 if TYPE_CHECKING:
     from experiments.trial import Trial

@@ -12,8 +12,8 @@ from typing import NoReturn
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from experiments.records import CannotWrite
 from experiments.settings import UserError
+from experiments.store.files import CannotWrite
 
 GOES_ON = "every finished epoch is kept, the same command goes on from there"
 
@@ -39,7 +39,7 @@ _failed: list[str] = []  # of the grid that this process runs
 
 def fail(error: UserError | CannotWrite) -> None:
     """Exit with a message; of a grid whose trials run in this process, one after the other, run the next one first."""
-    from experiments import parallel  # imports torch
+    from experiments.train import parallel  # imports torch
 
     hydra = HydraConfig.get()
     message = f"error: {error}" if parallel.rank() == 0 else 1

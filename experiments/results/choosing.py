@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from experiments import paper
-from experiments.cells import Table, markdown
+from experiments.results import paper
+from experiments.results.cells import Table, markdown
 
 # The numbers of `dpiat.rank` by their names in the table, with the mode in which networks are standardized.
 MEASURES = {

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments import grids, paper
-from experiments.records import best_accuracy, evidence
+from experiments import grids
+from experiments.results import paper
+from experiments.store.records import best_accuracy, evidence
 
 Records = Mapping[str, dict[str, Any]]
 NOT_RUN, NOT_PLANNED = "not run", "–"

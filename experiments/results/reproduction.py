@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from experiments import cells, grids, methods, paper, verdicts
-from experiments.cells import NOT_RUN, Records, Table, markdown, shown
-from experiments.records import time_to
+from experiments import grids
+from experiments.results import cells, methods, paper, verdicts
+from experiments.results.cells import NOT_RUN, Records, Table, markdown, shown
+from experiments.store.records import time_to
 
 NEEDS_GHN2 = "not run: needs GHN-2"
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from experiments.augmentation import crop_area, normalized
-from experiments.layouts import Files
+from experiments.data.augmentation import crop_area, normalized
+from experiments.data.layouts import Files
 from experiments.settings import UserError, first_line
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from dpiat import Architecture
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 RANDOM_LR = 4e-3  # its learning rate for random init
 
 LABELS = {

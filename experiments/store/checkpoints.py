@@ -10,8 +10,8 @@ from typing import IO, Any
 
 import torch
 
-from experiments.records import atomic_write
 from experiments.settings import UserError, first_line
+from experiments.store.files import atomic_write
 
 # A file is what torch.save writes, and torch.load reads, followed by this and the SHA-256 of all before it.
 MARK = b"\nsha256 "

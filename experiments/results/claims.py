@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import paper
-from experiments.cells import Table, markdown
+from experiments.results import paper
+from experiments.results.cells import Table, markdown
 
 TIMES = "pair_times.csv"  # of results, by scripts/time_pairs.py
 LAYERS = "layers "  # begins the name of a count of layers

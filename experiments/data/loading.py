@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import checkpoints, layouts
-from experiments.augmentation import centre_boxes, crop_area, random_boxes, resized_crops
-from experiments.layouts import Files, Listing
-from experiments.locks import alone
+from experiments.data import layouts
+from experiments.data.augmentation import centre_boxes, crop_area, random_boxes, resized_crops
+from experiments.data.layouts import Files, Listing
+from experiments.data.streaming import WHOLE, Draws, StreamedSplit, sent
 from experiments.settings import DatasetSettings, UserError, first_line
-from experiments.streaming import WHOLE, Draws, StreamedSplit, sent
+from experiments.store import checkpoints
+from experiments.store.locks import alone
 
 NAMES = ("digits", *layouts.LAYOUTS)
 STREAMED = ("food101", "imagenet", "folder")  # unless they are stored at one size

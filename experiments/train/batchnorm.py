@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from experiments import parallel
+from experiments.train import parallel
 
 
 def normalizing(group: int | None) -> AbstractContextManager[Any]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments import paper, verdicts
-from experiments.cells import NOT_RUN, Table, markdown
+from experiments.results import paper, verdicts
+from experiments.results.cells import NOT_RUN, Table, markdown
 
 DISAGREE = (
     "We disagree on a method where the two ratios to the first one differ by more than the errors of both, at "
