@@ -24,8 +24,8 @@ WITH_SIMILARITY, ENOUGH = "with similarity", 10  # a column; over fewer pairs it
 # What was looked at where ours and the paper's disagree on an operator or matching.
 CHECKED = {
     "clip_normalized": (
-        "What was checked: the rule is that of the authors' code, and `tests/test_operators.py` compares the spread of "
-        "every weight that it writes with that rule. What was not: the networks that they trained."
+        "What was checked: the rule is that of the authors' code, and `tests/dpiat/test_operators.py` compares the "
+        "spread of every weight that it writes with that rule. What was not: the networks that they trained."
     ),
 }
 

@@ -13,33 +13,13 @@ import networks
 import pytest
 import torch
 from safetensors.torch import save_file
+from trials import ROOT, metrics, settings
 
 from experiments import models, trial
 from experiments.report import report
 from experiments.settings import DatasetSettings, InitSettings, LoggerSettings, Settings, UserError
 from experiments.store import checkpoints, records
 from experiments.store.records import evidence
-
-ROOT = Path(__file__).parent.parent
-
-
-def settings(folder: Path, **changes) -> Settings:
-    changes = {
-        "dataset": DatasetSettings(name="digits", image_size=16, train_subset=512),
-        "init": InitSettings(name="dpiat"),
-        "source": "networks:larger",
-        "target": "networks:small",
-        "source_epochs": 2,
-        "target_epochs": 2,
-        "device": "cpu",
-        "threads": 1,
-        "output_dir": str(folder),
-    } | changes
-    return Settings(**changes)
-
-
-def metrics(record: dict) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in record["epochs"]]
 
 
 def test_equal_seeds_give_equal_metrics_and_others_do_not(tmp_path):
@@ -262,7 +242,7 @@ def test_wandb_logs_offline(tmp_path):
     words = ["dataset=digits", "scale=smoke", "source=eff_lite0", "source_weights=imagenet", "target=networks:small"]
     done = subprocess.run(
         [sys.executable, ROOT / "run.py", *words, "logger=wandb", "threads=1", f"output_dir={tmp_path}"],
-        cwd=ROOT / "tests",
+        cwd=ROOT / "tests" / "helpers",
         capture_output=True,
         text=True,
     )

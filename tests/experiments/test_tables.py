@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
+from trials import record
 
 from dpiat import rank
 from experiments import evidence, figures, grids, models, tables
@@ -18,33 +19,9 @@ from experiments.results import cells, choosing, methods, missing, paper
 from experiments.settings import UserError
 from experiments.store import records
 from experiments.store.files import CannotWrite
-from experiments.trial import Trial
 
 METRICS = "test_accuracy", "train_loss"
 DESK, METHODS, MODES = "imagenet_to_imagenette", "imagenette_methods", "imagenette_statistics"
-
-
-def record(trial: Trial, accuracies: list[float], **changes) -> dict:
-    """A finished record of a trial, as `trial.run` leaves it."""
-    rows = [
-        {"epoch": i + 1, "train_loss": 1.0, "test_accuracy": accuracy, "seconds": 2.0}
-        for i, accuracy in enumerate(accuracies)
-    ]
-    return {
-        "id": trial.id,
-        "status": "finished",
-        "scale": "desk",
-        "trial": trial.identity(),
-        "commit": "0123456789abcdef",
-        "dirty": False,
-        "cpu": "a processor",
-        "device": "cpu",
-        "seconds": 7200.0,
-        "train_images": 9469,
-        "test_images": 3925,
-        "initialization": {"similarity": 0.8} if trial.source else {},
-        "epochs": rows,
-    } | changes
 
 
 def at_paper_lr(experiment: str, accuracies: list[float], *words: str) -> dict[str, dict]:

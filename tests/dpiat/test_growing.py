@@ -10,9 +10,6 @@ from torch import nn
 
 from dpiat import fna, net2net
 from dpiat.report import LEFT
-from experiments.initialization import Start, initialize
-from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
-from experiments.trial import plan
 
 
 def convolution(given, width, side=3, stride=1, groups=1, act=nn.ReLU):
@@ -216,18 +213,3 @@ def test_fna_is_its_transcription(arguments):
 def test_fna_needs_the_same_layout():
     with pytest.raises(ValueError, match="they must be the same stages"):
         fna(Small(), Small((8, 12, 12), (2, 2, 2)))
-
-
-@pytest.mark.parametrize("init", ["net2net", "fna"])
-def test_a_trial_starts_from_it(init):
-    source = randomized(timm.create_model("mobilenetv2_050", num_classes=10))
-    start = Start("mobilenetv2_100", 10, seed=0, source_model="mobilenetv2_050", source=lambda: source)
-    network, facts = initialize(init, start)
-    assert facts["filled"] > 0.2
-    assert init != "net2net" or distance(source, network) < 0.5  # with its noise
-
-
-def test_a_trial_that_is_not_admissible_is_told_before_anything_is_trained():
-    settings = Settings(DatasetSettings(name="digits"), InitSettings(name="net2net"), source="eff_b2", target="eff_b0")
-    with pytest.raises(UserError, match=r"eff_b0 cannot grow from eff_b2: .* fewer than"):
-        plan(settings)

@@ -16,7 +16,7 @@ from dpiat import Architecture, Block, Layer, similarity, standardize
 from dpiat.assignment import best
 from dpiat.plotting import plot_matching, plot_similarity
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

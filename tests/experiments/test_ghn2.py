@@ -236,7 +236,7 @@ def test_what_a_checkpoint_learned():
 @pytest.fixture
 def training(monkeypatch):
     """scripts/train_ghn2.py"""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
     module = importlib.import_module("train_ghn2")
     monkeypatch.setattr(module, "LARGEST", (8, 8, 11, 11))
     return module

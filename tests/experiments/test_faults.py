@@ -20,8 +20,8 @@ from subprocess import PIPE
 import pytest
 import torch
 from networks import small
-from test_trial import ROOT, metrics, settings
 from torch import nn
+from trials import ROOT, metrics, settings
 
 from experiments import trial
 from experiments.data import loading
@@ -227,7 +227,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen:
         f"output_dir={folder}",
     ]
     words = [sys.executable, "-u", ROOT / "run.py", *fixed, "target=networks:small", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "helpers")}
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(words, cwd=folder, env=environment, text=True, stdout=PIPE, stderr=PIPE)
 

@@ -13,9 +13,9 @@ import pytest
 import timm
 import torch
 from networks import small
-from test_trial import ROOT, metrics, settings
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from trials import ROOT, metrics, settings
 
 from experiments import trial
 from experiments.data import loading
@@ -99,7 +99,7 @@ def test_torchrun_trains_one_trial_with_two_processes(tmp_path):
     fixed = ["dataset=digits", "scale=smoke", "dataset.image_size=16", "threads=1", "device=cpu", "init=random"]
     words = [*fixed, "target=networks:small", f"output_dir={tmp_path}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "helpers")}
     done = subprocess.run(
         [*torchrun, ROOT / "run.py", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_tables import record
+from trials import record
 
 from experiments import evidence, figures, grids, tables
 from experiments.results import cells, methods, paper, reproduction

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from test_trial import ROOT
+from trials import ROOT
 
 from experiments.train.malloc import keep_large_blocks
 

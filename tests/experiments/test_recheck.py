@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tables import record
+from trials import record
 
 from experiments import grids, tables
 from experiments.results import paper, reproduction
 from experiments.store.records import evidence_line
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "recheck_table01.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "recheck_table01.py"
 
 
 def made(folder: Path, *words: str) -> Path:
