@@ -14,6 +14,7 @@ class Report(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         from experiments import figures, tables
+        from experiments.results import ours
         from experiments.store import records
 
         GlobalHydra.instance().clear()  # the multirun is over, and its grid is composed anew
@@ -22,7 +23,7 @@ class Report(Callback):
         found = records.ended(folder / "records")
         tables.write(tables.build(found, [name]), folder / "tables")
         figures.write(figures.build(found, [name]), folder / "figures")
-        print(tables.own_table(name, found).page)
+        print(ours.table(name, found).page)
         if words := [
             word for word in config.hydra.overrides.task if not word.startswith(("experiment=", "output_dir="))
         ]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.settings import Settings, register
 
 if TYPE_CHECKING:
-    from experiments.trial import Trial
+    from experiments.planning import Trial
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -34,6 +34,11 @@ def names(group: str = "experiment") -> list[str]:
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
+def own() -> list[str]:
+    """Experiments that are no table or figure of the paper, and whose results count."""
+    return [name for name in names() if not name.startswith(("table", "figure", "demo", "smoke"))]
+
+
 def title(experiment: str) -> str:
     """What the paper shows: the first paragraph of the experiment's file."""
     lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1:]
@@ -43,19 +48,19 @@ def title(experiment: str) -> str:
 @cache
 def grid(experiment: str, *words: str) -> list[Planned]:
     """The targets that `run.py -m experiment=NAME WORDS` trains, each once, in its order. Nothing is loaded or run."""
-    from experiments import trial  # imports torch
+    from experiments import planning  # imports torch
 
     planned = {}
     for settings in sweep(experiment, *words):
-        target = trial.plan(settings)
+        target = planning.plan(settings)
         if target.id not in planned:
             random = replace(settings, init=replace(settings.init, name="random"), lr=settings.baseline_lr)
             pretrained = replace(settings, init=replace(settings.init, name="pretrained"))
             planned[target.id] = Planned(
                 settings,
                 target,
-                target if target.init == "random" else trial.plan(random),  # as it is run
-                trial.plan(pretrained),
+                target if target.init == "random" else planning.plan(random),  # as it is run
+                planning.plan(pretrained),
             )
     return list(planned.values())
 

@@ -9,6 +9,10 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from experiments.datasets import DATASETS, names
+
+FETCHED = names(had_from="torchvision")
+
 
 class UserError(Exception):
     """A mistake that the user can mend: one line that names the thing and says what to do."""
@@ -25,9 +29,9 @@ def _doc(text: str, default: Any) -> Any:
 
 @dataclass
 class DatasetSettings:
-    name: str = _doc("digits, cifar10, cifar100, food101, imagenet, imagenette or folder", MISSING)
+    name: str = _doc(f"one of {', '.join(DATASETS)}", MISSING)
     root: str = _doc("folder of the data, in the layout that configs/dataset/<name>.yaml describes", "data")
-    download: bool = _doc("let torchvision fetch what is not under root (cifar10, cifar100, food101)", True)
+    download: bool = _doc(f"let torchvision fetch {', '.join(FETCHED)} where it is not under root", True)
     stream: bool = _doc("decode images anew in each epoch, of any size, instead of keeping them in memory", False)
     workers: int | None = _doc("processes that decode streamed images; null: number of CPU cores", None)
     stored_size: int | None = _doc(

@@ -64,33 +64,36 @@ ALLOWED = {
         *("similarity", "sources", "standardization", "transfer"),
     },
     # A wing of experiments/ may use what is named here, and its own modules, without going in a circle.
-    "experiments.settings": set(),
+    "experiments.datasets": set(),
+    "experiments.settings": {"datasets"},
     "experiments.store": {"settings"},
-    "experiments.data": {"settings", "store"},
+    "experiments.data": {"datasets", "settings", "store"},
     "experiments.train": {"data", "settings", "store"},
     "experiments.models": {"settings"},
     "experiments.ghn2_graph": {"settings"},
     "experiments.ghn2": {"ghn2_graph", "settings"},
     "experiments.initialization": {"ghn2", "models", "settings"},
     "experiments.tracking": {"settings", "store"},
-    "experiments.trial": {"data", "initialization", "models", "settings", "store", "tracking", "train"},
-    "experiments.grids": {"settings", "trial"},
-    "experiments.results": {"data", "grids", "initialization", "models", "settings", "store", "trial"},
+    "experiments.planning": {"data", "initialization", "models", "settings", "store", "tracking", "train"},
+    "experiments.trial": {"data", "initialization", "models", "planning", "settings", "store", "tracking", "train"},
+    "experiments.grids": {"planning", "settings"},
+    "experiments.results": {"datasets", "grids", "initialization", "models", "planning", "store"},
     "experiments.tables": {"grids", "results", "settings", "store"},
-    "experiments.figures": {"results", "store", "tables"},
+    "experiments.figures": {"grids", "results", "store"},
     "experiments.evidence": {"grids", "results", "store"},
     "experiments.check_weights": {"data", "models", "settings"},
-    "experiments.report": {"figures", "store", "tables"},
-    "experiments.callback": {"figures", "store", "tables"},
+    "experiments.report": {"results", "store"},
+    "experiments.callback": {"figures", "results", "store", "tables"},
 }
 WINGS = {name for name in ALLOWED if (ROOT / name.replace(".", "/")).is_dir()}
 MAY_USE_DPIAT = {
-    *("experiments.models", "experiments.initialization", "experiments.trial", "experiments.results.paper"),
-    *("experiments.results.choosing", "experiments.results.methods", "experiments.figures"),
+    *("experiments.models", "experiments.initialization", "experiments.planning", "experiments.trial"),
+    *(f"experiments.results.{name}" for name in ("choosing", "drawing", "methods", "paper")),
 }
 NO_TORCH = {
-    *("experiments.settings", "experiments.grids", "experiments.tables", "experiments.store.records"),
-    *(f"experiments.results.{name}" for name in ("cells", "choosing", "claims", "paper", "reproduction", "verdicts")),
+    *("experiments.datasets", "experiments.settings", "experiments.grids", "experiments.tables"),
+    *("experiments.store.records", "experiments.results.cells", "experiments.results.choosing"),
+    *(f"experiments.results.{name}" for name in ("claims", "ours", "outcomes", "paper", "reproduction", "verdicts")),
 }
 
 

@@ -17,12 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from experiments.datasets import DATASETS
 from experiments.settings import DatasetSettings, UserError, first_line
 from experiments.store.files import atomic_write
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}  # torchvision's
 ARCHIVE, DEVKIT = "ILSVRC2012_img", "ILSVRC2012_devkit_t12"  # of ImageNet
-IMAGENET_CLASSES, IMAGENET = 1000, {"train": 1_281_167, "val": 50_000}  # images
+IMAGENET_CLASSES = DATASETS["imagenet"].classes
+IMAGENET = {"train": DATASETS["imagenet"].train_images, "val": DATASETS["imagenet"].test_images}
 
 
 # What Pillow's decoders raise, and zipfile (NotImplementedError for a compression that it does not know).

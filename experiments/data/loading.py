@@ -20,12 +20,10 @@ from experiments.data import layouts
 from experiments.data.augmentation import centre_boxes, crop_area, random_boxes, resized_crops
 from experiments.data.layouts import Files, Listing
 from experiments.data.streaming import WHOLE, Draws, StreamedSplit, sent
+from experiments.datasets import DATASETS
 from experiments.settings import DatasetSettings, UserError, first_line
 from experiments.store import checkpoints
 from experiments.store.locks import alone
-
-NAMES = ("digits", *layouts.LAYOUTS)
-STREAMED = ("food101", "imagenet", "folder")  # unless they are stored at one size
 
 
 @dataclass
@@ -98,17 +96,18 @@ def load(settings: DatasetSettings, cache_dir: str) -> Data:
 
 def check(settings: DatasetSettings) -> None:
     """Raise UserError for settings that no data set can have."""
-    if settings.name not in NAMES:
-        near = difflib.get_close_matches(settings.name, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(NAMES)}"
+    if settings.name not in DATASETS:
+        near = difflib.get_close_matches(settings.name, DATASETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(DATASETS)}"
         raise UserError(f"unknown data set {settings.name!r}: {hint}")
     if settings.workers is not None and settings.workers < 0:
         raise UserError(f"dataset.workers must be 0 or more, got {settings.workers}")
-    if settings.stream and settings.name in ("digits", "cifar10", "cifar100"):
+    known = DATASETS[settings.name]
+    if settings.stream and known.in_memory:
         raise UserError(f"{settings.name} is small and kept in memory: set dataset.stream=false")
     if settings.stream and settings.stored_size is not None:
         raise UserError("streamed images are not stored: set dataset.stored_size=null, or dataset.stream=false")
-    if not settings.stream and settings.stored_size is None and settings.name in STREAMED:
+    if not settings.stream and settings.stored_size is None and known.streamed:
         raise UserError(f"to keep {settings.name} in memory, set dataset.stored_size, for example to 128")
 
 
@@ -119,7 +118,8 @@ def identity(settings: DatasetSettings) -> str:
         listing = layouts.find(settings, root)
         files = [(str(file.relative_to(root)), layouts.stat(file).st_size) for file in listing.sources()]
         return f"folder-{root.name}-{hashlib.sha256(repr(files).encode()).hexdigest()[:8]}"
-    return f"{settings.name}-streamed" if settings.stream and settings.name not in STREAMED else settings.name
+    by_choice = settings.stream and not DATASETS[settings.name].streamed
+    return f"{settings.name}-streamed" if by_choice else settings.name
 
 
 def stratified(split: AnySplit, count: int, seed: int = 0) -> AnySplit:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from experiments import grids
+from experiments.datasets import DATASETS
 from experiments.results import paper
 from experiments.store.records import best_accuracy, evidence
 
@@ -49,9 +50,6 @@ AT_SCALE = {
     ("table12", "scale=cpu"): ("seed=0,1,2",),
     ("figure15", "scale=cpu"): ("source_weights=scratch", "init=dpiat"),
 }
-
-# The data sets that one has to have already.
-WITHOUT_DOWNLOAD = ("imagenette", "imagenet", "folder")
 
 # The experiments that show GHN-2, and which checkpoint: None for any, a row each.
 WITH_GHN2 = {"table02": None, "table03": "ImageNet"}
@@ -89,7 +87,7 @@ def commands(experiment: str, *scale: str) -> list[tuple[str, ...]]:
 def command_lines(experiment: str, *scale: str) -> list[str]:
     """What one types for each multirun of an experiment."""
     dataset = next(grids.sweep(experiment, *scale)).dataset.name
-    root = ("dataset.root=FOLDER",) if dataset in WITHOUT_DOWNLOAD else ()
+    root = ("dataset.root=FOLDER",) if DATASETS[dataset].had_from == "the user" else ()
     runs = ((f"experiment={experiment}", *root, *words) for words in commands(experiment, *scale))
     return [f"python run.py -m {' '.join(words)}" for words in runs]
 

@@ -7,22 +7,13 @@ import statistics
 from typing import TYPE_CHECKING
 
 from experiments import grids
-from experiments.data import layouts
+from experiments.datasets import DATASETS
 from experiments.results import cells
 from experiments.store.records import provenance
 
 if TYPE_CHECKING:
-    from experiments.trial import Trial
+    from experiments.planning import Trial
 
-# Training images of the data sets of experiments.
-IMAGES = {
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "food101": 75_750,
-    "imagenet": layouts.IMAGENET["train"],
-    "imagenette": 9_469,
-    "digits": 1_433,
-}
 Speeds = dict[tuple[str, int], float]  # by network and size of its images
 
 
@@ -96,7 +87,8 @@ def seconds(trial: Trial, speeds: Speeds) -> float:
     same_size = [speed for (_, its_size), speed in speeds.items() if its_size == size]
     scaled = same_size or [speed * (size / its_size) ** 2 for (_, its_size), speed in speeds.items()]
     speed = speeds.get((trial.model, size), statistics.mean(scaled))
-    images = trial.train_subset or IMAGES.get(trial.dataset.removesuffix("-streamed"), math.nan)
+    known = DATASETS.get(trial.dataset.removesuffix("-streamed"))
+    images = trial.train_subset or (known.train_images if known else math.nan)
     return trial.recipe.epochs * images * speed
 
 

@@ -200,7 +200,7 @@ def table03(records: Records) -> Table:
     printed = paper.printed("table03_cifar100_max_accuracy").rename(columns={"value": "paper"})
     weights = {"ImageNet": "imagenet", "ImageNet-CIFAR100": "imagenet_finetuned"}
     printed = printed.rename(columns={"initialization": "init"}).fillna({"source": ""})
-    printed["weights"] = printed.pop("source_weights").map(weights).where(printed["init"] == "dpiat", "")
+    printed["weights"] = printed.pop("source_weights").map(weights).where(printed["source"] != "", "")
     printed = printed[["target", "init", "source", "weights", "paper"]]
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -342,7 +342,7 @@ FINAL_EXPLAINED = (
 def to_final_accuracy(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
     """For each transfer of `cells.trials` that is run with its random init: epochs to the latter's final accuracy."""
     rows = []
-    for row in frame[(frame["init"] == "dpiat") & frame["id"].isin(records.keys())].itertuples():
+    for row in frame[(frame["source"] != "") & frame["id"].isin(records.keys())].itertuples():
         if row.random not in records:
             continue
         final = records[row.random]["epochs"][-1]["test_accuracy"]
@@ -369,7 +369,7 @@ def _by_source(printed: pd.DataFrame) -> pd.DataFrame:
         init, _, tuned = row.initialization.partition("-")
         sources = [name for name in BY_SIMILARITY.get(row.similarity, [""]) if name != row.target]
         for source in sources:
-            weights = ("imagenet_finetuned" if tuned else "imagenet") if init == "dpiat" else ""
+            weights = ("imagenet_finetuned" if tuned else "imagenet") if source else ""
             speedup = random[row.target] / row.minutes
             rows.append((row.target, init, source, weights, row.test_accuracy, row.minutes, speedup))
     of_paper = ["paper's accuracy", "paper's minutes", "paper's speed-up"]

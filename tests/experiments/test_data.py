@@ -8,7 +8,9 @@ from sklearn.datasets import load_digits
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
+from experiments import grids
 from experiments.data import augmentation, loading
+from experiments.datasets import DATASETS
 from experiments.settings import DatasetSettings
 
 
@@ -93,3 +95,19 @@ def test_seeds_give_the_batches_that_the_records_were_made_with():
     assert means == pytest.approx([-0.3631, -0.3645, -0.3726], abs=1e-4)
     boxes = augmentation.random_boxes(3, 60, 90, (0.1, 1.0), torch.Generator().manual_seed(5))
     assert boxes.tolist() == [[5, 19, 36, 32], [0, 4, 58, 60], [2, 19, 55, 69]]
+
+
+def test_each_data_set_has_a_file_that_says_the_same():
+    assert sorted(DATASETS) == grids.names("dataset")
+    for name, known in DATASETS.items():
+        text = (grids.CONFIGS / "dataset" / f"{name}.yaml").read_text()
+        assert f"\nname: {name}\n" in text and ("\nstream: true" in text) == known.streamed
+        if name not in ("digits", "folder"):
+            assert f"{known.train_images:,} training and {known.test_images:,} " in text
+            assert f" {known.classes:,} classes" in text.replace("ten", "10")
+
+
+def test_digits_are_as_many_as_is_said():
+    digits, known = loading.load(DatasetSettings(name="digits"), "unused"), DATASETS["digits"]
+    found = len(digits.train.labels), len(digits.test.labels), len(digits.classes)
+    assert found == (known.train_images, known.test_images, known.classes)

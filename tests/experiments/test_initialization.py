@@ -6,8 +6,8 @@ import torch
 from functions import differ, randomized
 
 from experiments.initialization import Start, initialize
+from experiments.planning import plan
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
-from experiments.trial import plan
 
 
 @pytest.mark.parametrize("init", ["net2net", "fna"])

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from trials import record
 
-from experiments import evidence, figures, grids, tables
-from experiments.results import cells, methods, paper, reproduction
+from experiments import evidence, figures, grids
+from experiments.results import cells, drawing, methods, outcomes, paper, reproduction
 
 
 def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
@@ -73,14 +73,14 @@ def test_other_tables_take_nothing_from_it(table01):
 
 
 def test_our_correlation_stands_in_table_11(table01):
-    page, table = (made := tables.table11(table01, [])).page, made.data.set_index("results")
+    page, table = (made := outcomes.table11(table01, [])).page, made.data.set_index("results")
     assert "Of our own tables, not run: 6, 7, 8, 9, 10." in page
     ours = table.loc["ours, scale gpu: Table 1: CIFAR100, sources from random init"]
     assert ours["cells"] == 6 and ours["regret"] == pytest.approx(0)
 
 
 def test_our_figure_16_stands_beside_the_papers(table01):
-    found = figures.figures16(paper.similarity(), table01)
+    found = drawing.figures16(paper.similarity(), table01)
     assert set(found) == {"figure16", "figure16_table01_gpu"}
     ours, printed = found["figure16_table01_gpu"].axes
     assert [len(axes.lines[0].get_xdata()) for axes in (ours, printed)] == [5, 5]
@@ -189,7 +189,7 @@ def test_ghn2_over_100_epochs(table03):
     assert data.loc[("eff_b2", "GHN2", "", ""), "epochs"] == "not run: needs GHN-2"
     (frame,) = cells.frames("table03", run).values()
     assert "GHN-2, lr 0.004 (n = 1)" in [
-        text.get_text() for text in figures.curves(frame, run).subfigs[0].legends[0].texts
+        text.get_text() for text in drawing.curves(frame, run).subfigs[0].legends[0].texts
     ]
 
 
@@ -249,7 +249,7 @@ def test_methods_of_table_12_are_compared_pair_by_pair(monkeypatch):
 
 def test_curves_of_the_paper_are_drawn_from_its_trials(table03):
     (frame,) = cells.frames("table03", table03).values()
-    figure = figures.curves(frame, table03, "train_loss")
+    figure = drawing.curves(frame, table03, "train_loss")
     assert [axes.get_title() for axes in figure.axes] == ["Eff-B0", "Eff-B2"]
     assert figure.axes[0].get_ylabel() == "train loss" and len(figure.axes[0].lines) == 8
 

@@ -15,7 +15,8 @@ from trials import record
 from dpiat import rank
 from experiments import evidence, figures, grids, models, tables
 from experiments.callback import Report
-from experiments.results import cells, choosing, methods, missing, paper
+from experiments.report import side_by_side
+from experiments.results import cells, choosing, drawing, methods, missing, ours, outcomes, paper
 from experiments.settings import UserError
 from experiments.store import records
 from experiments.store.files import CannotWrite
@@ -35,11 +36,11 @@ def desk() -> dict[str, dict]:
     """Records of mnas from eff_lite0, of its random init with two seeds at two rates, and of other settings."""
     found = {}
     accuracies = {0: ([0.3, 0.6], [0.2, 0.3]), 1: ([0.4, 0.3], [0.2, 0.1])}
-    for seed, (ours, random) in accuracies.items():
+    for seed, (own, random) in accuracies.items():
         found |= at_paper_lr(DESK, random, "target=mnas", f"seed={seed}")
         (cell,) = grids.grid(DESK, "target=mnas", "source=eff_lite0", f"seed={seed}")
         (other,) = grids.grid(DESK, "target=mnas", "source=eff_lite0", f"seed={seed}", "dataset.image_size=96")
-        for trial, values in ((cell.trial, ours), (cell.random, random), (other.trial, [0.9]), (other.random, [0.9])):
+        for trial, values in ((cell.trial, own), (cell.random, random), (other.trial, [0.9]), (other.random, [0.9])):
             found[trial.id] = record(trial, values)
     return found
 
@@ -54,12 +55,12 @@ def test_an_experiment_is_its_files_grid():
 
 
 def test_effectiveness_divides_by_the_mean_over_seeds_and_nothing_else_slips_in(desk):
-    table = tables.own_table(DESK, desk)
+    table = ours.table(DESK, desk)
     row = table.data.set_index(["target", "column"]).loc[("mnas", "eff_lite0")]
     assert row["accuracy ours"] == pytest.approx(0.5) and row["accuracy n"] == 2 and row["accuracy planned"] == 3
     assert row["effectiveness ours"] == pytest.approx(2)  # 0.6 and 0.4 over 0.25
     same_rate = grids.grid(DESK, "target=mnas", "seed=0", "source=eff_lite0")[0].random.id
-    without = tables.own_table(DESK, {name: found for name, found in desk.items() if name != same_rate})
+    without = ours.table(DESK, {name: found for name, found in desk.items() if name != same_rate})
     row = without.data.set_index(["target", "column"]).loc[("mnas", "eff_lite0")]
     assert row[f"{cells.SAME_RATE} ours"] == pytest.approx(2.5)  # 0.6 and 0.4 over 0.2, the one seed of this rate
     random = "0.250 ± 0.071 (2)"
@@ -71,7 +72,7 @@ def test_effectiveness_divides_by_the_mean_over_seeds_and_nothing_else_slips_in(
 
 def test_random_init_is_compared_with_itself(desk):
     (other,) = grids.grid(DESK, "target=mnas", "init=random", "lr=4e-3", "source=eff_lite0", "seed=0")
-    table = tables.own_table(DESK, desk | {other.trial.id: record(other.trial, [0.6])})
+    table = ours.table(DESK, desk | {other.trial.id: record(other.trial, [0.6])})
     found = table.data[table.data["target"] == "mnas"]
     random = found[found["column"].str.startswith("random")].set_index("lr")["effectiveness ours"]
     assert random.to_dict() == pytest.approx({1e-3: 1, 4e-3: 1})  # not to that of another learning rate
@@ -79,18 +80,18 @@ def test_random_init_is_compared_with_itself(desk):
 
 def test_the_time_to_what_random_init_reaches(desk):
     found = {name: each for name, each in desk.items() if each["trial"]["recipe"]["lr"] != 4e-3}
-    page = tables.own_table(DESK, found).page
+    page = ours.table(DESK, found).page
     assert "| mnas | – | not run | not run | not run |" in page  # random init is not run at both rates
     for seed, accuracies in ((0, [0.1, 0.35]), (1, [0.44])):
         found |= at_paper_lr(DESK, accuracies, "target=mnas", f"seed={seed}")
     for source, accuracies in {"eff_lite1": [0.4], "eff_lite2": [0.3, 0.34]}.items():
         (cell,) = grids.grid(DESK, "target=mnas", "seed=0", f"source={source}")
         found[cell.trial.id] = record(cell.trial, accuracies)
-    table = tables.own_table(DESK, found)
+    table = ours.table(DESK, found)
     assert "| mnas | – | 2, 1 | 1 | not reached |" in table.page  # of 0.395, what random init reaches at 4e-3
     epochs = table.data.set_index(["target", "column"])["epochs to random init's best"]
     assert epochs["mnas", "eff_lite2"] == "not reached" and epochs["semnas", "eff_lite2"] == "not run"
-    headline = tables.headline(DESK, found)
+    headline = ours.headline(DESK, found)
     assert "In 1 of 3 pairs, each seed of the target" in headline
     assert "The mean effectiveness of the 3 pairs of different networks is 1.13;" in headline  # 0.6, 0.4, 0.34 / 0.395
     assert "would be 1.79. At the better of both rates, 2 of 3 are above 1." in headline  # over 0.25
@@ -100,25 +101,25 @@ def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
     (cell,) = grids.grid(DESK, "target=mnas", "source=eff_lite2", "seed=1")
     found = desk | {cell.trial.id: record(cell.trial, [0.5])}
     row = "| mnas | 1 | 0.200 | 0.200 | – | 0.400 1.60× | not run | 0.500 2.00× |"  # seed 1 alone, over all of 0.25
-    assert row in tables.headline(DESK, found)
-    values = tables.own_cells(tables.own_trials(DESK, found)).set_index("source")["value"]
+    assert row in ours.headline(DESK, found)
+    values = ours.transfers(ours.trials(DESK, found)).set_index("source")["value"]
     assert values.to_dict() == pytest.approx({"eff_lite0": 1.6, "eff_lite2": 2})
-    assert "0.500 ± 0.141 (2) | not run | 0.500 (1) |" in tables.own_table(DESK, found).page  # here all that there is
+    assert "0.500 ± 0.141 (2) | not run | 0.500 (1) |" in ours.table(DESK, found).page  # here all that there is
     (other,) = grids.grid(DESK, "target=mnas", "source=eff_lite2", "seed=2")
     nothing_shared = desk | {other.trial.id: record(other.trial, [0.5])}
-    assert "| 0.500 2.00× | not run | 0.500 2.00× |" in tables.headline(DESK, nothing_shared)
+    assert "| 0.500 2.00× | not run | 0.500 2.00× |" in ours.headline(DESK, nothing_shared)
 
 
 def test_methods_are_compared_on_the_same_pairs(desk):
     names = MODES, METHODS, DESK
-    assert [methods.several(tables.own_trials(name, desk)) for name in names] == [True, True, False]
+    assert [methods.several(ours.trials(name, desk)) for name in names] == [True, True, False]
     found = at_paper_lr(MODES, [0.2], "init.mode=paper")
     for mode, accuracies in (("paper", (0.6, 0.4, 0.5)), ("default", (0.7, 0.5))):
         planned = grids.grid(MODES, f"init.mode={mode}")
         for cell, accuracy in zip(planned, accuracies, strict=False):
             found[cell.trial.id] = record(cell.trial, [accuracy])
             found[cell.random.id] = record(cell.random, [0.1])
-    table = tables.own_table(MODES, found)
+    table = ours.table(MODES, found)
     assert "| paper mode | 3 of 20 | 2.500 ± 0.289 | 0.500 ± 0.058 |  |  |  |  |  |" in table.page
     assert "| mnas | eff_lite1 | 0.200 | 0.600 3.00× | 0.700 3.50× |" in table.page
     assert "| semnas | eff_lite1 | 0.200 | 0.500 2.50× | not run |" in table.page
@@ -130,7 +131,7 @@ def test_methods_are_compared_on_the_same_pairs(desk):
     assert default["eff_lite0", "semnas"] and default["eff_lite0", "eff_b0"]
     assert not default["eff_lite1", "semnas"]  # the modes differ in eff_lite1's strides
     assert "at a learning rate of 0.001; random init has 0.004. ± is the standard error over pairs." in table.page
-    figure = figures.dots(methods.pairs(tables.own_trials(MODES, found)).dropna(subset="accuracy"), "settings.")
+    figure = drawing.dots(methods.pairs(ours.trials(MODES, found)).dropna(subset="accuracy"), "settings.")
     (axes,) = figure.axes
     assert axes.containers[0].lines[0].get_xdata() == pytest.approx([0.1, 0.1])
     labels = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
@@ -164,14 +165,14 @@ def test_methods_stand_beside_those_of_the_paper(desk):
         for cell in grids.grid(METHODS, f"together.method={{operator:{operator},matching:{matching}}}")[:2]:
             found[cell.trial.id] = record(cell.trial, [0.4 - 0.1 * k])
             found[cell.random.id] = record(cell.random, [0.2])
-    page = tables.own_table(METHODS, found).page
+    page = ours.table(METHODS, found).page
     assert re.search(
         r"\| full operator, dp matching \| 2 of 20 \| 1\.000 ± 0\.000 \| 1\.59 ± 0\.09 \| 0\.200 ± 0\.000 \| \d+ "
         r"\| -0\.200 ± 0\.000 \| 1\.0000 \| 0 of 2 \| 2 targets, 1 seed \|",
         page,
     )
     assert "No pair is run with every method yet" in page
-    data = methods.pairs(tables.own_trials(METHODS, found)).dropna(subset="accuracy")
+    data = methods.pairs(ours.trials(METHODS, found)).dropna(subset="accuracy")
     ranks = [4, 3, 2, 1], [3.5, 1, 3.5, 2]  # ours, and the paper's 1.59, 0.64, 1.59, 1.55
     said = methods.agreement(data)
     assert f"over 2 pairs: {np.corrcoef(*ranks)[0, 1]:.2f}. We disagree on a method where" in said[0]
@@ -189,17 +190,17 @@ def test_a_difference_is_compared_with_similarity():
             initialization = {"similarity": 0.4 + 0.05 * k}
             found[cell.trial.id] = record(cell.trial, [0.5 + gain], initialization=initialization)
             found[cell.random.id] = record(cell.random, [0.2])
-    page = tables.own_table(METHODS, found).page
+    page = ours.table(METHODS, found).page
     assert re.search(r"\| clip_normalized operator, dp matching \| 12 of 20 .* \| 6 of 12 \| .* \| -1\.00 \|\n", page)
     assert "`with similarity`: the rank correlation of the difference with the pair's similarity.\n" in page
-    run = methods.pairs(tables.own_trials(METHODS, found)).dropna(subset="accuracy")
-    figure = figures.by_similarity(run.assign(same=False), "settings.")
+    run = methods.pairs(ours.trials(METHODS, found)).dropna(subset="accuracy")
+    figure = drawing.by_similarity(run.assign(same=False), "settings.")
     assert "depends most on similarity (rank correlation -1.00)" in figure.subfigs[0].get_suptitle()
     (axes,) = (axes for axes in figure.axes if axes.get_visible())
     drawn = axes.lines[0].get_xydata()
     assert axes.get_title().startswith("clip_normalized operator") and len(drawn) == 12
     assert drawn[0] == pytest.approx([0.4, 0.06]) and drawn[-1] == pytest.approx([0.95, -0.05])
-    few = methods.pairs(tables.own_trials(METHODS, dict(list(found.items())[:8])))
+    few = methods.pairs(ours.trials(METHODS, dict(list(found.items())[:8])))
     assert "with similarity" not in methods.summary(few.assign(same=False))
 
 
@@ -228,7 +229,7 @@ def test_choosing_by_similarity():
 
 
 def test_the_papers_table_11(desk):
-    table = tables.table11(desk, [DESK]).data.set_index("results")
+    table = outcomes.table11(desk, [DESK]).data.set_index("results")
     assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]  # one cell of ours is none
     assert (table["correlation"] - table["printed"]).abs().max() < 0.006
 
@@ -237,10 +238,10 @@ def test_by_which_number_to_choose(desk):
     values = pd.DataFrame(
         [("mnas", "semnas", 2.0), ("mnas", "mix_l", 1.0), ("mnas", "rex", 1.5)], columns=["target", "source", "value"]
     )
-    results = [choosing.Results("a table", values), *tables.outcomes(desk, [])]
+    results = [choosing.Results("a table", values), *outcomes.outcomes(desk, [])]
     made = choosing.measures(results)
     data = made.data.set_index(["results", "measure"])
-    table = tables.table11(desk, []).data.set_index("results")
+    table = outcomes.table11(desk, []).data.set_index("results")
     paper_mode = data.xs("similarity, paper mode", level="measure").loc[table.index]
     assert np.allclose(paper_mode[["correlation", "regret"]], table[["correlation", "regret"]])
     networks = {name: models.build(name, 1000) for name in ("mnas", "semnas", "mix_l", "rex")}
@@ -255,7 +256,7 @@ def test_by_which_number_to_choose(desk):
 
 
 def test_curves_show_what_is_run(desk):
-    figure = figures.curves(tables.own_trials(DESK, desk), desk)
+    figure = drawing.curves(ours.trials(DESK, desk), desk)
     (axes,) = figure.axes
     (top, below) = figure.subfigs
     labels = [text.get_text() for text in top.legends[0].get_texts()]
@@ -264,14 +265,14 @@ def test_curves_show_what_is_run(desk):
     assert axes.get_title() == "Mnas" and axes.lines[0].get_ydata() == pytest.approx([0.35, 0.45])
     assert top.get_suptitle() == "Test accuracy: 1 of 1 transfers to another network end above random init"
     assert below.texts[0].get_text().startswith("Scale desk: imagenette, 9,469 training images at 64 px")
-    assert figures.svg(figure) == figures.svg(figures.curves(tables.own_trials(DESK, desk), desk))
+    assert figures.svg(figure) == figures.svg(drawing.curves(ours.trials(DESK, desk), desk))
 
 
 def test_a_caption_leaves_no_word_alone():
     text = "one two three four five six seven eight nine ten EPYC."
-    assert figures.wrapped(text, 49) == ["one two three four five six", "seven eight nine ten EPYC."]
-    assert figures.wrapped("one", 9) == ["one"] and " ".join(figures.wrapped(text, 12)) == text
-    assert figures.wrapped("a_word_that_is_longer_than_a_line", 10)[0] == "a_word_that_is_longer_than_a_line"[:10]
+    assert drawing.wrapped(text, 49) == ["one two three four five six", "seven eight nine ten EPYC."]
+    assert drawing.wrapped("one", 9) == ["one"] and " ".join(drawing.wrapped(text, 12)) == text
+    assert drawing.wrapped("a_word_that_is_longer_than_a_line", 10)[0] == "a_word_that_is_longer_than_a_line"[:10]
 
 
 def test_families_stand_together():
@@ -283,7 +284,7 @@ def test_families_stand_together():
 
 
 def test_a_figure_that_was_not_wholly_written_is_written_again(desk, tmp_path, monkeypatch):
-    figure = {"curves": figures.curves(tables.own_trials(DESK, desk), desk)}
+    figure = {"curves": drawing.curves(ours.trials(DESK, desk), desk)}
 
     def full(*_, **__) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -301,7 +302,7 @@ def test_a_figure_that_was_not_wholly_written_is_written_again(desk, tmp_path, m
 
 
 def test_a_picture_of_another_figure_is_made_again(desk, tmp_path):
-    one, other = ({"curves": figures.curves(tables.own_trials(DESK, desk), desk, metric)} for metric in METRICS)
+    one, other = ({"curves": drawing.curves(ours.trials(DESK, desk), desk, metric)} for metric in METRICS)
     figures.write(other, tmp_path)
     stale = (tmp_path / "curves.png").read_bytes()
     figures.write(one, tmp_path)
@@ -336,7 +337,7 @@ def test_evidence_can_be_traced(desk, tmp_path, results):
 def test_the_effectiveness_window_is_four_epochs():
     late, random = ({"epochs": [{"epoch": 1, "test_accuracy": a} for a in row]} for row in ((1, 2, 3, 4, 9), (1, 2, 1)))
     assert records.best_accuracy(late) == 4 and records.effectiveness(late, random) == 2
-    assert "effectiveness within 4 epochs: 2.00" in tables.side_by_side(late | {"trial": {"init": "dpiat"}}, random)
+    assert "effectiveness within 4 epochs: 2.00" in side_by_side(late | {"trial": {"init": "dpiat"}}, random)
 
 
 def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
@@ -436,7 +437,7 @@ def test_a_diverged_trial_keeps_its_place_and_is_marked(desk, tmp_path, results)
     records.save(record | {"status": "diverged", "epochs": rows}, tmp_path / "runs" / "a.json")
     evidence.collect(DESK, tmp_path / "runs")
     (found,) = records.evidence(results / "trials" / DESK)
-    table = tables.own_table(DESK, {**desk, found["id"]: found})
+    table = ours.table(DESK, {**desk, found["id"]: found})
     assert "1 of them diverged and count with their best epoch" in table.page
     assert records.best_accuracy(found) == max(row["test_accuracy"] for row in record["epochs"][:3])
 

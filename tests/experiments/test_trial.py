@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from trials import ROOT, metrics, settings
 
-from experiments import models, trial
+from experiments import models, planning, trial
 from experiments.report import report
 from experiments.settings import DatasetSettings, InitSettings, LoggerSettings, Settings, UserError
 from experiments.store import checkpoints, records
@@ -64,7 +64,7 @@ def test_a_transfer_starts_from_the_same_random_weights_as_its_baseline(tmp_path
 
 def test_learning_rates_are_the_papers(tmp_path):
     def rates(**changes) -> tuple[float, float | None]:
-        planned = trial.plan(settings(tmp_path, **changes))
+        planned = planning.plan(settings(tmp_path, **changes))
         return planned.recipe.lr, planned.source and planned.source.recipe.lr
 
     assert rates() == (4e-3, 4e-3)
@@ -73,13 +73,13 @@ def test_learning_rates_are_the_papers(tmp_path):
     assert rates(init=InitSettings(name="random")) == (4e-3, None)
     assert rates(init=InitSettings(name="pretrained")) == (1e-3, None)
     assert rates(lr=0.5, source_lr=0.25) == (0.5, 0.25)
-    recipe = trial.plan(settings(tmp_path, target_epochs=100)).recipe
+    recipe = planning.plan(settings(tmp_path, target_epochs=100)).recipe
     assert [recipe.learning_rate(epoch) for epoch in (0, 50, 100)] == pytest.approx([4e-3, 2.2e-3, 4e-4])
 
 
 def test_inputs_have_the_networks_own_size_unless_told(tmp_path):
     digits = DatasetSettings(name="digits")
-    planned = trial.plan(settings(tmp_path, dataset=digits, source="eff_b2", target="eff_b1"))
+    planned = planning.plan(settings(tmp_path, dataset=digits, source="eff_b2", target="eff_b1"))
     assert (planned.source.recipe.image_size, planned.recipe.image_size) == (260, 240)
 
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     with pytest.raises(UserError, match="is of other settings: model is 'networks:larger' there, not 'networks:small'"):
         trial.run(settings(tmp_path, source="networks:small", source_checkpoint=str(checkpoint)))
-    planned = trial.plan(settings(tmp_path, source_epochs=1))
+    planned = planning.plan(settings(tmp_path, source_epochs=1))
     checkpoint.rename(checkpoint.with_name(f"{planned.source.id}.pt"))
     with pytest.raises(UserError, match="is of other settings: recipe is"):
         trial.run(settings(tmp_path, source_epochs=1))
@@ -294,10 +294,10 @@ def test_ids_of_committed_trials_stay():
             lr=1e-3,
             seed=1,
         )
-        assert trial.plan(settings).id == record["id"]
+        assert planning.plan(settings).id == record["id"]
         for key, value in (("matching", "random"), ("operator", "full"), ("head", "skip"), ("mode", "default")):
             other = replace(settings, init=InitSettings(name="dpiat", **{key: value}))
-            assert trial.plan(other).id != record["id"]
+            assert planning.plan(other).id != record["id"]
     assert len(chosen) >= 4
 
 
@@ -305,12 +305,12 @@ def test_ids_of_committed_trials_stay():
 def test_unknown_methods_are_named(key):
     settings = Settings(dataset=DatasetSettings(name="digits"), init=InitSettings(name="dpiat", **{key: "other"}))
     with pytest.raises(UserError, match=f"unknown init.{key} 'other': known are "):
-        trial.plan(settings)
+        planning.plan(settings)
 
 
 def test_a_name_that_stands_for_another_network_is_another_trial(tmp_path, monkeypatch):
     def ids() -> tuple[str, str]:
-        planned = trial.plan(settings(tmp_path))
+        planned = planning.plan(settings(tmp_path))
         return planned.source.id, planned.id
 
     first = ids()

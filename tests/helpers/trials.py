@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from experiments.planning import Trial
 from experiments.settings import DatasetSettings, InitSettings, Settings
-from experiments.trial import Trial
 
 ROOT = Path(__file__).parents[2]
 
