@@ -151,8 +151,8 @@ def trials(planned: Iterable[grids.Planned], records: Records, alone: Iterable[g
 
 
 COLUMNS = (
-    *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "head", "lr", "seed", "random"),
-    *("similarity", "accuracy", "of random", "random sd", "random n", "of pretrained", "best", "sourceless"),
+    *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "head", "version", "lr", "seed"),
+    *("random", "similarity", "accuracy", "of random", "random sd", "random n", "of pretrained", "best", "sourceless"),
     *("source id", "ghn2"),
 )
 
@@ -205,6 +205,7 @@ def _row(cell: grids.Planned, records: Records, repeats: Mapping[str, pd.Series]
         "operator": trial.operator,
         "matching": trial.matching,
         "head": trial.head,
+        "version": trial.version,
         "lr": trial.recipe.lr,
         "seed": trial.recipe.seed,
         "random": cell.random.id,

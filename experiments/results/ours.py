@@ -92,7 +92,8 @@ def _after_one_epoch(frame: pd.DataFrame) -> str:
 def trials(experiment: str, records: cells.Records) -> pd.DataFrame:
     """The trials of a grid of ours with the columns of its table and their ratios to random init's means over seeds."""
     frame = cells.trials(cells.plan(experiment), records)
-    frame["column"] = [_column(row) for row in frame.itertuples()]
+    versions = frame.loc[frame["mode"] == "default", "version"].nunique() > 1
+    frame["column"] = [_column(row, versions) for row in frame.itertuples()]
     frame["epochs"] = _epochs_to_random(frame, records)
     return cells.compared(frame)
 
@@ -128,13 +129,13 @@ def same_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(kept)
 
 
-def _column(row: Any) -> str:
-    """The column of a trial, which names all that its grid may vary."""
+def _column(row: Any, versions: bool) -> str:
+    """The column of a trial, which names all that its grid may vary; `versions`: those of the default mode, too."""
     if not row.source:
         named = {"random": f"random init, lr {row.lr:g}", "pretrained": "own ImageNet weights"}
         return named.get(row.init, row.init)
     init = "" if row.init == "dpiat" else f", {row.init}"
-    mode = "" if row.mode == "paper" else f", {row.mode} mode"
+    mode = "" if row.mode == "paper" else f", {row.mode} mode" + (f", version {row.version}" if versions else "")
     method = "" if (row.operator, row.matching) == ("clip", "dp") else f", {row.operator} {row.matching}"
     head = "" if row.head == "auto" else f", head {row.head}"
     return f"{row.source}{init}{mode}{method}{head}"

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from trials import record
 
 from dpiat import rank
+from dpiat.reading import VERSION
 from experiments import evidence, figures, grids, models, tables
 from experiments.callback import Report
 from experiments.report import side_by_side
@@ -143,7 +144,7 @@ def test_methods_are_compared_on_the_same_pairs(desk):
 
 
 def test_trials_that_begin_alike_count_once_for_a_pair():
-    method = {"mode": "paper", "head": "auto", "operator": "clip"}
+    method = {"mode": "paper", "head": "auto", "operator": "clip", "version": 1}
     rows = [
         {
             "target": "eff_b0",
@@ -208,6 +209,25 @@ def test_whatever_of_a_method_varies_names_it(desk):
     planned = [cell for head in ("auto", "skip") for cell in grids.grid(DESK, "target=mnas", f"init.head={head}")]
     frame = cells.compared(cells.trials(planned, desk))
     assert methods.several(frame) and set(methods.pairs(frame)["method"]) == {"auto head", "skip head"}
+
+
+def test_a_version_of_the_default_mode_is_a_method(desk):
+    words = [("init.mode=paper",), *(("init.mode=default", f"init.version={version}") for version in (1, VERSION))]
+    planned = [cell for more in words for cell in grids.grid(DESK, "target=mnas", *more)]
+    trials = cells.compared(cells.trials(planned, desk))
+    names = ["paper mode, version 1", "default mode, version 1", f"default mode, version {VERSION}"]
+    assert list(methods.pairs(trials)["method"].unique()) == names
+    without = trials[(trials["mode"] != "default") | (trials["version"] == VERSION)]
+    assert list(methods.pairs(without)["method"].unique()) == ["paper mode", "default mode"]
+
+
+def test_the_starts_of_old_rules_are_looked_up():
+    def start(target: str, source: str, mode: str, version: int) -> str:
+        return methods._start(target, source, mode, "clip", "dp", "auto", version)
+
+    assert start("mnas", "eff_lite1", "default", 1) == start("mnas", "eff_lite1", "paper", 1)  # as the file says
+    assert start("eff_b1", "rex", "default", 1) == "another"  # of which it says nothing
+    assert len(start("mnas", "eff_lite1", "default", VERSION)) == 64  # of today's rules, a digest of what they write
 
 
 def test_choosing_by_similarity():
