@@ -22,8 +22,7 @@ def planned(experiment: str, run: cells.Records = MappingProxyType({})) -> set[s
 
     Those from GHN-2 among what was run.
     """
-    of_paper = experiment.startswith(("table", "figure"))
-    scales = [(f"scale={name}",) for name in grids.names("scale")] if of_paper else [()]
+    scales = [(f"scale={name}",) for name in grids.names("scale")] if grids.of_paper(experiment) else [()]
     found = [cell for scale in scales for cell in cells.plan(experiment, *scale)]
     found += cells.from_ghn2(experiment, found, run)
     return {trial.id for cell in found for trial in (cell.trial, cell.random, cell.trial.source) if trial}

@@ -56,7 +56,7 @@ def provenance_table(records: cells.Records) -> pd.DataFrame:
         for words, frame in (scales or {(): cells.trials([], records)}).items():
             rows.append(
                 {
-                    "table": name if name.startswith("figure") else f"[{name}](tables/{name}.md)",
+                    "table": name if grids.kind(name) == "figure of the paper" else f"[{name}](tables/{name}.md)",
                     "config": f"[{name}.yaml](../configs/experiment/{name}.yaml)",
                     "command": "<br>".join(f"`{line}`" for line in cells.command_lines(name, *words)),
                     **_provenance(frame, records),

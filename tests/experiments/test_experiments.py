@@ -7,13 +7,14 @@ import pytest
 
 from experiments import grids
 from experiments.results import paper
-from experiments.settings import UserError
+from experiments.settings import UserError, aliases
 
 STATISTICS = paper.RESULTS / "trials" / "imagenette_statistics" / "records.jsonl"
 
-PAPERS = [name for name in grids.names() if name.startswith(("table", "figure"))]
-
-
+ALIASES = aliases()
+PAPERS = [name for name in grids.names() if grids.of_paper(name)]
+TABLE, FIGURE = "table of the paper", "figure of the paper"
+KINDS = {TABLE, FIGURE, "ours", "demonstration"}
 DESK = ["imagenet_to_imagenette", "imagenette_statistics", "imagenette_methods", "cifar100_classifier"]
 
 
@@ -31,16 +32,33 @@ def test_every_table_and_figure_with_trials_has_a_file():
     assert sorted(tables + figures) == sorted(PAPERS)
 
 
-@pytest.mark.parametrize("name", [*PAPERS, "smoke", *DESK])
+@pytest.mark.parametrize("name", [*(name for name in PAPERS if name not in ALIASES), "smoke", *DESK])
 def test_a_file_says_what_it_plans(name):
     text = (grids.CONFIGS / "experiment" / f"{name}.yaml").read_text()
     comment = text[: text.index("defaults:")]
-    for field in ("command", "trials", "hardware", "expected", "deviations"):
+    for field in ("kind", "command", "trials", "hardware", "expected", "deviations"):
         assert f"\n# {field} " in comment
     assert f"python run.py -m experiment={name}" in comment
     assert int(re.search(r"# trials +(\d+) targets", comment)[1]) == len(grids.grid(name))
     for found in re.findall(r"([\d,]+) epochs\s+(?:#\s+)?in all[.,\n]", comment):
         assert int(found.replace(",", "")) == epochs(name)
+
+
+def test_every_experiment_says_what_it_is():
+    kinds = {name: grids.kind(name) for name in grids.names()}
+    assert (
+        set(kinds.values()) == KINDS and kinds["figure04"] == "figure of the paper" and kinds["demo"] == "demonstration"
+    )
+    assert grids.own() == sorted(name for name in kinds if name.startswith(("cifar100", "imagenet")))
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_alias_runs_the_trials_of_its_experiment(name):
+    alias = ALIASES[name]
+    assert alias["trials_of"] in set(grids.names()) - ALIASES.keys() and alias["expected"]
+    assert grids.title(name) == alias["title"] and not (grids.CONFIGS / "experiment" / f"{name}.yaml").exists()
+    ours, theirs = (list(grids.sweep(each, "seed=0", "dataset=cifar100")) for each in (name, alias["trials_of"]))
+    assert ours == theirs and len(ours) > 2
 
 
 @pytest.mark.parametrize("name", sorted(paper.DATASETS))
