@@ -4,8 +4,8 @@ python scripts/measure_table13.py
 
 For each of the 81 pairs of the paper's networks: does a method apply, how many milliseconds does it take, which part of
 the target does it fill, and does the target compute what the source computes? Nothing is trained: weights are random,
-batch-norm statistics too. 10 classes; the milliseconds are those of a processor. GHN-2 is not among the methods: no checkpoint comes with this
-repository.
+batch-norm statistics too. 10 classes; the milliseconds are those of a processor. GHN-2 is not among the methods: no
+checkpoint comes with this repository.
 """
 
 from __future__ import annotations
