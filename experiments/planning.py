@@ -112,9 +112,9 @@ def baseline(settings: Settings, target: Trial) -> Trial:
 
 
 def _check_values(settings: Settings) -> None:
-    counts = ("source_epochs", "target_epochs", "schedule_epochs", "source_schedule_epochs")
-    counts += ("batch_size", "batchnorm_group", "threads")
-    values = {key: getattr(settings, key) for key in (*counts, "lr", "source_lr", "baseline_lr")}
+    epochs = ("source_epochs", "target_epochs", "schedule_epochs", "source_schedule_epochs")
+    others = ("batch_size", "batchnorm_group", "threads", "lr", "source_lr", "baseline_lr")
+    values = {key: getattr(settings, key) for key in (*epochs, *others)}
     values |= {f"dataset.{key}": getattr(settings.dataset, key) for key in ("image_size", "stored_size")}
     for key, value in values.items():
         if value is not None and not 0 < value < math.inf:

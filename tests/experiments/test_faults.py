@@ -30,6 +30,7 @@ from experiments.store import checkpoints, files, records
 from experiments.train import training
 from experiments.train.training import Recipe
 
+pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
 
 
