@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Trial:
     def method(self) -> Method:
         return Method(self.mode, self.matching, self.operator, self.head, self.version)
 
-    @property
+    @cached_property
     def id(self) -> str:
         origin = f"-from-{self.source.model}" if self.source else ""
         name = f"{self.dataset}-{self.model}-{self.init}{origin}-seed{self.recipe.seed}"
