@@ -391,7 +391,8 @@ def _numbered(ours: list[str], theirs: list[str]) -> tuple[np.ndarray, np.ndarra
 def _alike(ours: list[tuple[str, ...]], theirs: list[tuple[str, ...]]) -> np.ndarray:
     """Which blocks name their layers as which others: (ours, theirs)."""
     rows, columns = ({names: i for i, names in enumerate(dict.fromkeys(side))} for side in (ours, theirs))
-    different = np.array([[_name_alike(a, b) for b in columns] for a in rows], dtype=bool).reshape(len(rows), -1)
+    different = np.array([[_name_alike(a, b) for b in columns] for a in rows], dtype=bool)
+    different = different.reshape(len(rows), len(columns))
     index = np.ix_([rows[names] for names in ours], [columns[names] for names in theirs])
     return different[index] if different.size else np.zeros((len(ours), len(theirs)), dtype=bool)
 

@@ -78,8 +78,7 @@ def layers_of(
         names = {key: key.rpartition("_")[2] if len(bare) > 1 else "weight" for key in bare}
         views = {names[key]: View(prefix + key, key, tensor) for key, tensor in bare.items()}
         tensors = {names[key]: tensor for key, tensor in bare.items()}
-    usual = USUAL.issuperset(map(type, tensors.values()))
-    if not usual and any(map(is_lazy, tensors.values())):
+    if not USUAL.issuperset(map(type, tensors.values())) and any(map(is_lazy, tensors.values())):
         raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
     whole = LayerWeights(name, module, tensors, views)
     if not tensors:
@@ -98,8 +97,7 @@ def layers_of(
     if weight is not None and weight.dim() == 2 and _is_transposed(module, stem, whole.tensors, above):
         whole = whole.seen("weight", Tensor.t)
     role = _role(whole, above)
-    can_be_several = (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare
-    if can_be_several and (usual or not any(map(opaque, tensors.values()))):
+    if (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare:
         found = _parts(whole, stem, role, above, shapes_alone, head_size)
     else:
         found = [whole]
@@ -184,19 +182,21 @@ def _parts(
     weight = layer.tensors.get("weight")
     if weight is None or weight.dim() < 2:
         return [layer]
-    if parts := roles.fused(stem):
+    parts = roles.fused(stem)
+    stacked = parts or stem in PACKED or (role == roles.INTO and _is_packed(layer, above))
+    if not stacked or any(map(opaque, layer.tensors.values())):
+        return [layer]
+    if parts:
         count = heads(above)
         if count is None and head_size and not len(weight) % (len(parts) * head_size):
             count = Heads(*[len(weight) // (len(parts) * head_size)] * 2)
         return _projections(layer, parts, stem in BY_HEADS, count)
-    if stem in PACKED or (role == roles.INTO and _is_packed(layer, above)):
-        if len(weight) % 2:
-            return [layer]
-        half = len(weight) // 2
-        last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
-        names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
-        return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
-    return [layer]
+    if len(weight) % 2:
+        return [layer]
+    half = len(weight) // 2
+    last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
+    names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
+    return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
 
 
 def _is_packed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
