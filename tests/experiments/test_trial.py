@@ -23,16 +23,15 @@ from experiments.store.records import evidence
 
 
 @pytest.mark.training
-def test_equal_seeds_give_equal_metrics_and_others_do_not(tmp_path):
-    first, again = (trial.run(settings(tmp_path / name)) for name in ("a", "b"))
-    assert metrics(first.record) == metrics(again.record) and metrics(first.baseline) == metrics(again.baseline)
-    other = trial.run(settings(tmp_path / "a", seed=1))
-    assert metrics(other.record) != metrics(first.record) and metrics(other.baseline) != metrics(first.baseline)
+def test_equal_seeds_give_equal_metrics_and_others_do_not(outcome, tmp_path):
+    again = trial.run(settings(tmp_path / "again"))
+    assert metrics(again.record) == metrics(outcome.record) and metrics(again.baseline) == metrics(outcome.baseline)
+    other = trial.run(settings(tmp_path, seed=1))
+    assert metrics(other.record) != metrics(outcome.record) and metrics(other.baseline) != metrics(outcome.baseline)
 
 
 @pytest.mark.training
-def test_a_trial_leaves_records_that_explain_themselves(tmp_path):
-    outcome = trial.run(settings(tmp_path))
+def test_a_trial_leaves_records_that_explain_themselves(outcome, tmp_path):
     on_disk = {record["id"]: record for record in map(records.read, tmp_path.glob("records/*"))}
     assert len(on_disk) == 3  # the source, the baseline and the target
     assert on_disk[outcome.record["id"]] == outcome.record and on_disk[outcome.baseline["id"]] == outcome.baseline
@@ -46,8 +45,7 @@ def test_a_trial_leaves_records_that_explain_themselves(tmp_path):
 
 
 @pytest.mark.training
-def test_nothing_is_run_twice(tmp_path, capsys):
-    trial.run(settings(tmp_path))
+def test_nothing_is_run_twice(outcome, tmp_path, capsys):
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.[pj]*") if file.is_file()}
     assert len(before) == 4  # three records and a checkpoint
     trial.run(settings(tmp_path))
@@ -88,8 +86,7 @@ def test_inputs_have_the_networks_own_size_unless_told(tmp_path):
 
 
 @pytest.mark.training
-def test_a_damaged_checkpoint_or_record_is_made_again(tmp_path, capsys):
-    outcome = trial.run(settings(tmp_path))
+def test_a_damaged_checkpoint_or_record_is_made_again(outcome, tmp_path, capsys):
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     (tmp_path / "records" / f"{outcome.record['id']}.json").write_text('{"id": ')
@@ -118,8 +115,7 @@ def test_a_users_checkpoint_is_the_source(tmp_path):
 
 
 @pytest.mark.training
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    trial.run(settings(tmp_path))
+def test_a_checkpoint_of_other_settings_is_refused(outcome, tmp_path):
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     with pytest.raises(UserError, match="is of other settings: model is 'networks:larger' there, not 'networks:small'"):
         trial.run(settings(tmp_path, source="networks:small", source_checkpoint=str(checkpoint)))
@@ -234,8 +230,7 @@ def test_a_bar_shows_epoch_speed_and_time_left_on_a_terminal_alone(tmp_path, mon
 
 
 @pytest.mark.training
-def test_the_end_of_a_trial_is_told(tmp_path):
-    outcome = trial.run(settings(tmp_path))
+def test_the_end_of_a_trial_is_told(outcome, tmp_path):
     lines = report(*outcome, tmp_path / "plots").splitlines()
     assert lines[0].split() == ["epoch", "dpiat", "random"] and [line.split()[0] for line in lines[1:3]] == ["1", "2"]
     assert "effectiveness within 4 epochs" in lines[3] and re.fullmatch(r"similarity 0\.\d\d, \d+% of .*", lines[4])
