@@ -35,6 +35,7 @@ from dpiat.operators import (
     fractional,
     is_centred,
     is_table,
+    shared,
 )
 from dpiat.positions import resampled_grid, resampled_offsets, resampled_patches
 from dpiat.report import times
@@ -416,10 +417,7 @@ class ChosenClasses:
         rows = self.classes.keys(), self.classes.values()
         ours, theirs = (torch.tensor(list(chosen), device="cpu", dtype=torch.long) for chosen in rows)
         indices = {}
-        for name, t in target.tensors.items():
-            s = source.tensors.get(name)
-            if s is None or s.dim() != t.dim():
-                continue
+        for name, s, t in shared(source, target):
             for chosen, tensor in ((ours, t), (theirs, s)):
                 if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(tensor):
                     raise ValueError(f"head maps classes that are not among the {len(tensor)} of a classifier's {name}")
