@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.branches import merged
 from dpiat.context import in_context
 from dpiat.layers import CONSTANT, LayerWeights, layers_of
+from dpiat.levels import leveled
 from dpiat.parametrized import CHAINS, chains
 from dpiat.standardization import Network, View, known_class, own_tensors, packs
 
@@ -43,7 +45,8 @@ def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) ->
     if walk.displaced:
         weights += [layer for node in walk.again for leaf in node.leaves for layer in leaf.weights]
         order = {path: place for place, path in enumerate(nn.Module.state_dict(module, keep_vars=True))}
-    return Network(Architecture(type(module).__name__, tuple(elements), structured=True), weights, order)
+    blocks = leveled(elements, weights, module)
+    return merged(Network(Architecture(type(module).__name__, blocks, structured=True), weights, order))
 
 
 class _once:
