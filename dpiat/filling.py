@@ -178,11 +178,14 @@ def weights_of(layer: LayerWeights, mode: str) -> Weights:
     return Weights(layer.tensors, _kind(layer), _groups(layer), axes)
 
 
+OURS = (*OPERATORS.values(), leading)  # what they return needs no check
+
+
 def _indices(given: Weights, wanted: Weights, by: LayerWeights, to: LayerWeights, operator: Operator) -> Indices | None:
     if operator is clip and is_centred(given, wanted):
         return None
     indices = operator(given, wanted)
-    if operator not in OPERATORS.values() and not isinstance(operator, ChosenClasses):
+    if operator not in OURS and not isinstance(operator, ChosenClasses):
         _check_indices(indices, given, to, by)
     return indices
 

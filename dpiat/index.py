@@ -14,12 +14,24 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from dpiat import architecture, context, layers, parametrized, reading, roles, standardization, structure
+from dpiat import (
+    architecture,
+    branches,
+    context,
+    layers,
+    levels,
+    parametrized,
+    reading,
+    roles,
+    standardization,
+    structure,
+)
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.files import draft
 from dpiat.sources import first_line
@@ -70,7 +82,8 @@ def import_timm():
 
 def cache_file(names: Iterable[str]) -> Path:
     """Where the index of these names is kept: another file for all that could change what is in it."""
-    modules = (architecture, context, layers, parametrized, reading, roles, standardization, structure)
+    read_by = (branches, context, layers, levels, parametrized, reading, roles, standardization, structure)
+    modules = (architecture, *read_by)
     rules = [Path(module.__file__).read_bytes() for module in modules]
     rules.append(Path(__file__).read_bytes())
     digest = hashlib.sha256(b"\0".join([*rules, torch.__version__.encode(), *(name.encode() for name in names)]))
@@ -119,7 +132,7 @@ def _inside(block: Block) -> Block:
     names = ["" if block.run else layer.name[start:] for layer in block.layers]
     stage = "" if block.run else f"{block.name.rpartition('.')[0]}."
     layers = (layer._replace(name=name) for layer, name in zip(block.layers, names, strict=True))
-    return Block(stage, tuple(layers), block.run)
+    return replace(block, name=stage, layers=tuple(layers))
 
 
 def _packed(architectures: Mapping[str, Architecture]) -> dict[str, list | dict]:
@@ -128,7 +141,7 @@ def _packed(architectures: Mapping[str, Architecture]) -> dict[str, list | dict]
     layers = {layer: i for i, layer in enumerate(dict.fromkeys(layer for block in blocks for layer in block.layers))}
     return {
         "layers": list(layers),
-        "blocks": [[block.name, block.run, [layers[layer] for layer in block.layers]] for block in blocks],
+        "blocks": [[b.name, [layers[layer] for layer in b.layers], b.run, b.level, b.skip] for b in blocks],
         "architectures": {name: [blocks[block] for block in a.blocks] for name, a in architectures.items()},
     }
 
@@ -136,7 +149,7 @@ def _packed(architectures: Mapping[str, Architecture]) -> dict[str, list | dict]
 def _unpacked(lists: Mapping) -> dict[str, Architecture]:
     """The architectures of plain lists; equal blocks are the same object."""
     layers = [Layer(*(tuple(v) if isinstance(v, list) else v for v in values)) for values in lists["layers"]]
-    blocks = [Block(name, tuple(layers[i] for i in numbers), run) for name, run, numbers in lists["blocks"]]
+    blocks = [Block(name, tuple(layers[i] for i in numbers), *facts) for name, numbers, *facts in lists["blocks"]]
     return {
         name: Architecture(name, tuple(blocks[i] for i in numbers), structured=True)
         for name, numbers in lists["architectures"].items()

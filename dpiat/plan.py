@@ -296,7 +296,7 @@ class Plan:
                 filled,
                 alike and filled == t.numel() and made in ("", CLASSES),
                 made,
-                0 if zeros is None else torch.empty(t.shape, device="meta")[zeros].numel() - filled,
+                0 if zeros is None else _count(zeros, t) - filled,
             )
 
     def _reason(
@@ -578,7 +578,14 @@ def _filled(source: Tensor, target: Tensor, index: tuple[Index, Index] | None) -
     """The number of elements of a target tensor that an index chooses, or that a centre crop fills."""
     if index is None:
         return prod(map(min, source.shape, target.shape))
-    return torch.empty(target.shape, device="meta")[index[0]].numel()
+    return _count(index[0], target)
+
+
+def _count(index: Index, tensor: Tensor) -> int:
+    """The number of elements of a tensor that an index chooses."""
+    if len(index) == tensor.dim() and {*map(type, index)} <= {slice}:
+        return prod([len(range(*places.indices(size))) for places, size in zip(index, tensor.shape, strict=True)])
+    return torch.empty(tensor.shape, device="meta")[index].numel()
 
 
 def _is_closed(tensor: Tensor) -> bool:

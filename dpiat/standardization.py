@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.parametrized import CHAINS, chains, computed
-
-if TYPE_CHECKING:
-    from dpiat.branches import Branch
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # The kinds that the paper matches. A module of one of these classes, or of a subclass, is one layer even if it has
@@ -30,6 +27,17 @@ DIMENSIONS = {5: "Conv3d", 4: "Conv2d", 3: "Conv1d", 2: "Linear", 1: "Norm"}  # 
 DEPTHWISE = "Depthwise"
 # What Algorithm 1 counts to decide whether a list of layers is a block of its own.
 COUNTED = frozenset(prefix + cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear) for prefix in ("", DEPTHWISE))
+
+
+class Branch(NamedTuple):
+    """Where a convolution has its outputs, its inputs and its kernel in the layer that it makes with those beside it.
+
+    `whole` is the name of that layer and `shape` the shape of its weight; `starts` is the first place along each axis.
+    """
+
+    whole: str
+    shape: tuple[int, ...]
+    starts: tuple[int, ...]
 
 
 class View(NamedTuple):

@@ -24,28 +24,60 @@ ALLOWED = {
     "dpiat.roles": set(),
     "dpiat.standardization": {"architecture", "parametrized"},
     "dpiat.layers": {"architecture", "parametrized", "roles", "standardization", "stored"},
+    "dpiat.recipe": set(),
+    "dpiat.levels": {"architecture", "roles", "standardization", "stored"},
+    "dpiat.branches": {"architecture", "levels", "operators", "standardization"},
+    "dpiat.new": {"architecture", "levels", "matching", "roles", "standardization"},
     "dpiat.context": {"architecture", "layers", "roles"},
-    "dpiat.structure": {"architecture", "context", "layers", "parametrized", "roles", "standardization"},
+    "dpiat.structure": {
+        *("architecture", "branches", "context", "layers", "levels", "parametrized", "roles", "standardization"),
+    },
     "dpiat.reading": {"architecture", "standardization", "stored", "structure"},
     "dpiat.scoring": {"architecture"},
     "dpiat.matching": {"architecture", "scoring"},
-    "dpiat.alignment": {"architecture", "matching", "roles"},
+    "dpiat.alignment": {"architecture", "levels", "matching", "recipe", "roles"},
     "dpiat.assignment": {"alignment", "architecture", "matching", "scoring"},
     "dpiat.heads": {"architecture", "roles", "standardization"},
     "dpiat.pairing": {"alignment", "architecture", "layers", "matching", "standardization"},
     "dpiat.writing": {"operators", "parametrized", "standardization"},
-    "dpiat.filling": {"layers", "operators", "positions", "report", "roles", "sources", "standardization"},
+    "dpiat.filling": {
+        *("branches", "layers", "operators", "positions", "recipe", "report", "roles", "sources", "standardization"),
+    },
     "dpiat.plan": {
-        *("filling", "heads", "layers", "operators", "parametrized", "reading", "report", "roles", "sources"),
+        *(
+            "branches",
+            "recipe",
+            "filling",
+            "heads",
+            "layers",
+            "operators",
+            "parametrized",
+            "reading",
+            "report",
+            "roles",
+            "sources",
+        ),
         *("standardization", "stored", "writing"),
     },
     "dpiat.transfer": {
+        *("alignment", "branches", "new", "recipe"),
         *("assignment", "filling", "heads", "operators", "pairing", "plan", "reading", "report", "sources", "writing"),
     },
     "dpiat.channels": {"standardization"},
     "dpiat.stages": {"architecture", "roles", "standardization"},
     "dpiat.growing": {"channels", "layers", "reading", "report", "roles", "stages", "standardization", "writing"},
-    "dpiat.index": {"architecture", "context", "files", "layers", "parametrized", "reading", "roles", "sources"}
+    "dpiat.index": {
+        "architecture",
+        "branches",
+        "context",
+        "levels",
+        "files",
+        "layers",
+        "parametrized",
+        "reading",
+        "roles",
+        "sources",
+    }
     | {"standardization", "structure"},
     "dpiat.similarity": {"alignment", "architecture", "index", "matching", "reading", "sources", "stored"},
     "dpiat.plotting": {"architecture", "assignment", "files", "matching", "reading", "similarity", "standardization"},
@@ -78,6 +110,7 @@ ALLOWED = {
     "experiments.planning": {"data", "initialization", "models", "settings", "store", "tracking", "train"},
     "experiments.trial": {"data", "initialization", "models", "planning", "settings", "store", "tracking", "train"},
     "experiments.grids": {"planning", "settings"},
+    "experiments.recipe": {"data", "models", "settings", "store", "train"},
     "experiments.results": {"datasets", "grids", "initialization", "models", "planning", "store"},
     "experiments.tables": {"grids", "results", "settings", "store"},
     "experiments.figures": {"grids", "results", "store"},
@@ -88,7 +121,13 @@ ALLOWED = {
 }
 WINGS = {name for name in ALLOWED if (ROOT / name.replace(".", "/")).is_dir()}
 MAY_USE_DPIAT = {
-    *("experiments.models", "experiments.initialization", "experiments.planning", "experiments.trial"),
+    *(
+        "experiments.models",
+        "experiments.initialization",
+        "experiments.recipe",
+        "experiments.planning",
+        "experiments.trial",
+    ),
     *(f"experiments.results.{name}" for name in ("choosing", "drawing", "methods", "paper")),
 }
 NO_TORCH = {
