@@ -61,7 +61,7 @@ PLAIN = replace(BEST, relative=False)
 
 
 def family(layer: Layer, gates: bool = BEST.gates) -> str:
-    """Layers of different families never match; with `gates`, those of a squeeze and excitation are two of their own."""
+    """Layers of different families never match; with `gates`, a squeeze and excitation has two of its own."""
     kind, role = layer.kind, layer.role
     if not layer.shape:
         return ""

@@ -20,8 +20,9 @@ class Entry(NamedTuple):
     `action` is "copied" (equal shapes), "cropped" (all of it, from a source of another shape), "partly filled" (the
     `filled` part of its elements; `zeros` of the others are zero, as nothing comes to these inputs of outputs that are
     filled, and the rest keep the target's values), "zero" (all of it, so that a part of the network does nothing at
-    first) or "left" (nothing). `note` says why it is left or zero, or that the values get another dtype. `rule` names what takes the operator's place: "input channels" or "classes".
-    `shared` is the name under which a tensor with several names counts; under the others it has no elements. `parts`
+    first) or "left" (nothing). `note` says why it is left or zero, or that the values get another dtype. `rule` names
+    what takes the operator's place: "input channels" or "classes". `shared` is the name under which a tensor with
+    several names counts; under the others it has no elements. `parts`
     says, of a tensor in which several layers are stacked, what each of them receives ("attn.qkv.weight[query]").
     """
 

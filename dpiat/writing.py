@@ -20,7 +20,8 @@ from dpiat.standardization import LayerWeights
 class Write(NamedTuple):
     """A part of a source tensor that goes to a part of a target tensor; `index` None stands for their centre crops.
 
-    What `zeros` chooses of the target is zero before. Both tensors may be views of what is stored (`LayerWeights.views`).
+    What `zeros` chooses of the target is zero before. Both tensors may be views of what is stored
+    (`LayerWeights.views`).
     """
 
     to: LayerWeights
