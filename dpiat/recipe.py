@@ -39,4 +39,4 @@ class Recipe:
 
 
 BEFORE = Recipe()  # version 2 of the default mode
-BEST = Recipe(merge=True, gates=True, levels=True, leading=True, zeros=True)
+BEST = Recipe(merge=True, gates=True, levels=True, skip=0.6, relative=True, leading=True, zeros=True)

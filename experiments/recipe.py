@@ -69,6 +69,7 @@ class Row:
 STEPS = BEFORE  # version 2 of the default mode
 LEADING = replace(STEPS, leading=True)
 FOUR = replace(LEADING, merge=True, gates=True, zeros=True)
+PLACED = replace(FOUR, levels=True, relative=True)
 ROWS = {
     "random": Row(None),
     "paper": Row("paper"),
@@ -76,13 +77,15 @@ ROWS = {
     "leading": Row(LEADING),
     "four": Row(FOUR),
     "four, levels": Row(replace(FOUR, levels=True)),
-    "four, levels, skips": Row(replace(FOUR, levels=True, skip=0.6)),
     "four, relative": Row(replace(FOUR, relative=True)),
-    "four, levels, relative": Row(replace(FOUR, levels=True, relative=True)),
-    "all": Row(replace(FOUR, levels=True, skip=0.6, relative=True)),
-    "four, new": Row(FOUR, "identity"),
-    "four, levels, new": Row(replace(FOUR, levels=True), "identity"),
-    "all, new": Row(replace(FOUR, levels=True, skip=0.6, relative=True), "identity"),
+    "four, levels, relative": Row(PLACED),
+    "four, levels, relative, new": Row(PLACED, "identity"),
+    "all": Row(replace(PLACED, skip=0.6)),
+    "all, new": Row(replace(PLACED, skip=0.6), "identity"),
+    "all but leading": Row(replace(PLACED, leading=False)),
+    "all but zeros": Row(replace(PLACED, zeros=False)),
+    "all but gates": Row(replace(PLACED, gates=False)),
+    "all but merge": Row(replace(PLACED, merge=False)),
 }
 FIELDS = ("row", "source", "target", "seed", "accuracy", "test_loss", "accuracies", "filled", "seconds", "settings")
 FIELDS += ("commit", "dirty", "cpu", "torch", "timm", "finished")
