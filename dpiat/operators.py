@@ -97,9 +97,14 @@ Choice = Callable[[str, str, int, int, int], tuple[Places, Places]]
 
 def _each(source: Weights, target: Weights, choose: Choice) -> Indices:
     """The indices that follow from a choice along each axis."""
-    indices = {}
+    indices: dict[str, tuple[Index, Index]] = {}
+    vectors: dict[tuple, tuple[Index, Index]] = {}  # a norm has several alike
     for name, s, t in shared(source, target):
         axes = target.axes_of(name)
+        alike = (axes, len(s), len(t)) if t.dim() == 1 and name not in target.rows else None
+        if alike in vectors:
+            indices[name] = vectors[alike]
+            continue
         chosen = [
             _fixed(axis, target.rows.get(name), *sizes) or choose(name, axis, d, *sizes)
             for d, (axis, *sizes) in enumerate(zip(axes, s.shape, t.shape, strict=True))
@@ -108,6 +113,8 @@ def _each(source: Weights, target: Weights, choose: Choice) -> Indices:
             indices[name] = _grouped(name, s.shape, t.shape, source.groups, target.groups, choose)
         else:
             indices[name] = _mesh(chosen)
+        if alike:
+            vectors[alike] = indices[name]
     return indices
 
 

@@ -584,7 +584,7 @@ def _filled(source: Tensor, target: Tensor, index: tuple[Index, Index] | None) -
 def _count(index: Index, tensor: Tensor) -> int:
     """The number of elements of a tensor that an index chooses."""
     if len(index) == tensor.dim() and {*map(type, index)} <= {slice}:
-        return prod([len(range(*places.indices(size))) for places, size in zip(index, tensor.shape, strict=True)])
+        return prod([len(range(size)[places]) for places, size in zip(index, tensor.shape, strict=True)])
     return torch.empty(tensor.shape, device="meta")[index].numel()
 
 
