@@ -31,6 +31,7 @@ from dpiat.standardization import (
 )
 from dpiat.stored import Stored
 
+NO_VIEWS: Mapping[str, View] = {}  # one for all, as there are many layers
 USUAL = frozenset((Tensor, nn.Parameter))  # classes of tensors that leave nothing to ask
 CONSTANT = "Constant"  # what a network computes from its own settings, such as a sinusoid: no knowledge
 RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1
@@ -70,7 +71,7 @@ def layers_of(
     `above` are the modules around it, the nearest first. `head_size` is what an attention's head has where no module
     says, as in a state dict.
     """
-    stem, views = name.rpartition(".")[2], {}
+    stem, views = name.rpartition(".")[2], NO_VIEWS
     if bare is None:
         tensors = layer_tensors(module, name)
     else:
@@ -329,5 +330,5 @@ def _described(layer: LayerWeights, kind: str, role: str, above: Sequence[nn.Mod
             role = roles.EXPAND if role == roles.OUT_OF and out > into else role
         if role.endswith(roles.PROJECTIONS) and (count := heads(above)):
             layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
-    name, module, tensors, views, *_ = layer  # written out: `_replace` takes three times as long
-    return LayerWeights(name, module, tensors, views, Layer(name, kind, shape, role), role, layer.heads, layer.split)
+    plain = Layer(layer.name, kind, shape, role)  # below, written out: `_replace` takes three times as long
+    return LayerWeights(layer.name, layer.module, layer.tensors, layer.views, plain, role, layer.heads, layer.split)
