@@ -108,7 +108,7 @@ def sweep(experiment: str, *words: str) -> Iterator[Settings]:
 
 @cache
 def _parsed(word: str) -> Override:
-    """A grid says few words, each in many of its trials; to parse one takes longer than to plan a trial."""
+    """A grid says few words, each in many of its trials: parsed anew for each, they were a third of its time."""
     return OverridesParser.create().parse_overrides([word])[0]
 
 
