@@ -18,11 +18,12 @@ from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
 from dpiat.operators import OPERATORS, Index, Operator, Weights, clip, fractional, is_table
 from dpiat.parametrized import assign, originals, solved
 from dpiat.reading import read
-from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, WARNING, Entry, Report, times
+from dpiat.report import COPIED, CROPPED, LEFT, NOTHING, PARTLY, WARNING, Entry, Report, times
 from dpiat.roles import PROJECTED
 from dpiat.sources import Source, load
 from dpiat.standardization import LayerWeights, Network
 from dpiat.stored import Stored
+from dpiat.webpage import page
 from dpiat.writing import Write, check, check_optimizers, move_state, put
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 FORMAT = "dpiat plan 4"  # of the text that keeps a plan
 DROPPED = "dropped"
-NOTHING = "–"  # in the place of a part that receives nothing
 
 Place = tuple[LayerWeights, str]  # a layer, and the name of a tensor in it
 Classes = Mapping[str, Mapping[int, int]]  # of each classifier of the target, target class -> source class
@@ -373,6 +373,16 @@ class Plan:
     def to_dataframe(self) -> DataFrame:
         """A row for each target tensor. Needs pandas."""
         return self.report.to_dataframe()
+
+    def to_html(self, names: tuple[str, str] | None = None) -> str:
+        """The plan as one HTML page that needs no other file: which block comes from which, what share, warnings.
+
+        `names` of both networks are shown instead of those of their classes.
+
+            >>> Path("report.html").write_text(plan(source, target).to_html())
+        """
+        source, target = read_both(self.source, self.target, self.mode)
+        return page(self.report, source.architecture, target.architecture, names)
 
     def __str__(self) -> str:
         return str(self.report)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 WARNING = "warning: "  # begins the note of what is likely to be wrong
 COPIED, CROPPED, PARTLY, LEFT = "copied", "cropped", "partly filled", "left"
+NOTHING = "–"  # in the place of a part that receives nothing
 
 
 class Entry(NamedTuple):
@@ -75,7 +76,7 @@ class Report:
     def summary(self) -> str:
         total = sum(self.elements.values())
         parts = ", ".join(f"{count:,} {action}" for action, count in self.elements.items() if count)
-        text = f"{_percent(self.share, 1)} of the target's {total:,} elements filled: {parts or 'none'}"
+        text = f"{percent(self.share, 1)} of the target's {total:,} elements filled: {parts or 'none'}"
         if warnings := self.warnings:
             more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
             text += f"; warning: {warnings[0]}{more}"
@@ -90,7 +91,7 @@ class Report:
     def __str__(self) -> str:
         head = ("target tensor", "shape", "action", "share", "from")
         rows = [
-            (e.target, times(e.shape), e.action, _percent(e.share), f"{e.source} {times(e.source_shape)}{_note(e)}")
+            (e.target, times(e.shape), e.action, percent(e.share), f"{e.source} {times(e.source_shape)}{_note(e)}")
             if e.source
             else (e.target, times(e.shape), e.action, "0%", _note(e).strip())
             for e in self.entries
@@ -100,7 +101,7 @@ class Report:
         return "\n".join([*("  ".join(row).rstrip() for row in table), self.summary()])
 
 
-def _percent(share: float, digits: int = 0) -> str:
+def percent(share: float, digits: int = 0) -> str:
     """A part in percent; what is not all is never rounded to 100%, and what is not nothing never to 0%."""
     least = 0.01 / 10**digits
     if 0 < share < least:

@@ -15,6 +15,7 @@ ALLOWED = {
     "dpiat.files": set(),
     "dpiat.parametrized": set(),
     "dpiat.report": set(),
+    "dpiat.webpage": {"architecture", "report"},
     "dpiat.stored": {"parametrized"},
     "dpiat.checkpoints": set(),
     "dpiat.huggingface": {"checkpoints", "stored"},
@@ -36,7 +37,7 @@ ALLOWED = {
     "dpiat.filling": {"layers", "operators", "positions", "report", "roles", "sources", "standardization"},
     "dpiat.plan": {
         *("filling", "heads", "layers", "operators", "parametrized", "reading", "report", "roles", "sources"),
-        *("standardization", "stored", "writing"),
+        *("standardization", "stored", "webpage", "writing"),
     },
     "dpiat.transfer": {
         *("assignment", "filling", "heads", "operators", "pairing", "plan", "reading", "report", "sources", "writing"),
