@@ -326,8 +326,10 @@ def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
 
 def _weights(by: LayerWeights, to: LayerWeights, *ranks: int) -> tuple[Tensor, Tensor] | None:
     """The weights of both, if they are of different shapes and of these numbers of dimensions."""
-    s, t = (layer.tensors.get("weight") for layer in (by, to))
-    return None if s is None or t is None or s.shape == t.shape or not {s.dim(), t.dim()} <= {*ranks} else (s, t)
+    s, t = by.tensors.get("weight"), to.tensors.get("weight")
+    if s is None or t is None or s.dim() not in ranks or t.dim() not in ranks or s.shape == t.shape:
+        return None
+    return s, t
 
 
 def _convolves(layer: LayerWeights) -> bool:
@@ -347,8 +349,9 @@ def _time(by: LayerWeights, to: LayerWeights) -> Ruled:
 
 def _grid(by: LayerWeights, to: LayerWeights) -> Ruled:
     """Positions on another grid, around the rows of tokens that stand before it."""
-    found = _weights(by, to, 2, 3)
-    if to.plain.role != roles.POSITION or found is None or by.prefix is None or to.prefix is None:
+    if to.plain.role != roles.POSITION or by.prefix is None or to.prefix is None:
+        return {}, {}
+    if (found := _weights(by, to, 2, 3)) is None:
         return {}, {}
     resampled = resampled_grid(found[0], tuple(found[1].shape), (by.prefix, to.prefix), (by.grid, to.grid))
     return ({}, {}) if resampled is None else ({"weight": resampled[0]}, {"weight": resampled[1]})
@@ -356,8 +359,7 @@ def _grid(by: LayerWeights, to: LayerWeights) -> Ruled:
 
 def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
     """Biases of relative positions for another window."""
-    found = _weights(by, to, 2)
-    if to.plain.role != roles.OFFSET or found is None or len(found[0]) == len(found[1]):
+    if to.plain.role != roles.OFFSET or (found := _weights(by, to, 2)) is None or len(found[0]) == len(found[1]):
         return {}, {}
     values = resampled_offsets(found[0], len(found[1]))
     return ({}, {}) if values is None else ({"weight": values}, {})
@@ -365,8 +367,9 @@ def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
 
 def _patches(by: LayerWeights, to: LayerWeights) -> Ruled:
     """The kernel of a patch embedding for patches of another size."""
-    found = _weights(by, to, 4)
-    if found is None or not (by.patches and to.patches) or found[0].shape[2:] == found[1].shape[2:]:
+    if not (by.patches and to.patches) or (found := _weights(by, to, 4)) is None:
+        return {}, {}
+    if found[0].shape[2:] == found[1].shape[2:]:
         return {}, {}
     return {"weight": resampled_patches(found[0], tuple(found[1].shape[2:]))}, {}
 
