@@ -128,7 +128,7 @@ def _whole(report: Report) -> list[str]:
         f'<div class="{CLASSES[a]}" style="width: {count / total:.2%}"></div>' for a, count in elements.items()
     )
     key = "".join(
-        f'<span class="key {CLASSES[a]}"></span>{a} {percent(count / total)}' for a, count in elements.items()
+        f'<span class="key {CLASSES[a]}"></span>{a} {_percent(count / total)}' for a, count in elements.items()
     )
     return [f'<div class="whole">{bar}</div>', f"<div>{key}</div>"]
 
@@ -194,11 +194,15 @@ def _details(part: Part) -> list[str]:
     froms = ", ".join(label for label, _ in part.given.most_common()) or "nothing"
     mark = "⚠ " if part.warned else ""
     state = f'class="{"filled" if whole else "warned" if part.warned else ""}"{" open" if part.warned else ""}'
-    share = percent(part.report.share)
+    share = _percent(part.report.share)
     line = f'<b>{mark}{escape(part.name)}</b> {share} <span class="quiet">from</span> {escape(froms)}'
     head = "<tr><th>tensor<th>shape<th>what happens<th>share<th>from</tr>"
     rows = [_row(entry) for entry in part.entries]
     return [f"<details {state}><summary>{line}</summary>", f"<table>{head}", *rows, "</table></details>"]
+
+
+def _percent(share: float) -> str:
+    return escape(percent(share))  # "<1%"
 
 
 def _filled(entry: Entry) -> bool:
@@ -208,7 +212,7 @@ def _filled(entry: Entry) -> bool:
 
 def _row(entry: Entry) -> str:
     style = CLASSES[entry.action]
-    share = f'<span class="bar"><i class="{style}" style="width: {entry.share:.1%}"></i></span>{percent(entry.share)}'
+    share = f'<span class="bar"><i class="{style}" style="width: {entry.share:.1%}"></i></span>{_percent(entry.share)}'
     notes = (entry.rule, entry.note, f"the same tensor as {entry.shared}" if entry.shared else "")
     source = f"{entry.source} {times(entry.source_shape)}" if entry.source else ""
     said = "; ".join(escape(text) for text in (source, *notes) if text)

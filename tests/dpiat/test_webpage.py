@@ -1,6 +1,7 @@
 """The page that shows a plan says what the report says."""
 
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -73,6 +74,11 @@ def test_names_are_escaped(text):
     assert "<script>" not in odd and "<h1>&lt;script&gt; → a &amp; b</h1>" in odd
 
 
+def test_a_small_share_is_no_mark():
+    text = page(Report((Entry("x.fc.weight", (400, 4), PARTLY, 1, "a.fc.weight", (1, 1)),)), SOURCE, TARGET)
+    assert rows(text)["x.fc.weight"][2] == "&lt;1%" and "<1" not in text
+
+
 def test_parts_of_a_tensor_come_from_their_blocks():
     parts = ("a.fc.weight[query]", "b.fc.weight[key]", "–")
     entry = Entry("x.fc.weight", (12, 4), PARTLY, 32, " + ".join(parts), (12, 4), parts=parts)
@@ -112,7 +118,7 @@ def test_the_page_of_a_plan_stands_alone():
     marks.feed(text)
     assert marks.open == [] and marks.links == [] and "http" not in text
     assert rows(text).keys() == {entry.target for entry in planned.report.entries}
-    assert "outside of the blocks" not in text and planned.report.summary() in text
+    assert "outside of the blocks" not in text and escape(planned.report.summary()) in text
 
 
 def test_dpiat_report(tmp_path, capsys):
