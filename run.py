@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
         outcome = trial.run(settings, lambda record, baseline: drawing.comparison(record, baseline, plots))
         end = parallel.from_first(lambda: report.report(*outcome, plots))
     except trial.Diverged as error:
-        end = error  # and a grid goes on
+        end = str(error)  # and a grid goes on
     except (UserError, CannotWrite) as error:
         return fail(error)
     except KeyboardInterrupt:

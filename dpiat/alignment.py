@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -19,51 +20,61 @@ import numpy as np
 
 from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer, Places
+from dpiat.levels import ends, is_main
 from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
+from dpiat.recipe import BEST, Recipe
 
 OTHER_NAME = 0.25  # what a pair of other names is worth where two blocks name their layers alike
 TRUSTED = 0.75  # the part of the smaller block's names that such blocks share
 TOWERS = ("encoder", "decoder", "text", "vision", "visual", "image", "audio", "generator", "discriminator")
 NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "Norm")
 DENSE = ("Linear", "Conv")
+GATES = (roles.REDUCE, roles.EXPAND)
 RANK = {role: rank for rank, role in enumerate(roles.ORDER)}
 Matched = tuple[int, int, list[tuple[int, int]]]  # blocks of target and source, and the places of their pairs of layers
 LARGE = 2**20  # so many numbers at once
 Place = tuple[int, int]  # the number of a block, and of a layer in it
 SIZES = 5  # of a layer: outputs, inputs, and up to three of a kernel
+INTO, INSIDE, OUT, NO_WIDTH = range(4)  # what a width of a layer is to its block
 
 
-def align(source: Architecture, target: Architecture) -> Matching:
+def align(source: Architecture, target: Architecture, recipe: Recipe = BEST) -> Matching:
     """The matching of two networks in default mode, with its score; see the module's docstring."""
-    return _Alignment(source, target).matching()
+    return _Alignment(source, target, recipe).matching()
 
 
 def align_score(source: Architecture, target: Architecture) -> float:
-    """The score of `align(source, target)`, without its pairs."""
-    return _Alignment(source, target).score()
+    """The score of `align(source, target)` by the widths as they are, without its pairs."""
+    return _Alignment(source, target, PLAIN).score()
 
 
 def align_both(source: Architecture, target: Architecture) -> tuple[Matching, float]:
-    """`align(source, target)` and the score of `align(target, source)`."""
-    there = _Alignment(source, target)
+    """`align(source, target)` by the widths as they are, and the score of `align(target, source)`."""
+    there = _Alignment(source, target, PLAIN)
     return there.matching(), there.back().score()
 
 
 def align_scores(source: Architecture, target: Architecture) -> tuple[float, float]:
-    """The scores of `align(source, target)` and of `align(target, source)`."""
-    there = _Alignment(source, target)
+    """The scores of `align(source, target)` and of `align(target, source)`, by the widths as they are."""
+    there = _Alignment(source, target, PLAIN)
     return there.score(), there.back().score()
 
 
-def family(layer: Layer) -> str:
-    """Layers of different families never match."""
-    return _family(layer.kind, layer.shape, layer.role)
+# Similarity compares widths as Eq. 1 does: a source of the target's own widths has more to give than one of half of it.
+PLAIN = replace(BEST, relative=False)
+
+
+def family(layer: Layer, gates: bool = BEST.gates) -> str:
+    """Layers of different families never match; with `gates`, a squeeze and excitation has two of its own."""
+    return _family(layer.kind, layer.shape, layer.role, gates)
 
 
 @lru_cache(maxsize=2**14)
-def _family(kind: str, shape: tuple[int, ...], role: str) -> str:
+def _family(kind: str, shape: tuple[int, ...], role: str, gates: bool) -> str:
     if not shape:
         return ""
+    if gates and role in GATES:
+        return role
     if role == roles.SHORTCUT:
         return f"{role} {'norm' if len(shape) == 1 else 'dense'}"
     if role == roles.POSITION or role == roles.OFFSET or (role.endswith("token") and kind == "Parameter"):
@@ -120,7 +131,7 @@ class Padded(NamedTuple):
 class Outline:
     """An architecture as tables for the alignment: different layers and different blocks once."""
 
-    def __init__(self, blocks: Sequence[Block]):
+    def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates):
         self.blocks = [block for block in blocks if any(layer.shape for layer in block.layers)]
         layers: dict[tuple, int] = {}
         known: dict[tuple, int] = {}
@@ -132,7 +143,8 @@ class Outline:
         for block in self.blocks:
             weighted = [layer for layer in block.layers if layer.shape]
             self.weighted.append(weighted)
-            members = tuple([layers.setdefault(layer[1:], len(layers)) for layer in weighted])
+            told = zip(weighted, _widths_of(block, weighted), strict=True)
+            members = tuple([layers.setdefault((layer[1:], widths), len(layers)) for layer, widths in told])
             names = tuple([layer.name.removeprefix(f"{block.name}.") for layer in weighted])
             key = block.run, members, names
             if key not in known:
@@ -142,8 +154,9 @@ class Outline:
                 self.kinds.append(block.run)
             index.append(known[key])
         self.index = np.array(index, dtype=int)
-        self.layers = [Layer("", *key) for key in layers]
-        of = [family(layer) for layer in self.layers]
+        self.layers = [Layer("", *key) for key, _ in layers]
+        self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)  # of outputs and inputs
+        of = [family(layer, gates) for layer in self.layers]
         self.families: dict[str, list[int]] = {}
         for number, kind in enumerate(of):
             self.families.setdefault(kind, []).append(number)
@@ -185,6 +198,46 @@ class Outline:
         )
 
 
+def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
+    """Of each layer, what its outputs and its inputs are to the block: what it takes, what it gives, or in between."""
+    if block.run:
+        return [(NO_WIDTH, NO_WIDTH)] * len(layers)
+    into, out = ends(block)
+    known = {out: OUT, into: INTO, 1: NO_WIDTH}
+
+    def told(layer: Layer) -> tuple[int, int]:
+        if not layer.kind.startswith((*DENSE, *NORMS, "Depthwise", "BatchNorm")):
+            return NO_WIDTH, NO_WIDTH
+        first, second = (*layer.shape, 1)[:2]
+        return known.get(first, INSIDE), known.get(second, INSIDE)
+
+    return list(map(told, layers))
+
+
+def _widest(blocks: Sequence[Block]) -> dict[int | None, np.ndarray]:
+    """By level, the logarithms of the most that a block takes, has inside and gives; NaN where none tells.
+
+    Of the widest, and not of the mean, so that a deeper network is not taken for another width.
+    """
+    found: dict[int | None, np.ndarray] = {}
+    for block in blocks:
+        if block.run or not (main := [layer for layer in block.layers if is_main(layer)]):
+            continue
+        inside = max((layer.shape[0] for layer in main[:-1]), default=0)
+        sizes = np.array([np.log(size) if size else np.nan for size in (ends(block)[0], inside, ends(block)[1])])
+        found[block.level] = np.fmax(found.get(block.level, sizes), sizes)
+    return found
+
+
+def _ratios(source: Sequence[Block], target: Sequence[Block]) -> np.ndarray:
+    """How much wider the target is than the source: in what blocks take, have inside and give; 1 of all else."""
+    theirs, ours = _widest(source), _widest(target)
+    rows = np.array([ours[level] - theirs[level] for level in ours.keys() & theirs.keys()]).reshape(-1, 3)
+    known = ~np.isnan(rows)
+    means = np.where(known, rows, 0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.exp([*means, 0.0])
+
+
 def _stages(blocks: Sequence[Block]) -> list[int]:
     """The number of each block's stage: of the list that it is in, or of the blocks in a list that are as wide.
 
@@ -205,6 +258,21 @@ def _stages(blocks: Sequence[Block]) -> list[int]:
     return found
 
 
+def _levels(target: Sequence[Block], source: Sequence[Block]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The levels of the blocks of both, as far as both have them; None where one has no more than one.
+
+    What works at a higher resolution than all blocks of the other network is of the highest level that both have.
+    """
+    sides = [[block.level for block in side if not block.run] for side in (target, source)]
+    if any(not side or None in side for side in sides):
+        return None
+    most = min(map(max, sides))
+    if most == 0:
+        return None
+    ours, theirs = (np.array([min(block.level or 0, most) for block in side]) for side in (target, source))
+    return ours, theirs
+
+
 def _width(block: Block) -> int:
     """The outputs of its last matrix or convolution."""
     wide = [layer.shape[0] for layer in block.layers if len(layer.shape) > 1 and layer.role != roles.SHORTCUT]
@@ -216,19 +284,29 @@ def _tower(name: str) -> str:
     return next((tower for word in words for tower in TOWERS if word == tower), "")
 
 
+_SKIP = {None: 0, False: -1, True: 1}
+
+
 class _Alignment:
     """The scores of all different layers, of all different blocks, and of the whole."""
 
-    def __init__(self, source: Architecture, target: Architecture):
-        self.source, self.target = (_outline(network, other) for network, other in ((source, target), (target, source)))
+    def __init__(self, source: Architecture, target: Architecture, recipe: Recipe = BEST):
+        self.recipe = recipe
+        self.source, self.target = (
+            _outline(network, other, recipe.gates) for network, other in ((source, target), (target, source))
+        )
         s, t = self.source, self.target
-        self.plain = _layer_scores(s, t)  # (target layers + 1, source layers + 1), the last row and column 0
+        ratios = _ratios(s.blocks, t.blocks) if recipe.relative else None
+        self.plain = _layer_scores(s, t, ratios)  # (target layers + 1, source layers + 1), the last row and column 0
         self.trusted = _alike(t.names, s.names)  # (different blocks of the target, of the source)
         self.roles = _numbered(t.roles, s.roles)
         self.names = _numbered(t.different_names, s.different_names)
         different = self._blocks()
         blocks = different[t.index[:, None], s.index] if different.size else np.zeros((len(t.blocks), len(s.blocks)))
         self.blocks = np.where(self._may_match(), blocks, 0.0)  # (target blocks, source blocks)
+        if recipe.skip < 1:
+            ours, theirs = (np.array([_SKIP[block.skip] for block in side.blocks]) for side in (t, s))
+            self.blocks *= np.where(ours[:, None] * theirs == -1, recipe.skip, 1.0)
         self._match_blocks()
 
     def _match_blocks(self) -> None:
@@ -283,6 +361,8 @@ class _Alignment:
                     may[:, end] &= np.arange(len(run_t)) == np.arange(len(run_t))[end]
         if (stages := t.stages[-1:]) and stages == s.stages[-1:] and stages[0] > 1:
             may &= np.array(t.stages)[:, None] == np.array(s.stages)
+        if self.recipe.levels and (levels := _levels(t.blocks, s.blocks)):
+            may &= (levels[0][:, None] == levels[1]) | (run_t[:, None] & run_s)
         known_t, known_s = (set(side.towers) - {""} for side in (t, s))
         if len(known_t & known_s) > 1:
             towers_t, towers_s = np.array(t.towers), np.array(s.towers)
@@ -311,7 +391,7 @@ class _Alignment:
         """Pairs of equal layers that nothing else uses, in order: of a block in one network, and not in the other."""
         filled = {(i, a) for i, _, pairs in matched for a, _ in pairs}
         used = {(j, b) for _, j, pairs in matched for _, b in pairs}
-        ours, theirs = _others(self.target, filled), _others(self.source, used)
+        ours, theirs = self._others(self.target, filled), self._others(self.source, used)
         pairs = []
         for kind in ours.keys() & theirs.keys():
             both = set.intersection(*({_compared(layer) for _, layer in side[kind]} for side in (ours, theirs)))
@@ -322,6 +402,16 @@ class _Alignment:
                 equal = np.array([[_equal(a, b) for _, b in columns] for _, a in rows], dtype=float)
                 pairs += [(*rows[i], columns[j][1]) for i, j in next(_traced(equal[None]))]
         return [LayerPair(source, target) for _, target, source in sorted(pairs, key=lambda pair: pair[0])]
+
+    def _others(self, side: Outline, places: set[Place]) -> dict[str, list[tuple[Place, Layer]]]:
+        """The layers of each family that do not stand in these places."""
+        found: dict[str, list[tuple[Place, Layer]]] = {}
+        if len(places) < side.count:
+            for i, block in enumerate(side.weighted):
+                for a, layer in enumerate(block):
+                    if (i, a) not in places:
+                        found.setdefault(family(layer, self.recipe.gates), []).append(((i, a), layer))
+        return found
 
     def _layer_pairs(self, blocks: list[tuple[int, int]]) -> dict[tuple[int, int], list[tuple[int, int]]]:
         """The pairs of places of layers in pairs of different blocks of the target and the source."""
@@ -341,22 +431,23 @@ class _Alignment:
         return {pair: sorted(places) for pair, places in found.items()}
 
 
-def outline_of(network: Architecture) -> Outline:
+def outline_of(network: Architecture, gates: bool = BEST.gates) -> Outline:
     """The network as tables, made once."""
     kept = vars(network)  # as a cached property is kept, which architectures cannot have of what comes after them
-    if "outline" not in kept:
-        kept["outline"] = Outline(network.blocks)
-    return kept["outline"]
+    key = f"outline {gates}"
+    if key not in kept:
+        kept[key] = Outline(network.blocks, gates)
+    return kept[key]
 
 
-def _outline(network: Architecture, other: Architecture) -> Outline:
+def _outline(network: Architecture, other: Architecture, gates: bool) -> Outline:
     """The network as tables. Where one of both has no blocks, runs fall apart into single layers, as in the paper."""
     if all(any(not block.run for block in each.blocks) for each in (network, other)):
-        return outline_of(network)
+        return outline_of(network, gates)
     single = [
         [block] if not block.run else [Block(each.name, (each,)) for each in block.layers] for block in network.blocks
     ]
-    return Outline([block for blocks in single for block in blocks])
+    return Outline([block for blocks in single for block in blocks], gates)
 
 
 def _common(source: Outline, target: Outline) -> list[str]:
@@ -364,16 +455,21 @@ def _common(source: Outline, target: Outline) -> list[str]:
     return sorted(target.families.keys() & source.families.keys() - {""})
 
 
-def _layer_scores(source: Outline, target: Outline) -> np.ndarray:
-    """Eq. 1 for all pairs of different layers of one family that may match; a row and a column of 0 at the end."""
+def _layer_scores(source: Outline, target: Outline, wider: np.ndarray | None = None) -> np.ndarray:
+    """Eq. 1 for all pairs of different layers of one family that may match; a row and a column of 0 at the end.
+
+    `wider` is how much wider the target is, by what a width is to its block: its widths are divided by that.
+    """
     scores = np.zeros((len(target.layers) + 1, len(source.layers) + 1))
     r_t, r_s = _numbered(target.roles, source.roles)
     may = (r_t[:, None] == r_s) | (r_t == 0)[:, None] | (r_s == 0)
     for kind in _common(source, target):
         index = np.ix_(target.families[kind], source.families[kind])
         t, s = target.sizes[index[0]], source.sizes[index[1]]  # (T, 1, SIZES + 1), (1, S, SIZES + 1)
+        if wider is not None:
+            t[:, 0, :2] /= wider[target.widths[target.families[kind]]]
         ratios = (np.minimum(t, s)[..., :SIZES] / np.maximum(t, s)[..., :SIZES]).prod(axis=2)
-        if kind in ("dense", "depthwise", f"{roles.SHORTCUT} dense"):
+        if kind in ("dense", "depthwise", f"{roles.SHORTCUT} dense", *GATES):
             n_t, n_s = t[..., SIZES], s[..., SIZES]
             points = (t[..., 2:SIZES].prod(axis=2) == 1) & (s[..., 2:SIZES].prod(axis=2) == 1)
             inflated = (np.minimum(n_t, n_s) == 2) & (np.maximum(n_t, n_s) == 3)
@@ -391,7 +487,8 @@ def _numbered(ours: list[str], theirs: list[str]) -> tuple[np.ndarray, np.ndarra
 def _alike(ours: list[tuple[str, ...]], theirs: list[tuple[str, ...]]) -> np.ndarray:
     """Which blocks name their layers as which others: (ours, theirs)."""
     rows, columns = ({names: i for i, names in enumerate(dict.fromkeys(side))} for side in (ours, theirs))
-    different = np.array([[_name_alike(a, b) for b in columns] for a in rows], dtype=bool).reshape(len(rows), -1)
+    different = np.array([[_name_alike(a, b) for b in columns] for a in rows], dtype=bool)
+    different = different.reshape(len(rows), len(columns))
     index = np.ix_([rows[names] for names in ours], [columns[names] for names in theirs])
     return different[index] if different.size else np.zeros((len(ours), len(theirs)), dtype=bool)
 
@@ -415,17 +512,6 @@ def _aligned(scores: np.ndarray) -> np.ndarray:
         np.maximum(best[..., 1:], taken, out=best[..., 1:])
         np.maximum.accumulate(best, axis=2, out=best)
     return best[..., -1]
-
-
-def _others(side: Outline, places: set[Place]) -> dict[str, list[tuple[Place, Layer]]]:
-    """The layers of each family that do not stand in these places."""
-    found: dict[str, list[tuple[Place, Layer]]] = {}
-    if len(places) < side.count:
-        for i, block in enumerate(side.weighted):
-            for a, layer in enumerate(block):
-                if (i, a) not in places:
-                    found.setdefault(family(layer), []).append(((i, a), layer))
-    return found
 
 
 def _in_order(layers: list[tuple[Any, Layer]]) -> list[tuple[Any, Layer]]:

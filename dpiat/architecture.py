@@ -37,12 +37,16 @@ class Layer(NamedTuple):
 class Block:
     """Layers that belong together, such as one inverted residual; or a single layer that stands alone.
 
-    A `run` (default mode) is the single layers between two blocks, such as the stem or the head.
+    A `run` (default mode) is the single layers between two blocks, such as the stem or the head. `level` says how many
+    times the network halves the resolution of what comes out of the block, and `skip` whether the block adds its input
+    to its output; None where nobody says (`dpiat.levels`).
     """
 
     name: str
     layers: tuple[Layer, ...]
     run: bool = False
+    level: int | None = None
+    skip: bool | None = None
 
     @cached_property
     def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dpiat import roles
+from dpiat.branches import as_whole, own
 from dpiat.layers import RECURRENT
 from dpiat.operators import (
     GATE,
@@ -35,8 +36,11 @@ from dpiat.operators import (
     fractional,
     is_centred,
     is_table,
+    leading,
+    shared,
 )
 from dpiat.positions import resampled_grid, resampled_offsets, resampled_patches
+from dpiat.recipe import BEST, Recipe
 from dpiat.report import times
 from dpiat.sources import first_line
 from dpiat.standardization import CONVOLUTIONS, LayerWeights, known_kind, paper_kind
@@ -49,12 +53,16 @@ TIME, GRID, OFFSETS, PATCHES, FOLDED = "time", "grid", "offsets", "patches", "fo
 
 
 class Route(NamedTuple):
-    """What goes from a source layer to a target layer: values, and where they go; None for the centre crops."""
+    """What goes from a source layer to a target layer: values, and where they go; None for the centre crops.
+
+    `axes` are the axes of the target's tensors as they are seen here, empty in paper mode.
+    """
 
     source: LayerWeights
     target: LayerWeights
     indices: Indices | None
     rules: Mapping[str, str]  # of each tensor that a rule fills
+    axes: Mapping[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,12 @@ class Settings:
     mode: str
     operator: Operator = clip
     classes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)  # of each classifier, target: source
+    recipe: Recipe = BEST
+
+    @property
+    def chosen(self) -> Operator:
+        """The operator, where "clip" stands for the leading channels in default mode."""
+        return leading if self.operator is clip and self.mode != "paper" and self.recipe.leading else self.operator
 
 
 def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
@@ -75,6 +89,8 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
         return Route(by, to, _indices(given, wanted, by, to, operator), rules)
     if settings.operator is clip and not rule and _of_one_shape(by, to):
         return Route(by, to, None, {})  # as most layers of alike networks are
+    if to.branch is not None and by.branch is None:
+        return _to_branch(by, to, rule, settings)
     by, to, axes = same_axes(by, to)
     rules, rows = {}, _rows(by, to)
     for name, apply in RULES.items():
@@ -89,8 +105,62 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
     given, wanted = (Weights(layer.tensors, _kind(layer), _groups(layer), axes, rows) for layer in (by, to))
     if max(given.groups, wanted.groups) > 1 and (rules or all(map(_one_by_one, (by, to)))):
         given, wanted = given._replace(groups=1), wanted._replace(groups=1)  # such a pair needs no more than its shapes
-    operator = ChosenClasses(settings.classes[to.name]) if rule == CLASSES else settings.operator
-    return Route(by, to, _indices(given, wanted, by, to, operator), rules)
+    operator = settings.chosen
+    if rule == CLASSES:
+        operator = ChosenClasses(settings.classes[to.name], leading if operator is leading else clip)
+    axes = {local: wanted.axes_of(local) for local in to.tensors}
+    return Route(by, to, _indices(given, wanted, by, to, operator), rules, axes)
+
+
+def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
+    """What comes to the place of a branch in the layer that it makes with others."""
+    way = route(by, as_whole(to), rule, settings)
+    fitting = {
+        local: way.indices[local] if way.indices is not None else centre(way.source.tensors[local].shape, t.shape)
+        for local, t in way.target.tensors.items()
+        if t.dim() == to.tensors[local].dim()
+        and local in way.source.tensors
+        and way.source.tensors[local].dim() == t.dim()
+        and (way.indices is None or local in way.indices)
+    }
+    axes = {
+        local: way.axes.get(local, (OUT, IN, *[KERNEL] * (t.dim() - 2))[: t.dim()]) for local, t in to.tensors.items()
+    }
+    return Route(way.source, to, own(fitting, to), way.rules, axes)
+
+
+def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) -> Index | None:
+    """Of the rows that an index fills in part, the index of all of them; None if it fills them whole.
+
+    A row is what one output is computed from: its inputs and its kernel.
+    """
+    inner = [is_inner(axes, d) for d in range(tensor.dim())]
+    if not any(inner):
+        return None
+    to = index[0]
+    if all(isinstance(places, slice) for places in to):
+        whole = all(
+            not within or places.stop - places.start == size
+            for within, places, size in zip(inner, to, tensor.shape, strict=True)
+        )
+        if whole or any(places.stop <= places.start for places in to):
+            return None
+        return tuple(slice(None) if within else places for within, places in zip(inner, to, strict=True))
+    rows = [places for within, places in zip(inner, to, strict=True) if not within]
+    if any(isinstance(places, slice) for places in rows):
+        return None  # an operator of the user's
+    rows = torch.broadcast_tensors(*rows) if rows else []
+    filled = torch.zeros(
+        [size for within, size in zip(inner, tensor.shape, strict=True) if not within], dtype=torch.bool
+    )
+    filled[tuple(rows)] = True
+    found = iter(filled.nonzero(as_tuple=True))
+    return tuple(slice(None) if within else next(found) for within in inner)
+
+
+def is_inner(axes: tuple[str, ...], d: int) -> bool:
+    """Does an axis lie in the rows, and not across them? Heads and halves do where they are of the inputs."""
+    return axes[d] in (IN, KERNEL, HALF) or (axes[d] == HEAD and OUT in axes[:d] and IN in axes)
 
 
 def _of_one_shape(by: LayerWeights, to: LayerWeights) -> bool:
@@ -411,19 +481,18 @@ class ChosenClasses:
     """The operator of a classifier: rows by a mapping {target class: source class}, the rest clipped."""
 
     classes: Mapping[int, int]
+    inputs: Operator = clip
 
     def __call__(self, source: Weights, target: Weights) -> Indices:
         rows = self.classes.keys(), self.classes.values()
         ours, theirs = (torch.tensor(list(chosen), device="cpu", dtype=torch.long) for chosen in rows)
         indices = {}
-        for name, t in target.tensors.items():
-            s = source.tensors.get(name)
-            if s is None or s.dim() != t.dim():
-                continue
+        for name, s, t in shared(source, target):
             for chosen, tensor in ((ours, t), (theirs, s)):
                 if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(tensor):
                     raise ValueError(f"head maps classes that are not among the {len(tensor)} of a classifier's {name}")
-            to, by = centre(s.shape, t.shape)
+            one = Weights({name: s[:1]}, source.kind), Weights({name: t[:1]}, target.kind)
+            to, by = centre(s.shape, t.shape) if self.inputs is clip else self.inputs(*one)[name]
             indices[name] = (ours, *to[1:]), (theirs, *by[1:])
         return indices
 

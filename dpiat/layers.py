@@ -31,6 +31,7 @@ from dpiat.standardization import (
 )
 from dpiat.stored import Stored
 
+NO_VIEWS: Mapping[str, View] = {}  # one for all, as there are many layers
 USUAL = frozenset((Tensor, nn.Parameter))  # classes of tensors that leave nothing to ask
 CONSTANT = "Constant"  # what a network computes from its own settings, such as a sinusoid: no knowledge
 RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1
@@ -70,7 +71,7 @@ def layers_of(
     `above` are the modules around it, the nearest first. `head_size` is what an attention's head has where no module
     says, as in a state dict.
     """
-    stem, views = name.rpartition(".")[2], {}
+    stem, views = name.rpartition(".")[2], NO_VIEWS
     if bare is None:
         tensors = layer_tensors(module, name)
     else:
@@ -78,8 +79,7 @@ def layers_of(
         names = {key: key.rpartition("_")[2] if len(bare) > 1 else "weight" for key in bare}
         views = {names[key]: View(prefix + key, key, tensor) for key, tensor in bare.items()}
         tensors = {names[key]: tensor for key, tensor in bare.items()}
-    usual = USUAL.issuperset(map(type, tensors.values()))
-    if not usual and any(map(is_lazy, tensors.values())):
+    if not USUAL.issuperset(map(type, tensors.values())) and any(map(is_lazy, tensors.values())):
         raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
     whole = LayerWeights(name, module, tensors, views)
     if not tensors:
@@ -98,8 +98,7 @@ def layers_of(
     if weight is not None and weight.dim() == 2 and _is_transposed(module, stem, whole.tensors, above):
         whole = whole.seen("weight", Tensor.t)
     role = _role(whole, above)
-    can_be_several = (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare
-    if can_be_several and (usual or not any(map(opaque, tensors.values()))):
+    if (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare:
         found = _parts(whole, stem, role, above, shapes_alone, head_size)
     else:
         found = [whole]
@@ -184,19 +183,21 @@ def _parts(
     weight = layer.tensors.get("weight")
     if weight is None or weight.dim() < 2:
         return [layer]
-    if parts := roles.fused(stem):
+    parts = roles.fused(stem)
+    stacked = parts or stem in PACKED or (role == roles.INTO and _is_packed(layer, above))
+    if not stacked or any(map(opaque, layer.tensors.values())):
+        return [layer]
+    if parts:
         count = heads(above)
         if count is None and head_size and not len(weight) % (len(parts) * head_size):
             count = Heads(*[len(weight) // (len(parts) * head_size)] * 2)
         return _projections(layer, parts, stem in BY_HEADS, count)
-    if stem in PACKED or (role == roles.INTO and _is_packed(layer, above)):
-        if len(weight) % 2:
-            return [layer]
-        half = len(weight) // 2
-        last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
-        names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
-        return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
-    return [layer]
+    if len(weight) % 2:
+        return [layer]
+    half = len(weight) // 2
+    last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
+    names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
+    return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
 
 
 def _is_packed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
@@ -329,5 +330,5 @@ def _described(layer: LayerWeights, kind: str, role: str, above: Sequence[nn.Mod
             role = roles.EXPAND if role == roles.OUT_OF and out > into else role
         if role.endswith(roles.PROJECTIONS) and (count := heads(above)):
             layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
-    name, module, tensors, views, *_ = layer  # written out: `_replace` takes three times as long
-    return LayerWeights(name, module, tensors, views, Layer(name, kind, shape, role), role, layer.heads, layer.split)
+    plain = Layer(layer.name, kind, shape, role)  # below, written out: `_replace` takes three times as long
+    return LayerWeights(layer.name, layer.module, layer.tensors, layer.views, plain, role, layer.heads, layer.split)

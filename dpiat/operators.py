@@ -77,6 +77,19 @@ def clip(source: Weights, target: Weights) -> Indices:
     return _each(source, target, lambda name, axis, d, s, t: _centre(s, t))
 
 
+def leading(source: Weights, target: Weights) -> Indices:
+    """The leading channels of the source go to the leading ones of the target; kernels are centred.
+
+    A network that adds its input to a wider output adds it to the leading channels, as ReXNet, or a sum over layers of
+    different widths, keeps what it has there.
+    """
+    return _each(source, target, lambda name, axis, d, s, t: _centre(s, t) if axis == KERNEL else _first(s, t))
+
+
+def _first(s: int, t: int) -> tuple[slice, slice]:
+    return (slice(0, min(s, t)),) * 2
+
+
 Places = slice | list[int]
 # From the name of a tensor, the meaning of an axis, its number and both sizes to the filled places and their sources.
 Choice = Callable[[str, str, int, int, int], tuple[Places, Places]]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch.nn.modules.loss import _Loss
 
-from dpiat.alignment import family
+from dpiat.alignment import GATES, family
 from dpiat.architecture import Layer
 from dpiat.layers import CONSTANT
 from dpiat.matching import Matching
@@ -32,13 +32,18 @@ def _shapes(layer: LayerWeights) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in layer.tensors.values()]
 
 
-def keep_norms(source: Network, target: Network, partner: MutableMapping[str, str]) -> None:
-    """Let the batch norm right behind a convolution come from behind the convolution's own partner."""
+def keep_norms(source: Network, target: Network, partner: MutableMapping[str, str], gates: bool = False) -> None:
+    """Let the batch norm right behind a convolution come from behind the convolution's own partner.
+
+    With `gates`, one inside of a squeeze and excitation that has no partner has none either.
+    """
     behind = {layer.name: norm for layer, norm in _normed(source)}
     for layer, norm in _normed(target):
         theirs = behind.get(partner.get(layer.name, ""))
         if theirs is not None:
             partner[norm.name] = theirs.name
+        elif gates and layer.role in GATES:
+            partner.pop(norm.name, None)
 
 
 def _normed(network: Network) -> list[tuple[Layer, Layer]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,13 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dpiat.filling import CLASSES, FOLDED, INPUTS, OF_THE_NETWORK, RULE_AND_RULE, RULES, Settings, route, weights_of
+from dpiat.branches import joined, split
+from dpiat.filling import (
+    CLASSES,
+    FOLDED,
+    INPUTS,
+    OF_THE_NETWORK,
+    RULE_AND_RULE,
+    RULES,
+    Route,
+    Settings,
+    route,
+    unfilled,
+    weights_of,
+)
 from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
 from dpiat.layers import CONSTANT, USUAL
-from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, clip, fractional, is_table
+from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, centre, clip, fractional, is_table
 from dpiat.parametrized import assign, originals, solved
 from dpiat.reading import read
-from dpiat.report import COPIED, CROPPED, LEFT, NOTHING, PARTLY, WARNING, Entry, Report, times
+from dpiat.recipe import BEST, Recipe
+from dpiat.report import ACTIONS, COPIED, CROPPED, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, times
 from dpiat.roles import PROJECTED
 from dpiat.sources import Source, load
 from dpiat.standardization import LayerWeights, Network
@@ -30,15 +44,20 @@ from dpiat.writing import Write, check, check_optimizers, move_state, put
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-FORMAT = "dpiat plan 4"  # of the text that keeps a plan
+FORMAT = "dpiat plan 5"  # of the text that keeps a plan
 DROPPED = "dropped"
 
 Place = tuple[LayerWeights, str]  # a layer, and the name of a tensor in it
 Classes = Mapping[str, Mapping[int, int]]  # of each classifier of the target, target class -> source class
 
 
-def read_both(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network, Network]:
+def read_both(source: nn.Module, target: nn.Module, mode: str, recipe: Recipe = BEST) -> tuple[Network, Network]:
     """Both networks; by their shapes alone if of the source there is only a state dict."""
+    found = _read_both(source, target, mode)
+    return found if recipe.merge or mode == "paper" else tuple(map(split, found))
+
+
+def _read_both(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network, Network]:
     if not isinstance(source, Stored):
         return read(source, mode), read(target, mode)
     wanted = read(target, mode, True)
@@ -58,6 +77,7 @@ class Outcome(NamedTuple):
     filled: int = 0
     copied: bool = False
     rule: str = ""
+    zeros: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,7 @@ class Plan:
     mode: str = "default"
     operator: Operator = clip
     classes: Classes = field(default_factory=dict)
+    recipe: Recipe = BEST
 
     def apply(self, optimizer: tuple[Optimizer, Optimizer] | None = None) -> Report:
         """Write the weights into the target, in place, and return the report. The source is only read.
@@ -84,7 +105,7 @@ class Plan:
         it was planned with, or cannot be written, or if the state of the source's optimizer means nothing to the
         target's.
         """
-        source, target = read_both(self.source, self.target, self.mode)
+        source, target = read_both(self.source, self.target, self.mode, self.recipe)
         found = list(self._again(source, target))
         now = replace(self, report=Report(tuple(entry for entry, _ in found)))
         return now.carry_out([write for _, writes in found for write in writes], optimizer)
@@ -104,14 +125,14 @@ class Plan:
         direct = []
         for write in writes:
             if (own := write.to.own(write.local)) in originals(write.to.module):
-                put(write.target, write.source, write.index)  # into a tensor of its own
+                put(write.target, write.source, write.index, write.zeros)  # into a tensor of its own
                 computed[id(write.to.module), own] = write
             else:
                 direct.append(write)
         values = [_solved(write) for write in computed.values()]
         sources = [write.source.clone() if itself else write.source for write in direct]
         for write, source in zip(direct, sources, strict=True):
-            put(write.target, source, write.index)
+            put(write.target, source, write.index, write.zeros)
         if hasattr(self.operator, "finish"):
             for written in self._written(writes):
                 self.operator.finish(written)
@@ -137,7 +158,8 @@ class Plan:
         The plan may come from a text or have been edited, and the networks may have changed since: whatever does not
         fit raises ValueError.
         """
-        given, wanted = _pieces(source.weights), _places(target.weights)
+        named = {entry.source.rpartition(".")[0] for entry in self.report.entries}
+        given, wanted = _pieces([*source.weights, *joined(source, named)]), _places(target.weights)
         planned, there = Counter(entry.target for entry in self.report.entries), Counter(list(wanted))
         if differ := (planned - there) + (there - planned):
             raise ValueError(f"the target and the plan do not have {min(differ)} alike: make a new plan")
@@ -155,6 +177,9 @@ class Plan:
                 continue
             if tuple(stored.shape) != entry.shape:
                 raise ValueError(_changed(entry.target, tuple(stored.shape), entry.shape))
+            if entry.action == ZERO:
+                yield entry, [_nothing_at(*place) for place in places]
+                continue
             outcomes = self._repeated(entry, places, given, layers)
             if (first := written.setdefault(id(stored), entry.target)) != entry.target:
                 raise ValueError(f"{entry.target} is now the same tensor as {first}: make a new plan")
@@ -206,13 +231,14 @@ class Plan:
         kept: Mapping[str, str],
         rules: Mapping[str, str],
         unmatched: Mapping[str, str],
+        silent: Mapping[str, str],
         order: Mapping[str, int],
     ) -> Iterator[tuple[Entry, list[Write]]]:
         """One entry for each target tensor, in the order of its state dict, and what it takes to carry it out.
 
         `partner` names the source layer of a target layer, `kept` says why one keeps its values, `rules` what takes the
-        operator's place, and `unmatched` why one has no partner, where that is known. `order` is that of the names,
-        where it is not that of the layers.
+        operator's place, `unmatched` why one has no partner, where that is known, and `silent` why one is to be zero.
+        `order` is that of the names, where it is not that of the layers.
         """
         given = {layer.name: layer for layer in sources}
         partners = [given.get(partner.get(layer.name)) for layer in targets]
@@ -222,6 +248,8 @@ class Plan:
         for to, by in zip(targets, partners, strict=True):
             reason = kept.get(to.name) or ("" if by else unmatched.get(to.name, "no source layer matched"))
             outcomes = _left(to, reason) if reason else self.filled(by, to, rules.get(to.name, ""))
+            if to.name in silent:
+                outcomes = list(_silenced(outcomes, silent[to.name]))
             for outcome in outcomes:
                 found.setdefault(to.path(outcome.local), []).append(outcome)
         for path in sorted(found, key=lambda path: order.get(path, len(order))) if order else found:
@@ -243,7 +271,7 @@ class Plan:
         if closed:  # what no operator can look into
             yield from (Outcome(to, local, why) for local, why in closed.items() if local in to.tensors)
             by, to = (layer.without(closed) for layer in (by, to))
-        way = route(by, to, rule, Settings(self.mode, self.operator, self.classes))
+        way = route(by, to, rule, Settings(self.mode, self.operator, self.classes, self.recipe))
         warning = _warning(by, to)
         for local in to.tensors:
             t, s = way.target.tensors[local], way.source.tensors.get(local)
@@ -253,18 +281,22 @@ class Plan:
             index = None if way.indices is None else way.indices[local]
             alike = s.shape == t.shape
             filled = t.numel() if alike and index is None else _filled(s, t, index)
-            made = way.rules.get(local, "")
+            if not filled and t.numel():
+                yield Outcome(to, local, "nothing comes to its place")
+                continue
+            made, zeros = way.rules.get(local, ""), self._zeros(way, local, filled)
             notes = (warning, "" if s.dtype == t.dtype else _cast(s, t), "" if alike else _joined(by, to, t))
             yield Outcome(
                 to,
                 local,
                 ", ".join(filter(None, notes)),
-                Write(way.target, way.source, local, s, index, made not in ("", CLASSES), to),
+                Write(way.target, way.source, local, s, index, made not in ("", CLASSES), to, zeros),
                 by,
                 local if local in by.tensors else "weight",  # of a norm that is folded into it, the bias
                 filled,
                 alike and filled == t.numel() and made in ("", CLASSES),
                 made,
+                0 if zeros is None else torch.empty(t.shape, device="meta")[zeros].numel() - filled,
             )
 
     def _reason(
@@ -293,6 +325,16 @@ class Plan:
             return "computed from the architecture, and not learned"
         return ""
 
+    def _zeros(self, way: Route, local: str, filled: int) -> Index | None:
+        """The rows of a tensor that are filled in part, if they are to be zero elsewhere."""
+        t = way.target.tensors[local]
+        if not self.recipe.zeros or filled == t.numel() or t.dim() < 2 or local not in way.axes or not fractional(t):
+            return None
+        index = None if way.indices is None else way.indices[local]
+        return unfilled(
+            way.axes[local], centre(way.source.tensors[local].shape, t.shape) if index is None else index, t
+        )
+
     def drop(self, name: str) -> Plan:
         """The plan without a layer, a block or a tensor of the target, given by its name: it keeps its values.
 
@@ -314,7 +356,7 @@ class Plan:
         the whole stands for all of them. Raises ValueError if one has no such layer or no tensor of the target layer
         fits.
         """
-        networks = read_both(self.source, self.target, self.mode)
+        networks = read_both(self.source, self.target, self.mode, self.recipe)
         chosen = []
         for role, network, name in zip(("source", "target"), networks, (source, target), strict=True):
             found = [layer for layer in network.weights if name in (layer.name, layer.whole)]
@@ -329,7 +371,9 @@ class Plan:
             rule = INPUTS if self.mode == "default" and other_inputs(*networks, {to.name: by.name}) else ""
             for outcome in self.filled(by, to, rule):
                 outcomes.setdefault(to.path(outcome.local), []).append(outcome)
-        given, places = _pieces(networks[0].weights), _places(networks[1].weights)
+        named = {entry.source.rpartition(".")[0] for entry in self.report.entries}
+        given = _pieces([*networks[0].weights, *joined(networks[0], named)])
+        places = _places(networks[1].weights)
         before = {entry.target: entry for entry in self.report.entries}
         entries = []
         for path, now in outcomes.items():
@@ -354,7 +398,8 @@ class Plan:
         """The plan as text, without the networks and their weights."""
         operator = next((name for name, known in OPERATORS.items() if known == self.operator), None)
         classes = {name: list(chosen.items()) for name, chosen in self.classes.items()}
-        head = {"format": FORMAT, "mode": self.mode, "operator": operator, "classes": classes}
+        recipe = asdict(self.recipe)
+        head = {"format": FORMAT, "mode": self.mode, "operator": operator, "classes": classes, "recipe": recipe}
         return json.dumps({**head, "entries": [entry._asdict() for entry in self.report.entries]}, indent=1)
 
     @classmethod
@@ -370,17 +415,18 @@ class Plan:
                 raise ValueError(f"its format is {kept['format']!r}, not {FORMAT!r}")
             plain = ("shape", "source_shape", "parts")
             entries = [Entry(**{k: tuple(v) if k in plain else v for k, v in row.items()}) for row in kept["entries"]]
-            if wrong := {entry.action for entry in entries} - {COPIED, CROPPED, PARTLY, LEFT}:
+            if wrong := {entry.action for entry in entries} - {*ACTIONS}:
                 raise ValueError(f"there is no action {wrong.pop()!r}")
             if wrong := {rule for entry in entries for rule in entry.rule.split(RULE_AND_RULE)} - {"", *RULES}:
                 raise ValueError(f"there is no rule {wrong.pop()!r}")
             operator = operator or OPERATORS.get(kept["operator"])
             mode, classes = kept["mode"], {name: dict(chosen) for name, chosen in kept["classes"].items()}
+            recipe = Recipe(**kept["recipe"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a plan that to_json wrote ({error})") from error
         if operator is None:
             raise ValueError("the plan was made with an operator of your own: pass it as operator=")
-        return cls(load(source, like=target), target, Report(tuple(entries)), mode, operator, classes)
+        return cls(load(source, like=target), target, Report(tuple(entries)), mode, operator, classes, recipe)
 
     def to_dataframe(self) -> DataFrame:
         """A row for each target tensor. Needs pandas."""
@@ -393,7 +439,7 @@ class Plan:
 
             >>> Path("report.html").write_text(plan(source, target).to_html())
         """
-        source, target = read_both(self.source, self.target, self.mode)
+        source, target = read_both(self.source, self.target, self.mode, self.recipe)
         return page(self.report, source.architecture, target.architecture, names)
 
     def __str__(self) -> str:
@@ -411,16 +457,38 @@ def _entry(outcomes: Sequence[Outcome]) -> Entry:
     path, shape = first.to.path(first.local), tuple(stored.shape)
     if first.write is None:
         return Entry(path, shape, LEFT, note=first.note)
+    if all(_is_silent(outcome) for outcome in outcomes):
+        return Entry(path, shape, ZERO, note=outcomes[0].note, zeros=stored.numel())
     source, source_shape = first.by.piece(first.theirs), tuple(first.by.stored(first.theirs).shape)
     if len(outcomes) == 1:
         action = PARTLY if first.filled < stored.numel() else COPIED if first.copied else CROPPED
-        return Entry(path, shape, action, first.filled, source, source_shape, first.note, first.rule)
+        return Entry(path, shape, action, first.filled, source, source_shape, first.note, first.rule, zeros=first.zeros)
     filled = sum(outcome.filled for outcome in outcomes)
     copied = all(outcome.copied for outcome in outcomes)
     action = PARTLY if filled < stored.numel() else COPIED if copied else CROPPED
     parts = tuple(o.by.piece(o.theirs) if o.write else NOTHING for o in outcomes)
     source = _whole(parts, outcomes) or " + ".join(parts)
-    return Entry(path, shape, action, filled, source, source_shape, _notes(outcomes), first.rule, "", parts)
+    zeros = sum(outcome.zeros for outcome in outcomes)
+    return Entry(path, shape, action, filled, source, source_shape, _notes(outcomes), first.rule, "", parts, zeros)
+
+
+def _silenced(outcomes: Iterable[Outcome], why: str) -> Iterator[Outcome]:
+    """Zeros in the place of what would come to a layer's weight and bias; its statistics are as they would be."""
+    for outcome in outcomes:
+        to, local = outcome.to, outcome.local
+        if local in ("weight", "bias", "") and fractional(to.tensors[local]):
+            zeros = to.tensors[local].numel()
+            yield Outcome(to, local, why, _nothing_at(to, local), to, local, zeros=zeros)
+        else:
+            yield outcome
+
+
+def _nothing_at(to: LayerWeights, local: str) -> Write:
+    return Write(to, to, local, torch.zeros_like(to.tensors[local]), made=True, layer=to)
+
+
+def _is_silent(outcome: Outcome) -> bool:
+    return outcome.write is not None and outcome.by is outcome.to
 
 
 def _whole(parts: Sequence[str], outcomes: Sequence[Outcome]) -> str:

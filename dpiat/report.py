@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 WARNING = "warning: "  # begins the note of what is likely to be wrong
-COPIED, CROPPED, PARTLY, LEFT = "copied", "cropped", "partly filled", "left"
+COPIED, CROPPED, PARTLY, LEFT, ZERO = "copied", "cropped", "partly filled", "left", "zero"
+ACTIONS = (COPIED, CROPPED, PARTLY, ZERO, LEFT)
 NOTHING = "–"  # in the place of a part that receives nothing
 
 
@@ -18,9 +19,11 @@ class Entry(NamedTuple):
     """What one target tensor receives.
 
     `action` is "copied" (equal shapes), "cropped" (all of it, from a source of another shape), "partly filled" (the
-    `filled` part of its elements; the others keep the target's values) or "left" (nothing). `note` says why it is left,
-    or that the values get another dtype. `rule` names what takes the operator's place: "input channels" or "classes".
-    `shared` is the name under which a tensor with several names counts; under the others it has no elements. `parts`
+    `filled` part of its elements; `zeros` of the others are zero, as nothing comes to these inputs of outputs that are
+    filled, and the rest keep the target's values), "zero" (all of it, so that a part of the network does nothing at
+    first) or "left" (nothing). `note` says why it is left or zero, or that the values get another dtype. `rule` names
+    what takes the operator's place: "input channels" or "classes". `shared` is the name under which a tensor with
+    several names counts; under the others it has no elements. `parts`
     says, of a tensor in which several layers are stacked, what each of them receives ("attn.qkv.weight[query]").
     """
 
@@ -34,6 +37,7 @@ class Entry(NamedTuple):
     rule: str = ""
     shared: str = ""
     parts: tuple[str, ...] = ()
+    zeros: int = 0
 
     @property
     def elements(self) -> int:
@@ -54,10 +58,11 @@ class Report:
     @property
     def elements(self) -> dict[str, int]:
         """Elements of the target by what happens to them; they add up to all of its elements."""
-        totals = dict.fromkeys((COPIED, CROPPED, PARTLY, LEFT), 0)
+        totals = dict.fromkeys(ACTIONS, 0)
         for entry in self.entries:
             totals[entry.action] += entry.filled
-            totals[LEFT] += entry.elements - entry.filled
+            totals[ZERO] += entry.zeros
+            totals[LEFT] += entry.elements - entry.filled - entry.zeros
         return totals
 
     @property

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.parametrized import CHAINS, chains, computed
+
+if TYPE_CHECKING:
+    from dpiat.branches import Branch
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # The kinds that the paper matches. A module of one of these classes, or of a subclass, is one layer even if it has
@@ -60,7 +63,8 @@ class LayerWeights(NamedTuple):
     tokens before it, and `grid`, (height, width) where a module says it; `prefix` is None for a sequence, whose
     positions begin at row `offset`. `patches`: it cuts an image in patches. `flat`: its inputs are a flattened picture
     of so many channels. `joined`: no layer before it has so many outputs, so that its inputs are joined from several.
-    `stack`: its outputs are so many times what the next layer takes. `norm`: what normalizes its outputs.
+    `stack`: its outputs are so many times what the next layer takes. `norm`: what normalizes its outputs. `branch`: its
+    place in a layer that it makes with others side by side (`dpiat.branches`).
     """
 
     name: str
@@ -81,6 +85,7 @@ class LayerWeights(NamedTuple):
     joined: bool = False
     stack: int = 0
     norm: LayerWeights | None = None
+    branch: Branch | None = None
 
     def path(self, local: str) -> str:
         """The name of a tensor in the state dict of the network."""

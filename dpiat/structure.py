@@ -8,7 +8,7 @@ between blocks (the stem, a transition between stages, the head) is a run of sin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -17,22 +17,23 @@ from torch import Tensor, nn
 
 from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.branches import merged
 from dpiat.context import in_context
 from dpiat.layers import CONSTANT, LayerWeights, layers_of
+from dpiat.levels import leveled
 from dpiat.parametrized import CHAINS, chains
 from dpiat.standardization import Network, View, known_class, own_tensors, packs
 
 NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")  # "3", "layer3", "encoder_layer_3", "Mixed_5b"
 BIASES = {"q_bias": roles.QUERY, "k_bias": roles.KEY, "v_bias": roles.VALUE}
 Above = tuple[nn.Module, ...]  # a module and those around it, the nearest first
-UNCOUNTED = (CONSTANT, "Parameter")
 ALIKE = 0.5  # the part of the names in two elements that they share
 
 
 def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) -> Network:
     """The network in default mode: its blocks and runs of layers, and the layers' tensors in state-dict order."""
     walk = _Walk(shapes_alone, head_size)
-    root = walk.node("", "", (module,)) or _Node("", "", [], [])
+    root = walk.node("", "", (module,)) or _Node("", "")
     told = iter(in_context([layer for node in root.leaves for layer in node.weights], shapes_alone))
     for node in root.leaves:
         node.weights = [next(told) for _ in node.weights]
@@ -44,7 +45,8 @@ def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) ->
     if walk.displaced:
         weights += [layer for node in walk.again for leaf in node.leaves for layer in leaf.weights]
         order = {path: place for place, path in enumerate(nn.Module.state_dict(module, keep_vars=True))}
-    return Network(Architecture(type(module).__name__, tuple(elements), structured=True), weights, order)
+    blocks = leveled(elements, weights, module)
+    return merged(Network(Architecture(type(module).__name__, blocks, structured=True), weights, order))
 
 
 class _once:
@@ -76,21 +78,23 @@ class _Node:
     `counted` is the number of matrices and convolutions in it, `vectors` that of layers that are vectors, as norms are.
     """
 
-    def __init__(self, key: str, name: str, children: list[_Node], weights: list[LayerWeights]):
+    def __init__(self, key: str, name: str, children: Sequence[_Node] = (), weights: Sequence[LayerWeights] = ()):
         self.key, self.name, self.children, self.weights = key, name, children, weights
-        self._leaves = [leaf for child in children for leaf in child.leaves]
+        self.counted = self.vectors = 0
         if children:
+            self.below = [leaf for child in children for leaf in child.leaves]
             self.counted = sum([child.counted for child in children])
             self.vectors = sum([child.vectors for child in children])
-        else:
-            ranks = [len(w.plain.shape) for w in weights if w.plain.kind != CONSTANT]
-            self.counted = sum([len(w.plain.shape) > 1 and w.plain.kind not in UNCOUNTED for w in weights])
-            self.vectors = ranks.count(1)
+        for layer in weights:
+            plain = layer.plain
+            rank = 0 if plain.kind == CONSTANT else len(plain.shape)
+            self.vectors += rank == 1
+            self.counted += rank > 1 and plain.kind != "Parameter"
 
     @property
     def leaves(self) -> list[_Node]:
-        """Itself, if nothing is in it: not kept, since only the garbage collector frees what holds itself."""
-        return self._leaves or [self]
+        """What is in it and holds tensors itself; or itself, which is not kept: a cycle is freed late."""
+        return self.below if self.children else [self]
 
     @_once
     def layers(self) -> list[Layer]:
@@ -171,13 +175,13 @@ class _Walk:
         if len(children) == 1 and children[0].key == CHAINS and (self.shapes_alone or chains(module)):
             return self.leaf(key, name, above)
         if not (module._parameters or module._buffers):
-            return _Node(key, name, children, [])
+            return _Node(key, name, children)
         own = self.with_biases(children, own_tensors(module), prefix)
         bare = [
-            _Node(stem, prefix + stem, [], self.layers(prefix + stem, module, above, tensors))
+            _Node(stem, prefix + stem, weights=self.layers(prefix + stem, module, above, tensors))
             for stem, tensors in _bare(own).items()
         ]
-        return _Node(key, name, bare + children, [])
+        return _Node(key, name, bare + children)
 
     def once_more(self, key: str, name: str, above: Above) -> None:
         """Take down the names of a module that has been seen: they are in the state dict too."""
@@ -188,7 +192,7 @@ class _Walk:
 
     def leaf(self, key: str, name: str, above: Above) -> _Node | None:
         weights = [layer for layer in self.layers(name, above[0], above[1:]) if layer.tensors]
-        return _Node(key, name, [], weights) if weights else None
+        return _Node(key, name, weights=weights) if weights else None
 
     def layers(
         self, name: str, module: nn.Module, above: Above, bare: dict[str, Tensor] | None = None

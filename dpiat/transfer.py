@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from dpiat.alignment import align
 from dpiat.assignment import MATCHINGS, Matcher, best, check_matching
+from dpiat.branches import joined, of_one, spread
 from dpiat.filling import CLASSES, NEW_INPUTS
 from dpiat.heads import HEADS, Head, other_inputs, treat_heads
+from dpiat.new import WAYS, neutral_gates, silent_blocks
 from dpiat.operators import OPERATORS, Operator
 from dpiat.pairing import complete, keep_norms, reasons
 from dpiat.plan import Plan, read_both
 from dpiat.reading import MODES
+from dpiat.recipe import BEST, Recipe
 from dpiat.report import Report
 from dpiat.sources import Source, load
 from dpiat.writing import Write
@@ -37,12 +42,13 @@ PAPER_NAMES = {
 def transfer(
     source: Source,
     target: nn.Module,
-    mode: str = "default",
+    mode: str | Recipe = "default",
     head: Head = "auto",
     matching: str | Matcher = "dp",
     operator: str | Operator = "clip",
     optimizer: tuple[Optimizer, Optimizer] | None = None,
     inputs: str = "repeat",
+    new: str = "identity",
 ) -> Report:
     """Initialize `target` with the knowledge of `source`, a trained network of another architecture.
 
@@ -90,54 +96,69 @@ def transfer(
         >>> report = transfer(trained, new)
         >>> print(report.summary())
     """
-    planned, writes = _plan(source, target, mode, head, matching, operator, inputs)
+    planned, writes = _plan(source, target, mode, head, matching, operator, inputs, new)
     return planned.carry_out(writes, optimizer)
 
 
 def plan(
     source: Source,
     target: nn.Module,
-    mode: str = "default",
+    mode: str | Recipe = "default",
     head: Head = "auto",
     matching: str | Matcher = "dp",
     operator: str | Operator = "clip",
     inputs: str = "repeat",
+    new: str = "identity",
 ) -> Plan:
     """What `transfer` with these arguments would do. Changes nothing, and works on the meta device."""
-    return _plan(source, target, mode, head, matching, operator, inputs)[0]
+    return _plan(source, target, mode, head, matching, operator, inputs, new)[0]
 
 
-def _plan(source, target, mode, head, matching, operator, inputs) -> tuple[Plan, list[Write]]:
+def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[Plan, list[Write]]:
     """The plan, and what it takes to carry it out while the networks are as they are."""
     if not isinstance(target, nn.Module):
         raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
+    recipe, mode = (mode, "default") if isinstance(mode, Recipe) else (BEST, mode)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if inputs not in NEW_INPUTS:
         raise ValueError(f"inputs must be one of {', '.join(NEW_INPUTS)}, got {inputs!r}")
+    if new not in WAYS:
+        raise ValueError(f"new must be one of {', '.join(WAYS)}, got {new!r}")
     if not isinstance(head, Mapping) and head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)} or {{target class: source class}}, got {head!r}")
     matcher, operator = _chosen("matching", matching, MATCHINGS), _chosen("operator", operator, OPERATORS)
     source = load(source, like=target)
-    giver, taker = read_both(source, target, mode)
+    giver, taker = read_both(source, target, mode, recipe)
     architectures = giver.architecture, taker.architecture
-    matched = matcher(*architectures)
+    matched = partial(align, recipe=recipe)(*architectures) if _aligns(matcher, mode) else matcher(*architectures)
     if matcher not in MATCHINGS.values():
         check_matching(matched, *architectures)
     partner = {pair.target.name: pair.source.name for pair in matched.layers}
     if mode == "default":
         if matcher is best:
-            keep_norms(giver, taker, partner)
+            keep_norms(giver, taker, partner, recipe.gates)
         complete(giver, taker, matched, partner)
     kept, mapped = treat_heads(*architectures, partner, head, mode)
-    rules = dict.fromkeys(mapped, CLASSES)
+    rules, silent, why, made = dict.fromkeys(mapped, CLASSES), {}, {}, []
     if mode == "default":
         rules |= dict.fromkeys(other_inputs(giver, taker, partner), NEW_INPUTS[inputs])
-    planned = Plan(source, target, Report(()), mode, operator, mapped)
-    why = reasons(giver, taker, partner) if mode == "default" else {}
-    found = list(planned.entries(giver.weights, taker.weights, partner, kept, rules, why, taker.order))
+        if recipe.gates:
+            silent |= neutral_gates(taker, partner)
+        if new == "identity" and matcher is best:
+            silent |= silent_blocks(giver, taker, target, matched, partner)
+        spread(giver, taker, partner)
+        made = joined(giver, of_one(partner, giver.weights))
+        why = reasons(giver, taker, partner)
+    planned = Plan(source, target, Report(()), mode, operator, mapped, recipe)
+    givers = [*giver.weights, *made]
+    found = list(planned.entries(givers, taker.weights, partner, kept, rules, why, silent, taker.order))
     report = Report(tuple(entry for entry, _ in found))
     return replace(planned, report=report), [write for _, writes in found for write in writes]
+
+
+def _aligns(matcher: Matcher, mode: str) -> bool:
+    return matcher is best and mode == "default"
 
 
 def _chosen(key: str, value: Any, known: Mapping[str, Any]) -> Any:

@@ -20,7 +20,8 @@ from dpiat.standardization import LayerWeights
 class Write(NamedTuple):
     """A part of a source tensor that goes to a part of a target tensor; `index` None stands for their centre crops.
 
-    Both tensors may be views of what is stored (`LayerWeights.views`).
+    What `zeros` chooses of the target is zero before. Both tensors may be views of what is stored
+    (`LayerWeights.views`).
     """
 
     to: LayerWeights
@@ -30,6 +31,7 @@ class Write(NamedTuple):
     index: tuple[Index, Index] | None = None
     made: bool = False  # are the values others than those that `by` stores?
     layer: LayerWeights | None = None  # `to` as the network has it, if that is seen otherwise here
+    zeros: Index | None = None
 
     @property
     def target(self) -> Tensor:
@@ -54,8 +56,10 @@ class Write(NamedTuple):
         return pairs[0][0] is self.target or torch.equal(self.target, self.source)
 
 
-def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None) -> None:
+def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None, zeros: Index | None = None) -> None:
     """Write the chosen part of a source tensor to the chosen part of a target tensor, of any dtype and device."""
+    if zeros is not None:
+        target[zeros] = 0
     if index is None:
         _put_centre(target, source)
         return
@@ -193,7 +197,7 @@ def move_state(writes: Iterable[Write], source: Optimizer, target: Optimizer) ->
                 mine[key] = kept.clone()
             else:
                 mine.setdefault(key, torch.zeros_like(ours))
-                put(write.to.view(write.local, mine[key]), write.by.view(write.local, kept), write.index)
+                put(write.to.view(write.local, mine[key]), write.by.view(write.local, kept), write.index, write.zeros)
         for option, key in NEEDED.items():
             if groups[id(ours)].get(option) and mine.get(key) is None:
                 mine[key] = torch.zeros_like(ours)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from experiments import grids
 from experiments.results import cells, paper
 from experiments.store import records
-from experiments.store.files import CannotWrite, atomic_write
+from experiments.store.files import CannotWrite, write_text
 
 
 def planned(experiment: str, run: cells.Records = MappingProxyType({})) -> set[str]:
@@ -49,7 +49,7 @@ def collect(experiment: str, folder: Path) -> str:
         evidence = paper.RESULTS / "trials" / experiment
         kept = new | {record["id"]: record for record in records.evidence(evidence)}
         lines = "".join(records.evidence_line(kept[name]) for name in sorted(kept))
-        atomic_write(evidence / "records.jsonl", lambda f: f.write(lines.encode()))
+        write_text(evidence / "records.jsonl", lines)
         cells.all_evidence.cache_clear()
     others = len(found.keys() - wanted)
     left_out = f", {others} of other settings left out" if others else ""

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from experiments import grids
 from experiments.results import cells, drawing, methods, ours, paper
-from experiments.store.files import CannotWrite, atomic_write, same
+from experiments.store.files import CannotWrite, atomic_write, same, write_text
 
 # The paper's curves: what over epochs, and whose trials. Where those of Table 3 are not run, its details are drawn of
 # sources that were trained from scratch.
@@ -93,7 +93,7 @@ def write(figures: Mapping[str, Figure], folder: Path) -> None:
         picture, words = file.with_suffix(".png"), {"Comment": _digest(text)}
         draw = partial(figures[file.stem].savefig, format="png", dpi=150, metadata=words)
         atomic_write(picture, draw)
-        atomic_write(file, lambda f, text=text: f.write(text.encode()))  # last: it says that both are as they should be
+        write_text(file, text)  # last: it says that both are as they should be
         print(picture)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.settings import CONFIGS, Settings, aliases, register
@@ -88,22 +89,27 @@ def grid(experiment: str, *words: str) -> list[Planned]:
 def sweep(experiment: str, *words: str) -> Iterator[Settings]:
     """The settings of each run of the multirun."""
     register()
-    parse = OverridesParser.create()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        fixed = [o.input_line for o in parse.parse_overrides(list(words)) if not o.is_sweep_override()]
+        fixed = [word for word in words if not _parsed(word).is_sweep_override()]
         hydra = compose("config", [f"experiment={experiment}", *fixed], return_hydra_config=True).hydra
         params = {key: f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()}
         choices = {}
-        for override in parse.parse_overrides([*params.values(), *words]):  # the words replace what the file sweeps
+        for override in map(_parsed, [*params.values(), *words]):  # the words replace what the file sweeps
             key = override.get_key_element()
             swept = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
             choices[key] = [f"{key}={value}" for value in swept]
         for chosen in product(*choices.values()):
             groups = tuple(word for word in chosen if (CONFIGS / word.partition("=")[0]).is_dir())
             config = _composed(experiment, groups).copy()
-            for override in parse.parse_overrides([word for word in chosen if word not in groups]):
+            for override in [_parsed(word) for word in chosen if word not in groups]:
                 OmegaConf.update(config, override.get_key_element(), override.value(), merge=True)
             yield OmegaConf.to_object(config)
+
+
+@cache
+def _parsed(word: str) -> Override:
+    """A grid says few words, each in many of its trials; to parse one takes longer than to plan a trial."""
+    return OverridesParser.create().parse_overrides([word])[0]
 
 
 @cache

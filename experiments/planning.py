@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Trial:
     def method(self) -> Method:
         return Method(self.mode, self.matching, self.operator, self.head, self.version)
 
-    @property
+    @cached_property
     def id(self) -> str:
         origin = f"-from-{self.source.model}" if self.source else ""
         name = f"{self.dataset}-{self.model}-{self.init}{origin}-seed{self.recipe.seed}"
@@ -112,9 +113,9 @@ def baseline(settings: Settings, target: Trial) -> Trial:
 
 
 def _check_values(settings: Settings) -> None:
-    counts = ("source_epochs", "target_epochs", "schedule_epochs", "source_schedule_epochs")
-    counts += ("batch_size", "batchnorm_group", "threads")
-    values = {key: getattr(settings, key) for key in (*counts, "lr", "source_lr", "baseline_lr")}
+    epochs = ("source_epochs", "target_epochs", "schedule_epochs", "source_schedule_epochs")
+    others = ("batch_size", "batchnorm_group", "threads", "lr", "source_lr", "baseline_lr")
+    values = {key: getattr(settings, key) for key in (*epochs, *others)}
     values |= {f"dataset.{key}": getattr(settings.dataset, key) for key in ("image_size", "stored_size")}
     for key, value in values.items():
         if value is not None and not 0 < value < math.inf:

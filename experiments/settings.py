@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -100,6 +101,7 @@ class Settings:
     )
 
 
+@cache
 def aliases() -> dict[str, dict[str, str]]:
     """Experiments without trials of their own, by name: title, kind, trials_of (whose they are), expected."""
     return OmegaConf.to_container(OmegaConf.load(CONFIGS / "aliases.yaml"))

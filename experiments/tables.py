@@ -23,7 +23,7 @@ from experiments import grids
 from experiments.results import cells, choosing, claims, methods, missing, ours, outcomes, paper, reproduction
 from experiments.results.cells import NOT_RUN, Table, markdown
 from experiments.settings import UserError, first_line
-from experiments.store.files import CannotWrite, atomic_write, same
+from experiments.store.files import CannotWrite, same, write_text
 from experiments.store.records import RUNS, ended
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +49,11 @@ def provenance_table(records: cells.Records) -> pd.DataFrame:
     """results/README.md: what was run, at which scale, on what, from which commit."""
     rows = []
     for name in (*sorted(paper.DATASETS), *grids.own()):
+        scales: dict[tuple[str, ...], pd.DataFrame] = {}
         if name in paper.DATASETS:
-            scales = {(f"scale={scale}",): frame for scale, frame in cells.frames(name, records).items()}
+            scales |= {(f"scale={scale}",): frame for scale, frame in cells.frames(name, records).items()}
         else:
-            scales = {(): ours.trials(name, records)}
+            scales[()] = ours.trials(name, records)
         for words, frame in (scales or {(): cells.trials([], records)}).items():
             rows.append(
                 {
@@ -100,7 +101,7 @@ def write(tables: Mapping[str, Table], folder: Path) -> None:
 
 def _write(files: Mapping[Path, str]) -> None:
     for file, text in files.items():
-        atomic_write(file, lambda f, text=text: f.write(text.encode()))
+        write_text(file, text)
 
 
 def texts(tables: Mapping[str, Table], folder: Path) -> dict[Path, str]:

@@ -145,7 +145,7 @@ class _Runner:
             def on_epoch(row: dict[str, float], reached: State) -> None:
                 if parallel.rank() > 0:
                     return
-                unfinished.write({**reached, "record": record}, row["epoch"])
+                unfinished.write({**reached, "record": record}, int(row["epoch"]))
                 tqdm.write(f"{title} {_epoch_line(row, recipe.epochs)}")
                 sys.stdout.flush()
                 tracker.epoch(row)

@@ -25,7 +25,8 @@ ALLOWED = {
     "dpiat.roles": set(),
     "dpiat.standardization": {"architecture", "parametrized"},
     "dpiat.layers": {"architecture", "parametrized", "roles", "standardization", "stored"},
-    "dpiat.structure": {"architecture", "layers", "parametrized", "roles", "standardization"},
+    "dpiat.context": {"architecture", "layers", "roles"},
+    "dpiat.structure": {"architecture", "context", "layers", "parametrized", "roles", "standardization"},
     "dpiat.reading": {"architecture", "standardization", "stored", "structure"},
     "dpiat.scoring": {"architecture"},
     "dpiat.matching": {"architecture", "scoring"},
@@ -45,8 +46,8 @@ ALLOWED = {
     "dpiat.channels": {"standardization"},
     "dpiat.stages": {"architecture", "roles", "standardization"},
     "dpiat.growing": {"channels", "layers", "reading", "report", "roles", "stages", "standardization", "writing"},
-    "dpiat.index": {"architecture", "files", "layers", "parametrized", "reading", "roles", "sources", "standardization"}
-    | {"structure"},
+    "dpiat.index": {"architecture", "context", "files", "layers", "parametrized", "reading", "roles", "sources"}
+    | {"standardization", "structure"},
     "dpiat.similarity": {"alignment", "architecture", "index", "matching", "reading", "sources", "stored"},
     "dpiat.plotting": {"architecture", "assignment", "files", "matching", "reading", "similarity", "standardization"},
     "dpiat.__main__": {

@@ -188,7 +188,8 @@ def _food101(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
             f"images/{missing[0]}.jpg: unpack food-101.tar.gz again"
         )
     folder = str(base / "images")
-    return tuple([Entry(name.partition("/")[0], folder, f"{name}.jpg") for name in names] for names in (train, test))
+    kept = [[Entry(name.partition("/")[0], folder, f"{name}.jpg") for name in names] for names in (train, test)]
+    return kept[0], kept[1]
 
 
 def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> Entries:

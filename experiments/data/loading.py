@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,10 +42,10 @@ class Split:
 
     def train_draws(self, batch: int, size: int, generator: torch.Generator, part: slice = WHOLE) -> Draws:
         """The place, the box and the flip of each image, (b, 6) int64."""
-        n, device = len(self.labels), self.labels.device
+        n, device, (height, width) = len(self.labels), self.labels.device, self.images.shape[-2:]
         order = torch.randperm(n, generator=generator)
         for start in range(0, n - batch + 1, batch):
-            boxes = random_boxes(batch, *self.images.shape[-2:], crop_area(size), generator)
+            boxes = random_boxes(batch, height, width, crop_area(size), generator)
             flips = torch.rand(batch, generator=generator) < 0.5
             drawn = torch.cat([order[start : start + batch, None], boxes, flips[:, None]], dim=1)
             yield (sent(drawn[part], device),)
@@ -57,7 +58,8 @@ class Split:
         return zip(self.images.split(batch), self.labels.split(batch), strict=True)
 
     def test_batch(self, size: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        boxes = centre_boxes(len(images), *images.shape[-2:], images.device)
+        height, width = images.shape[-2:]
+        boxes = centre_boxes(len(images), height, width, images.device)
         return resized_crops(images, boxes, size), labels
 
 
@@ -169,7 +171,8 @@ def _cifar(settings: DatasetSettings, root: Path) -> Data:
             f"no {settings.name} under {root.absolute()} and none could be downloaded ({first_line(error)}): set "
             "dataset.root to a folder with torchvision's files, with train/ and test/, or with train*.zip and test.zip"
         ) from error
-    return Data(*(_from_arrays(split.data, split.targets) for split in (train, test)), train.classes)
+    splits = [_from_arrays(split.data, split.targets) for split in (train, test)]
+    return Data(splits[0], splits[1], train.classes)
 
 
 def _streamed(listing: Listing, settings: DatasetSettings) -> Data:
@@ -229,7 +232,8 @@ def _cached(file: Path, make: Callable[[], Data]) -> Data:
         for rest in file.parent.glob(f".{file.name}.*"):  # of a process that was killed while it wrote
             rest.unlink()
         data = make()
-        train, test = ((split.images, split.labels) for split in (data.train, data.test))
+        splits = cast(tuple[Split, Split], (data.train, data.test))
+        train, test = ((split.images, split.labels) for split in splits)
         checkpoints.write({"train": train, "test": test, "classes": data.classes}, file)
         return data
 

@@ -81,7 +81,8 @@ def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accu
     handles, counts = {}, {}
     for axes, target in zip(panels, targets, strict=False):
         for key, cell in run[run["target"] == target].groupby(["init", "source", "weights", "lr"], sort=False):
-            name, style = _line(*key, sources, plain)
+            init, source, weights, lr = key
+            name, style = _line(init, source, weights, lr, sources, plain)
             by_epoch = _by_epoch(cell, records, metric)
             marker = "o" if len(by_epoch) < 20 else ""
             (handles[name],) = axes.plot(by_epoch.mean(), **{"marker": marker, "markersize": 3, **style})
@@ -178,8 +179,8 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     same = found[found["source"] == found["target"]]
     axes.plot(same["similarity"], same["value"], "o", ms=10, mfc="none", mec="0.4", label="from itself")
     for number, (_, points) in enumerate(found.sort_values("similarity").groupby("target")):
-        label = "to one target" if number == 0 else None
-        axes.plot(points["similarity"], points["value"], color="0.7", linewidth=0.8, zorder=0, label=label)
+        once = "to one target" if number == 0 else None
+        axes.plot(points["similarity"], points["value"], color="0.7", linewidth=0.8, zorder=0, label=once)
     axes.set(xlabel="similarity (Eq. 5)", ylabel="effectiveness within 4 epochs")
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.grid(alpha=0.3)
@@ -209,7 +210,7 @@ def _label_once(axes: Axes, found: pd.DataFrame) -> None:
             places.append((sum(_overlap(box, other) for other in taken), (x, y), (dx, dy), box))
         _, at, offset, box = min(places, key=lambda place: place[0])
         taken.append(box)
-        style = {"fontsize": size, "ha": "left" if offset[0] > 0 else "right", "va": "bottom"}
+        style: dict[str, Any] = {"fontsize": size, "ha": "left" if offset[0] > 0 else "right", "va": "bottom"}
         style["path_effects"] = [withStroke(linewidth=2, foreground="white")]  # where a line runs through it
         axes.annotate(target, axes.transData.inverted().transform(at), offset, textcoords="offset points", **style)
 
@@ -221,7 +222,8 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 def figure02(architectures: Mapping[str, Architecture]) -> Figure:
     """The paper's Figure 2: ReXNet (x1.0) matched with EfficientNet-B2."""
     names = ("ReX", "Eff-B2")
-    return plot_matching(*(architectures[name] for name in names), names=names).figure
+    source, target = (architectures[name] for name in names)
+    return plot_matching(source, target, names=names).figure
 
 
 def figure05(architectures: Mapping[str, Architecture]) -> Figure:

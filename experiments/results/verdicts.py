@@ -7,7 +7,7 @@ of the cells that are there, so that a page fills column by column.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ Of fewer than {LEAST} cells, none says anything. Intervals are of {LEVEL:.0%}, b
 targets and sources. The paper's own numbers stand beside ours, over the cells that we have and over all of its table.
 """
 
-Matrix = np.ndarray  # (targets, sources)
+Matrix: TypeAlias = np.ndarray  # (targets, sources)
 
 
 class Verdict(NamedTuple):
@@ -205,9 +205,9 @@ def holm(ps: Sequence[float]) -> np.ndarray:
 
 def ratio_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     """The mean of a over that of b, of the same pairs, and the standard error of its logarithm, by a bootstrap."""
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    drawn = np.random.default_rng(SEED).integers(len(a), size=(DRAWS, len(a)))
-    return float(a.mean() / b.mean()), float(np.log(a[drawn].mean(1) / b[drawn].mean(1)).std())
+    above, below = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    drawn = np.random.default_rng(SEED).integers(len(above), size=(DRAWS, len(above)))
+    return float(above.mean() / below.mean()), float(np.log(above[drawn].mean(1) / below[drawn].mean(1)).std())
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ def atomic_write(file: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise CannotWrite(f"cannot write {file} ({cause.strerror or cause}): {hint}") from error
 
 
+def write_text(file: Path, text: str) -> None:
+    """`atomic_write` of a text."""
+    atomic_write(file, lambda f: f.write(text.encode()))
+
+
 def same(file: Path, text: str) -> bool:
     """Whether a file is there and holds this text, byte for byte."""
     return file.is_file() and file.read_bytes() == text.encode()

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from experiments.store.files import atomic_write
+from experiments.store.files import write_text
 
 CODE = ("run.py", "dpiat", "experiments", "configs")  # what decides how a trial runs
 VERSIONED = ("torch", "torchvision", "timm", "numpy")
@@ -24,7 +24,7 @@ RUNS = Path("runs/records")  # where trials leave their records, unless `output_
 def save(record: dict[str, Any], file: Path) -> None:
     """Write a record and, as its last entry, the SHA-256 of the rest."""
     text = json.dumps(record | {"sha256": _digest(record)}, indent=1) + "\n"
-    atomic_write(file, lambda f: f.write(text.encode()))
+    write_text(file, text)
 
 
 def read(file: Path) -> dict[str, Any] | None:

@@ -46,7 +46,7 @@ def fail(error: UserError | CannotWrite) -> None:
     in_grid = hydra.mode is RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] == "basic"
     if not in_grid or parallel.size() > 1 or isinstance(error, CannotWrite):  # nor could the next one be written
         sys.exit(message)
-    _failed.append(message)
+    _failed.append(str(message))
     print(message, file=sys.stderr, flush=True)
 
 

@@ -220,8 +220,8 @@ class Steps:
             pace()
             images += len(draw[0])
             bar.update(len(draw[0]) * parallel.size())
-        loss, correct, images = parallel.totals(float(self.loss), int(self.correct), images)
-        return loss / images, correct / images
+        loss, correct, count = parallel.totals(float(self.loss), int(self.correct), images)
+        return loss / count, correct / count
 
     def train_step(self, *draw: Tensor) -> None:
         self.training(self._train_step, *draw)

@@ -9,7 +9,7 @@ from networks import small
 
 from dpiat import Architecture, Block, Entry, Layer, Report, plan
 from dpiat.__main__ import main
-from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, WARNING
+from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, WARNING, ZERO
 from dpiat.webpage import page
 
 
@@ -77,6 +77,14 @@ def test_names_are_escaped(text):
 def test_a_small_share_is_no_mark():
     text = page(Report((Entry("x.fc.weight", (400, 4), PARTLY, 1, "a.fc.weight", (1, 1)),)), SOURCE, TARGET)
     assert rows(text)["x.fc.weight"][2] == "&lt;1%" and "<1" not in text
+
+
+def test_zeros_are_told_from_what_is_left():
+    silent = Entry("z.fc.weight", (4, 4), ZERO, note="zero, so that a new block does nothing at first", zeros=16)
+    part = Entry("y.fc.weight", (4, 4), PARTLY, 4, "b.fc.weight", (2, 2), zeros=8)
+    text = page(Report((silent, part)), SOURCE, TARGET)
+    assert rows(text)["z.fc.weight"] == ["4×4", "zero", "0%", "zero, so that a new block does nothing at first", ""]
+    assert rows(text)["y.fc.weight"][3] == "b.fc.weight 2×2; 8 zeros" and "</span>zero 75%" in text
 
 
 def test_parts_of_a_tensor_come_from_their_blocks():

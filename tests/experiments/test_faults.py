@@ -30,6 +30,7 @@ from experiments.store import checkpoints, files, records
 from experiments.train import training
 from experiments.train.training import Recipe
 
+pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
 
 
@@ -110,8 +111,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_used(tmp_path, monkey
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty])
-def test_a_damaged_checkpoint_or_record_is_named_and_made_again(tmp_path, capsys, damage: Callable):
-    outcome = trial.run(settings(tmp_path))
+def test_a_damaged_checkpoint_or_record_is_named_and_made_again(outcome, tmp_path, capsys, damage: Callable):
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     record = tmp_path / "records" / f"{outcome.record['id']}.json"
     for file in (checkpoint, record):
@@ -129,8 +129,7 @@ def test_what_is_no_record_is_not_read_as_one(tmp_path, capsys, text: str):
     assert records.read(tmp_path / "x.json") is None and "x.json is damaged" in capsys.readouterr().out
 
 
-def test_a_damaged_state_of_the_users_is_refused(tmp_path):
-    trial.run(settings(tmp_path))
+def test_a_damaged_state_of_the_users_is_refused(outcome, tmp_path):
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     checkpoint.write_bytes(flip_a_bit(checkpoint.read_bytes()))
     with pytest.raises(trial.UserError, match=f"{checkpoint} is not a complete checkpoint of weights"):

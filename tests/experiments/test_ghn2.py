@@ -178,6 +178,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.training
 def test_a_trial_starts_from_a_prediction(folder):
     outcome = trial.run(settings(folder))
     record = outcome.record
@@ -251,6 +252,7 @@ def test_networks_that_ghn2_learns_from(training):
     assert seen == {"input", "conv", "sep_conv", "bias", "bn", "sum", "glob_avg"}
 
 
+@pytest.mark.training
 def test_a_training_that_was_stopped_goes_on(training, tmp_path, monkeypatch):
     found = loading.load(DatasetSettings(name="digits"), str(tmp_path))
 

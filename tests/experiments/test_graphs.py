@@ -126,6 +126,7 @@ def wide(num_classes: int) -> nn.Module:
     return nn.Sequential(networks.larger(64), nn.Dropout(0.2), nn.Linear(64, num_classes))
 
 
+@pytest.mark.training
 @needs_gpu
 @pytest.mark.parametrize("make", [networks.larger, wide])
 def test_graphs_train_as_steps_do(make, capsys):
@@ -143,6 +144,7 @@ def test_graphs_train_as_steps_do(make, capsys):
         assert replayed["test_loss"] == pytest.approx(plain["test_loss"], rel=0.05)
 
 
+@pytest.mark.training
 @needs_gpu
 def test_a_training_goes_on_with_graphs():
     torch.manual_seed(0)

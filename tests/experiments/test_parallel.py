@@ -25,6 +25,7 @@ from experiments.train import parallel, training
 from experiments.train.batchnorm import normalizing
 from experiments.train.training import Recipe
 
+pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=2, lr=4e-3, schedule_epochs=2, batch_size=64, image_size=16, seed=5)
 FORKS = multiprocessing.get_context("forkserver")

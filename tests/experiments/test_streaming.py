@@ -193,6 +193,7 @@ def test_streamed_and_stored_images_are_different_data_to_a_trial(root):
     assert identity(root, name="imagenette") == "imagenette-streamed" and identity(root, name="food101") == "food101"
 
 
+@pytest.mark.training
 def test_a_trial_streams_its_images(root, tmp_path):
     def run(workers):
         settings = Settings(
@@ -215,6 +216,7 @@ def test_a_trial_streams_its_images(root, tmp_path):
         assert [row[key] for row in alone["epochs"]] == [row[key] for row in parallel["epochs"]]
 
 
+@pytest.mark.training
 @pytest.mark.skipif("DPIAT_IMAGENETTE" not in os.environ, reason="DPIAT_IMAGENETTE names no folder of Imagenette")
 def test_real_images_are_streamed():
     root = Path(os.environ["DPIAT_IMAGENETTE"])

@@ -22,15 +22,16 @@ from experiments.store import checkpoints, records
 from experiments.store.records import evidence
 
 
-def test_equal_seeds_give_equal_metrics_and_others_do_not(tmp_path):
-    first, again = (trial.run(settings(tmp_path / name)) for name in ("a", "b"))
-    assert metrics(first.record) == metrics(again.record) and metrics(first.baseline) == metrics(again.baseline)
-    other = trial.run(settings(tmp_path / "a", seed=1))
-    assert metrics(other.record) != metrics(first.record) and metrics(other.baseline) != metrics(first.baseline)
+@pytest.mark.training
+def test_equal_seeds_give_equal_metrics_and_others_do_not(outcome, tmp_path):
+    again = trial.run(settings(tmp_path / "again"))
+    assert metrics(again.record) == metrics(outcome.record) and metrics(again.baseline) == metrics(outcome.baseline)
+    other = trial.run(settings(tmp_path, seed=1))
+    assert metrics(other.record) != metrics(outcome.record) and metrics(other.baseline) != metrics(outcome.baseline)
 
 
-def test_a_trial_leaves_records_that_explain_themselves(tmp_path):
-    outcome = trial.run(settings(tmp_path))
+@pytest.mark.training
+def test_a_trial_leaves_records_that_explain_themselves(outcome, tmp_path):
     on_disk = {record["id"]: record for record in map(records.read, tmp_path.glob("records/*"))}
     assert len(on_disk) == 3  # the source, the baseline and the target
     assert on_disk[outcome.record["id"]] == outcome.record and on_disk[outcome.baseline["id"]] == outcome.baseline
@@ -43,8 +44,8 @@ def test_a_trial_leaves_records_that_explain_themselves(tmp_path):
     assert records.effectiveness(outcome.record, outcome.baseline) > 0
 
 
-def test_nothing_is_run_twice(tmp_path, capsys):
-    trial.run(settings(tmp_path))
+@pytest.mark.training
+def test_nothing_is_run_twice(outcome, tmp_path, capsys):
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.[pj]*") if file.is_file()}
     assert len(before) == 4  # three records and a checkpoint
     trial.run(settings(tmp_path))
@@ -54,6 +55,7 @@ def test_nothing_is_run_twice(tmp_path, capsys):
     assert len(list(tmp_path.glob("checkpoints/*.pt"))) == 1
 
 
+@pytest.mark.training
 def test_a_transfer_starts_from_the_same_random_weights_as_its_baseline(tmp_path):
     """lr=0 trains nothing but the batch-norm statistics: a target that nothing was transferred to is the baseline."""
     unlike = settings(tmp_path, source="networks:unlike", source_epochs=1, lr=1e-30, baseline_lr=1e-30)
@@ -83,8 +85,8 @@ def test_inputs_have_the_networks_own_size_unless_told(tmp_path):
     assert (planned.source.recipe.image_size, planned.recipe.image_size) == (260, 240)
 
 
-def test_a_damaged_checkpoint_or_record_is_made_again(tmp_path, capsys):
-    outcome = trial.run(settings(tmp_path))
+@pytest.mark.training
+def test_a_damaged_checkpoint_or_record_is_made_again(outcome, tmp_path, capsys):
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     (tmp_path / "records" / f"{outcome.record['id']}.json").write_text('{"id": ')
@@ -93,6 +95,7 @@ def test_a_damaged_checkpoint_or_record_is_made_again(tmp_path, capsys):
     assert capsys.readouterr().out.count("cannot be read") == 2
 
 
+@pytest.mark.training
 def test_a_users_checkpoint_is_the_source(tmp_path):
     torch.manual_seed(3)
     weights = models.build("networks:larger", 10).state_dict()
@@ -111,8 +114,8 @@ def test_a_users_checkpoint_is_the_source(tmp_path):
     assert metrics(again.record) == metrics(ours.record)
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    trial.run(settings(tmp_path))
+@pytest.mark.training
+def test_a_checkpoint_of_other_settings_is_refused(outcome, tmp_path):
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     with pytest.raises(UserError, match="is of other settings: model is 'networks:larger' there, not 'networks:small'"):
         trial.run(settings(tmp_path, source="networks:small", source_checkpoint=str(checkpoint)))
@@ -216,6 +219,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.training
 def test_a_bar_shows_epoch_speed_and_time_left_on_a_terminal_alone(tmp_path, monkeypatch, capsys):
     random = {"init": InitSettings(name="random")}
     trial.run(settings(tmp_path, **random))
@@ -225,8 +229,8 @@ def test_a_bar_shows_epoch_speed_and_time_left_on_a_terminal_alone(tmp_path, mon
     assert re.search(r"random epoch 2/2: .*k/1.02k \[\d\d:\d\d<\d\d:\d\d, .* images/s\]", sys.stderr.getvalue())
 
 
-def test_the_end_of_a_trial_is_told(tmp_path):
-    outcome = trial.run(settings(tmp_path))
+@pytest.mark.training
+def test_the_end_of_a_trial_is_told(outcome, tmp_path):
     lines = report(*outcome, tmp_path / "plots").splitlines()
     assert lines[0].split() == ["epoch", "dpiat", "random"] and [line.split()[0] for line in lines[1:3]] == ["1", "2"]
     assert "effectiveness within 4 epochs" in lines[3] and re.fullmatch(r"similarity 0\.\d\d, \d+% of .*", lines[4])
@@ -237,6 +241,7 @@ def test_the_end_of_a_trial_is_told(tmp_path):
     assert re.fullmatch(r"digits-\S+ diverged in epoch 2 \(.*\)", report(diverged, outcome.baseline, tmp_path))
 
 
+@pytest.mark.training
 def test_wandb_logs_offline(tmp_path):
     pytest.importorskip("wandb")
     words = ["dataset=digits", "scale=smoke", "source=eff_lite0", "source_weights=imagenet", "target=networks:small"]
@@ -321,6 +326,7 @@ def test_a_name_that_stands_for_another_network_is_another_trial(tmp_path, monke
     assert first[0] != second[0] and first[1] != second[1]
 
 
+@pytest.mark.training
 def test_a_trial_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
     wanted = settings(tmp_path, init=InitSettings(name="random"), target_epochs=3)
     kept = checkpoints.Unfinished.write
@@ -344,6 +350,7 @@ def test_a_baseline_of_no_accuracy_gives_no_effectiveness():
     assert math.isnan(records.effectiveness(ours, random))
 
 
+@pytest.mark.training
 def test_a_network_is_looked_at_as_it_is_used(tmp_path):
     weights = tmp_path / "aux.pt"
     torch.save(networks.Auxiliary(10).state_dict(), weights)

@@ -1,0 +1,249 @@
+"""Convolutions side by side that split their channels among them, as MixNet's do, as the one layer that they make.
+
+Branch `conv_dw.1` of 5 × 5 sees channels 48 ... 95 of 144 and gives as many; with `conv_dw.0` of 3 × 3 and `conv_dw.2`
+of 7 × 7 it is one depthwise convolution of 144 channels and 7 × 7, whose smaller kernels have zeros around them. Of
+pointwise ones, those that are split are blocks on the diagonal of one matrix. So matching sees one layer, and each
+branch gets what would come to its place in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpiat.architecture import Architecture, Block, Layer
+from dpiat.levels import is_main
+from dpiat.operators import Index, Indices
+from dpiat.standardization import DEPTHWISE, LayerWeights, Network
+
+
+class Branch(NamedTuple):
+    """Where a convolution has its outputs, its inputs and its kernel in the layer that it makes with those beside it.
+
+    `whole` is the name of that layer and `shape` the shape of its weight; `starts` is the first place along each axis.
+    """
+
+    whole: str
+    shape: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
+def merged(network: Network) -> Network:
+    """The network with one layer in the place of convolutions side by side; their weights know their places in it."""
+    groups = list(_side_by_side(network))
+    if not groups:
+        return network
+    wholes: dict[str, Layer] = {}  # by the first of its branches
+    places: dict[str, Branch] = {}
+    for name, layers in groups:
+        whole = _whole(name, layers)
+        wholes[layers[0].name] = whole
+        starts = [0, 0]
+        for layer in layers:
+            kernel = [(most - size) // 2 for most, size in zip(whole.shape[2:], layer.shape[2:], strict=True)]
+            places[layer.name] = Branch(name, whole.shape, (*starts, *kernel))
+            starts[0] += layer.shape[0]
+            starts[1] += 0 if layer.kind.startswith(DEPTHWISE) else layer.shape[1]
+    blocks = [
+        replace(
+            block,
+            layers=tuple(
+                wholes.get(layer.name, layer)
+                for layer in block.layers
+                if layer.name in wholes or layer.name not in places
+            ),
+        )
+        for block in network.architecture.blocks
+    ]
+    weights = [
+        layer._replace(branch=places[layer.name]) if layer.name in places else layer for layer in network.weights
+    ]
+    return network._replace(architecture=_with(network.architecture, blocks), weights=weights)
+
+
+def split(network: Network) -> Network:
+    """The network with each of its convolutions side by side as a layer of its own."""
+    members = _members(network.weights)
+    if not members:
+        return network
+    blocks = []
+    for block in network.architecture.blocks:
+        layers: list[Layer] = []
+        for layer in block.layers:
+            layers += [branch.plain for branch in members[layer.name]] if layer.name in members else [layer]
+        blocks.append(replace(block, layers=tuple(layers)))
+    weights = [layer._replace(branch=None) for layer in network.weights]
+    return network._replace(architecture=_with(network.architecture, blocks), weights=weights)
+
+
+def _with(architecture: Architecture, blocks: Sequence[Block]) -> Architecture:
+    return Architecture(architecture.name, tuple(blocks), architecture.structured)
+
+
+def _members(weights: Sequence[LayerWeights]) -> dict[str, list[LayerWeights]]:
+    """The branches of each layer that is made of some."""
+    found: dict[str, list[LayerWeights]] = {}
+    for layer in weights:
+        if layer.branch is not None:
+            found.setdefault(layer.branch.whole, []).append(layer)
+    return found
+
+
+def _side_by_side(network: Network) -> Iterator[tuple[str, list[Layer]]]:
+    """Groups of convolutions, numbered children of one module, whose outputs a batch norm behind them has together.
+
+    Their inputs are together what the layer before them gives, or, of depthwise ones, as many as their outputs.
+    """
+    given = 0  # by the matrix before
+    for block in network.architecture.blocks:
+        layers = [layer for layer in block.layers if layer.shape]
+        start = 0
+        while start < len(layers):
+            stop, name = start + 1, _above(layers[start], "0")
+            while name and stop < len(layers) and _above(layers[stop], str(stop - start)) == name:
+                stop += 1
+            group = layers[start:stop]
+            if len(group) > 1 and stop < len(layers) and _are_split(group, layers[stop], given):
+                yield name, group
+            if is_main(layers[start]):
+                given = sum(layer.shape[0] for layer in group)
+            start = stop
+
+
+def _above(layer: Layer, key: str) -> str:
+    """The name of the module that a convolution is a child of under a key, "" if it is none."""
+    name, _, last = layer.name.rpartition(".")
+    convolves = layer.kind.startswith(("Conv", DEPTHWISE)) and "Transpose" not in layer.kind
+    return name if last == key and convolves and len(layer.shape) > 2 else ""
+
+
+def _are_split(layers: Sequence[Layer], norm: Layer, given: int) -> bool:
+    """Do the convolutions share out the channels that they are given, and those that the norm behind them has?"""
+    out, into = (sum(layer.shape[axis] for layer in layers) for axis in (0, 1))
+    if not norm.kind.startswith("BatchNorm") or norm.shape != (out,):
+        return False
+    depthwise = [layer.kind.startswith(DEPTHWISE) for layer in layers]
+    if any(depthwise):
+        return all(depthwise) and all(layer.shape[1] == 1 for layer in layers)
+    return into == given and len({len(layer.shape) for layer in layers}) == 1
+
+
+def _whole(name: str, layers: Sequence[Layer]) -> Layer:
+    first = layers[0]
+    out = sum(layer.shape[0] for layer in layers)
+    into = 1 if first.kind.startswith(DEPTHWISE) else sum(layer.shape[1] for layer in layers)
+    kernel = [max(sizes) for sizes in zip(*(layer.shape[2:] for layer in layers), strict=True)]
+    return Layer(name, first.kind, (out, into, *kernel), first.role)
+
+
+# --- from one to the other --------------------------------------------------------------------------------------------
+
+
+def spread(source: Network, target: Network, partner: MutableMapping[str, str]) -> None:
+    """Give the target's branches what the layer that they make has as its partner.
+
+    A branch of the source goes to its like, where all of them are of equal shapes.
+    """
+    ours, theirs = _members(target.weights), _members(source.weights)
+    for whole, branches in ours.items():
+        by = partner.pop(whole, None)
+        if by is None:
+            continue
+        given = theirs.get(by, ())
+        alike = [branch.plain.shape for branch in given] == [branch.plain.shape for branch in branches]
+        for place, branch in enumerate(branches):
+            partner[branch.name] = given[place].name if alike else by
+
+
+def joined(network: Network, names: Collection[str]) -> list[LayerWeights]:
+    """Those layers among `names` that are made of branches, with the weights that they have together."""
+    return [_joined(branches) for whole, branches in _members(network.weights).items() if whole in names]
+
+
+def _joined(branches: Sequence[LayerWeights]) -> LayerWeights:
+    first = branches[0]
+    place = first.branch
+    tensors: dict[str, Tensor] = {}
+    for local, tensor in first.tensors.items():
+        parts = [branch.tensors[local].detach() for branch in branches if local in branch.tensors]
+        if tensor.dim() == 1 and len(parts) == len(branches):
+            tensors[local] = torch.cat(parts)
+        elif local == "weight":
+            tensors[local] = tensor.new_zeros(place.shape)
+            for branch in branches:
+                tensors[local][_own_part(branch.branch, branch.tensors[local])].copy_(branch.tensors[local])
+    plain = first.plain._replace(name=place.whole, shape=place.shape)
+    return LayerWeights(place.whole, first.module, tensors, plain=plain)
+
+
+def _own_part(branch: Branch, tensor: Tensor) -> tuple[slice, ...]:
+    return tuple(slice(start, start + size) for start, size in zip(branch.starts, tensor.shape, strict=True))
+
+
+def as_whole(layer: LayerWeights) -> LayerWeights:
+    """A branch seen as the whole layer, which has no values."""
+    place = layer.branch
+    shapes = {local: place.shape if local == "weight" else place.shape[:1] for local in layer.tensors}
+    tensors = {local: torch.empty(shapes[local], dtype=t.dtype, device="meta") for local, t in layer.tensors.items()}
+    plain = layer.plain._replace(name=place.whole, shape=place.shape)
+    return layer._replace(tensors=tensors, views={}, plain=plain, branch=None)
+
+
+def own(indices: Indices, layer: LayerWeights) -> Indices:
+    """What of the indices for the whole layer falls to a branch of it, in the places that it has itself."""
+    found = {}
+    for local, (to, by) in indices.items():
+        starts, sizes = layer.branch.starts[: layer.tensors[local].dim()], layer.tensors[local].shape
+        if all(isinstance(places, slice) for places in (*to, *by)):
+            found[local] = _own_slices(to, by, starts, sizes)
+        else:
+            found[local] = _own_places(to, by, starts, sizes)
+    return found
+
+
+def _own_slices(to: Index, by: Index, starts: Sequence[int], sizes: Sequence[int]) -> tuple[Index, Index]:
+    ours, theirs = [], []
+    for mine, other, start, size in zip(to, by, starts, sizes, strict=True):
+        begin, end = max(mine.start, start), min(mine.stop, start + size)
+        end = max(begin, end)
+        ours.append(slice(begin - start, end - start))
+        theirs.append(slice(other.start + begin - mine.start, other.start + end - mine.start))
+    return tuple(ours), tuple(theirs)
+
+
+def _own_places(to: Index, by: Index, starts: Sequence[int], sizes: Sequence[int]) -> tuple[Index, Index]:
+    ours, theirs = (_as_tensors(index) for index in (to, by))
+    inside = torch.ones((), dtype=torch.bool)
+    for mine, start, size in zip(ours, starts, sizes, strict=True):
+        inside = inside & (mine >= start) & (mine < start + size)
+    shape = inside.shape
+    return (
+        tuple(mine.expand(shape)[inside] - start for mine, start in zip(ours, starts, strict=True)),
+        tuple(other.expand(shape)[inside] for other in theirs),
+    )
+
+
+def _as_tensors(index: Index) -> list[Tensor]:
+    """Places along each dimension, so that they broadcast to those of all elements.
+
+    Slices among tensors stand for dimensions of their own, at the end.
+    """
+    slices = [places for places in index if isinstance(places, slice)]
+    found, passed = [], 0
+    for places in index:
+        if isinstance(places, slice):
+            passed += 1
+            line = torch.arange(places.start, places.stop)
+            found.append(line.view(-1, *[1] * (len(slices) - passed)))
+        else:
+            found.append(places.view(*places.shape, *[1] * len(slices)))
+    return found
+
+
+def of_one(partner: Mapping[str, str], weights: Sequence[LayerWeights]) -> set[str]:
+    """The names of the source's layers that partners name and that are made of branches."""
+    return {layer.branch.whole for layer in weights if layer.branch is not None} & set(partner.values())

@@ -1,0 +1,81 @@
+"""The resolution at which each block of a network works, and whether the block adds its input to its output.
+
+Both follow from the modules: from the strides of convolutions, and from what blocks say of their shortcuts. Levels
+count from the end, so that it does not matter how often the stem halves an image, or with what: a block of level 0
+gives the last resolution. A state dict tells neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import log2
+
+from torch import nn
+
+from dpiat import roles
+from dpiat.architecture import Block, Layer
+from dpiat.standardization import CONVOLUTIONS, LayerWeights
+from dpiat.stored import Stored
+
+SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
+
+
+def leveled(blocks: Sequence[Block], weights: Sequence[LayerWeights], network: nn.Module) -> tuple[Block, ...]:
+    """The blocks with their levels and shortcuts; as they are if there are only the tensors."""
+    if isinstance(network, Stored):
+        return tuple(blocks)
+    modules = {layer.name: layer.module for layer in weights}
+    halved, steps = 0, []
+    for block in blocks:
+        each = [_halvings(modules.get(layer.name)) for layer in block.layers]
+        step = sum(each) if block.run else max(each, default=0)
+        halved += step
+        steps.append((halved, step))
+    return tuple(
+        block
+        if block.run
+        else replace(block, level=halved - done, skip=step == 0 and _adds(block, _module(network, block.name)))
+        for block, (done, step) in zip(blocks, steps, strict=True)
+    )
+
+
+def _halvings(module: nn.Module | None) -> int:
+    """How often a convolution halves its picture; of a transposed one, less than 0."""
+    if not isinstance(module, CONVOLUTIONS):
+        return 0
+    times = round(log2(max(module.stride)))
+    return -times if "Transpose" in type(module).__name__ else times
+
+
+def _module(network: nn.Module, name: str) -> nn.Module | None:
+    for key in name.split("."):
+        network = network._modules.get(key) if network is not None else None
+    return network
+
+
+def _adds(block: Block, module: nn.Module | None) -> bool:
+    """Does a block without a stride add its input? If the module does not say, blocks of one width are taken to."""
+    facts: Mapping = module.__dict__ if module is not None else {}
+    said = next((facts[key] for key in SKIPS if isinstance(facts.get(key), bool)), None)
+    into, out = ends(block)
+    return into == out if said is None else said
+
+
+def ends(block: Block) -> tuple[int, int]:
+    """The channels that a block takes and gives, by its first and last matrix; (0, 0) if it has none."""
+    main = [layer for layer in block.layers if is_main(layer)]
+    if not main:
+        return 0, 0
+    first, last = main[0].shape, main[-1].shape
+    into = first[0] if main[0].kind.startswith("Depthwise") else first[1]
+    return into, last[0]
+
+
+def is_main(layer: Layer) -> bool:
+    """Is it a matrix or a convolution on the way through a block, beside its shortcut and its gates?"""
+    return (
+        len(layer.shape) > 1
+        and layer.kind.startswith(("Linear", "Conv", "Depthwise"))
+        and layer.role not in (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)
+    )

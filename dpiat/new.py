@@ -1,0 +1,139 @@
+"""What the target has and the source has not: blocks that do nothing at first, and gates that are constant.
+
+A residual block without a counterpart, and one whose counterpart is that of another block already, starts as the
+identity: its last layers are zero, so that it adds nothing to its input. So a network with more blocks than the source
+computes what the source computes. Whether zeros there make the identity is tried on a copy of the block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from dpiat import roles
+from dpiat.architecture import Block
+from dpiat.levels import ends, is_main
+from dpiat.matching import Matching
+from dpiat.standardization import CONVOLUTIONS, LayerWeights, Network
+
+WAYS = ("identity", "random")  # what a new block starts as
+SILENT, CONSTANT_GATE = "zero, so that a new block does nothing at first", "zero, so that the gate is constant"
+NORMS = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "Norm")
+
+
+def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]:
+    """The last layers of those squeeze and excitations that nothing comes to, in blocks that something comes to."""
+    found = {}
+    for block in target.architecture.blocks:
+        if any(layer.name in partner for layer in block.layers):
+            gates = (layer.name for layer in block.layers if layer.role == roles.EXPAND and layer.shape)
+            found |= {name: CONSTANT_GATE for name in gates if name not in partner}
+    return found
+
+
+def silent_blocks(
+    source: Network, target: Network, network: nn.Module, matched: Matching, partner: Mapping[str, str]
+) -> dict[str, str]:
+    """The layers that are zero so that new blocks of the target do nothing.
+
+    New is a block that nothing comes to, in a network that something comes to. Where the source's block goes to
+    several of the target's with the same shapes, all but the first are new too.
+    """
+    if not partner:
+        return {}
+    new = list(_new_blocks(target, matched, partner))
+    weights = {layer.name: layer for layer in target.weights} if new else {}
+    found = {}
+    for block in new:
+        for names in _candidates(block):
+            layers = [weights[name] for name in names if name in weights]
+            if layers and _does_nothing(network, block, layers):
+                found |= {layer.name: SILENT for layer in layers}
+                break
+    return found
+
+
+def _new_blocks(target: Network, matched: Matching, partner: Mapping[str, str]) -> Iterator[Block]:
+    pairs = {pair.target.name: pair.source for pair in matched.blocks}
+    taken: Counter[str] = Counter()
+    for block in target.architecture.blocks:
+        if block.run or not any(layer.shape for layer in block.layers):
+            continue
+        source = pairs.get(block.name)
+        if source is None:
+            if not any(layer.name in partner for layer in block.layers):
+                yield block
+            continue
+        if _shapes(source) == _shapes(block):
+            taken[source.name] += 1
+            if taken[source.name] > 1:
+                yield block
+
+
+def _shapes(block: Block) -> list[tuple[int, ...]]:
+    return [layer.shape for layer in block.layers if layer.shape]
+
+
+def _candidates(block: Block) -> Iterator[list[str]]:
+    """Layers that could make a block the identity when they are zero, the likeliest first."""
+    layers = [layer for layer in block.layers if layer.shape]
+    branches = [layer.name for layer in layers if layer.role.endswith((roles.PROJECTED, roles.OUT_OF))]
+    if branches:
+        yield branches
+    main = [place for place, layer in enumerate(layers) if is_main(layer)]
+    if not main:
+        return
+    behind = [layer.name for layer in layers[main[-1] + 1 :] if layer.kind.startswith(NORMS) and len(layer.shape) == 1]
+    if behind:
+        yield behind[:1]
+    yield [layers[main[-1]].name]
+
+
+@torch.no_grad()
+def _does_nothing(network: nn.Module, block: Block, layers: Sequence[LayerWeights]) -> bool:
+    """Is a block the identity when these layers are zero? Tried where it can be called with what it takes alone."""
+    try:
+        module = network.get_submodule(block.name)
+    except AttributeError:
+        return False
+    into, out = ends(block)
+    if into != out:
+        return False
+    named = all(layer.plain.role.endswith((roles.PROJECTED, roles.OUT_OF)) for layer in layers)
+    try:
+        copy = _on_cpu(module)
+        start = len(block.name) + 1
+        for layer in layers:
+            for local in layer.tensors:
+                path = layer.path(local)[start:]
+                copy.state_dict(keep_vars=True)[path].zero_()
+        given = _example(module, into)
+        result = copy(given)
+    except Exception:  # a block that takes more than its input: whatever its code raises
+        return named
+    result = result[0] if isinstance(result, (tuple, list)) else result
+    return isinstance(result, Tensor) and result.shape == given.shape and bool(torch.allclose(result, given))
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """A copy of a block in eval mode, with values also of what is on the meta device."""
+    if any(tensor.is_meta for tensor in module.state_dict().values()):
+        copy = deepcopy(module).to_empty(device="cpu")
+        for tensor in copy.state_dict().values():
+            tensor.fill_(0.5 if tensor.is_floating_point() else 0)
+    else:
+        copy = deepcopy(module).cpu()
+    return copy.float().eval()
+
+
+def _example(module: nn.Module, channels: int) -> Tensor:
+    """An input of a block, of numbers above 0, as they come out of most activations."""
+    convolutions = [part for part in module.modules() if isinstance(part, CONVOLUTIONS)]
+    generator = torch.Generator().manual_seed(0)
+    rank = len(convolutions[0].kernel_size) if convolutions else 0
+    shape = (1, channels, *[8] * rank) if rank else (1, 4, channels)
+    return torch.rand(shape, generator=generator)
