@@ -75,3 +75,7 @@ def test_the_drawings_are_of_todays_matching(tmp_path):
     for name, mark in (("matching.svg", r"match-\d+-\d+"), ("report.html", r"<title>(.*?)</title>")):
         ours, committed = (re.findall(mark, (folder / name).read_text()) for folder in (tmp_path, ROOT / "docs"))
         assert ours == committed, f"docs/{name} is of another matching: run scripts/draw_docs.py"
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == dpiat.__version__
