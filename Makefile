@@ -35,8 +35,13 @@ lint: setup ## style, format and types
 tables: setup ## rebuild results/tables and the generated parts of the READMEs from the records
 	$(PYTHON) -m experiments.tables
 
-figures: setup ## rebuild results/figures from the records
+figures: setup ## rebuild results/figures from the records, and the drawings of docs/
 	$(PYTHON) -m experiments.figures
+	$(PYTHON) scripts/draw_docs.py
+
+docs: setup ## build the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(UV) run --quiet --isolated --no-project --python .venv/bin/python --with-requirements docs/requirements.txt \
+		mkdocs build --strict --quiet
 
 notebooks: setup ## run the notebooks and keep what they show
 	cd notebooks && PYTHONPATH=.. PYTHONWARNINGS=ignore:IProgress $(if $(filter .venv/%,$(PYTHON)),../$(PYTHON),$(PYTHON)) -m jupyter execute --inplace *.ipynb
@@ -45,8 +50,10 @@ bench: setup ## time the matching and the transfer, and training steps, against 
 	$(PYTHON) scripts/bench_matching.py
 	$(PYTHON) scripts/bench_training.py --models eff_b0 --sizes 32 --together 2
 
-lock: setup ## renew requirements.txt from requirements.in
+lock: setup ## renew requirements.txt and docs/requirements.txt from their .in files
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-package dpiat --no-annotate \
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
+	cd docs && ../$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
 
-.PHONY: help setup demo test check lint tables figures notebooks bench lock
+.PHONY: help setup demo test check lint tables figures docs notebooks bench lock

@@ -1,4 +1,4 @@
-"""The command line: dpiat similarity, rank, plan, transfer and two plots. Needs timm for timm's names."""
+"""The command line: dpiat similarity, rank, plan, report, transfer and two plots. Needs timm for timm's names."""
 
 from __future__ import annotations
 
@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("source", help=names)
     added.add_argument("target", help=names)
     _add_choices(added)
+    added = command(_report, "dpiat report tf_efficientnet_b2 tf_efficientnet_b0 --out report.html")
+    added.add_argument("source", help=names)
+    added.add_argument("target", help=names)
+    added.add_argument("--out", required=True, type=Path, help="file for the page")
+    _add_choices(added)
     added = command(
         _transfer, "dpiat transfer --source b2.pth --target mnasnet_100 --classes 10 --out mnasnet.safetensors"
     )
@@ -143,6 +148,15 @@ def _plan(arguments: argparse.Namespace) -> None:
     source, target = _pair(arguments)
     planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
     print(planned.to_json() if arguments.json else planned)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    """Show the plan as a page of HTML: which block comes from which, what share of it, and warnings in colour."""
+    source, target = _pair(arguments)
+    planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
+    with draft(arguments.out) as written:
+        written.write_text(planned.to_html((arguments.source, arguments.target)), encoding="utf-8")
+    print(planned.to_json() if arguments.json else f"{arguments.out}: {planned.report.summary()}")
 
 
 def _transfer(arguments: argparse.Namespace) -> None:

@@ -14,9 +14,12 @@ import numpy as np
 class Layer(NamedTuple):
     """One layer of a network.
 
-    `name` is its dotted path in the module ("blocks.1.0.conv_pw"), `kind` the family of its class ("Conv2d") and
-    `shape` the shape of its weight tensor, () for a layer without weights such as an activation. `role` is what the
-    layer is for, as far as its name tells (`dpiat.roles`), "" in paper mode.
+    Attributes:
+        name: The layer's dotted path in the module, "blocks.1.0.conv_pw".
+        kind: The family of its class, "Conv2d".
+        shape: The shape of its weight tensor, (out, in, kernel, ...); () for a layer without weights such as an
+            activation.
+        role: What the layer is for, as far as its name tells (`dpiat.roles`); "" in paper mode.
     """
 
     name: str
@@ -37,9 +40,13 @@ class Layer(NamedTuple):
 class Block:
     """Layers that belong together, such as one inverted residual; or a single layer that stands alone.
 
-    A `run` (default mode) is the single layers between two blocks, such as the stem or the head. `level` says how many
-    times the network halves the resolution of what comes out of the block, and `skip` whether the block adds its input
-    to its output; None where nobody says (`dpiat.levels`).
+    Attributes:
+        name: The block's dotted path in the module.
+        layers: In the order of the definition.
+        run: Whether these are the single layers between two blocks, such as the stem or the head (default mode).
+        level: How many times the network halves the resolution of what comes out of the block; None where nobody says
+            (`dpiat.levels`).
+        skip: Whether the block adds its input to its output; None where nobody says.
     """
 
     name: str
@@ -60,7 +67,15 @@ class Block:
 class Architecture:
     """A standardized network: its blocks in the order of its definition (section 3.1, figures 7 and 8).
 
-    `print()` shows every block with its layers; `layers` is the flat view.
+    `print()` shows every block with its layers.
+
+    Attributes:
+        name: The name of the network's class.
+        blocks: In the order of the definition.
+        structured: Whether the blocks are those of the default mode.
+
+    Examples:
+        >>> Architecture("mine", (Block("stem", (Layer("stem.conv", "Conv2d", (16, 3, 3, 3)),)),))
     """
 
     name: str
@@ -69,6 +84,7 @@ class Architecture:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
+        """All layers, block after block."""
         return tuple(layer for block in self.blocks for layer in block.layers)
 
     @cached_property

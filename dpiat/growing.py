@@ -35,19 +35,28 @@ def net2net(
 ) -> Report:
     """Make `target`, a wider or deeper network of the same plan, compute what `source` computes (Net2Net, 1511.05641).
 
-    Wider: channel j takes source channel g(j) = j as far as there are such, and beyond one drawn by `seed`. Layers copy
-    what they write by g and divide what they read by the number of copies. Channels that are added or multiplied with
-    one another share one g. Deeper: blocks beyond those of a stage are new. The last layer of a new block is zero, so
-    that nothing is added to its shortcut; its other layers keep the target's values. `noise` is the standard deviation
-    of what is added to the copied filters, over that of the layer's weights, so that copies do not stay alike.
+    Wider: channel j takes source channel g(j) = j as far as there are such, and beyond them a channel drawn by `seed`.
+    Layers copy what they write by g and divide what they read by the number of copies. Channels that are added or
+    multiplied with one another share one g. Deeper: blocks beyond those of a stage are new. The last layer of a new
+    block is zero, so that nothing is added to its shortcut; its other layers keep the target's values.
 
-    `example` is an input of the networks; only its shape counts. Without it, it is an image of 64 or 224 pixels.
-    `source` is not modified. Both networks are called in eval mode on the numbers of channels, not on values.
+    Args:
+        source: The smaller network. Is not modified; is called in eval mode on numbers of channels, not on values.
+        target: The larger network, which is written in place.
+        seed: Draws the channels that are copied, and the noise.
+        noise: The standard deviation of what is added to copied filters, over that of the layer's weights, so that
+            copies do not stay alike.
+        example: An input of both networks, of which only the shape counts. Without it, an image of 64 or 224 pixels.
 
-    Returns a report with one entry for each target tensor. Raises TypeError if an argument is no module, ValueError if
-    the target is not admissible: a layer is narrower, has another kernel, stride, activation or place, or a new block
-    cannot do nothing. Then nothing is written.
+    Returns:
+        A report with one entry for each target tensor.
 
+    Raises:
+        TypeError: If an argument is no module.
+        ValueError: If the target is not admissible: a layer is narrower, has another kernel, stride, activation or
+            place, or a new block cannot do nothing. Then nothing is written.
+
+    Examples:
         >>> net2net(timm.create_model("tf_efficientnet_b0", pretrained=True), timm.create_model("tf_efficientnet_b1"))
     """
     given, wanted = _both(source, target)
@@ -88,10 +97,21 @@ def fna(source: nn.Module, target: nn.Module) -> Report:
     Block i of a stage takes block min(i, L - 1) of the source's L blocks in it. A convolution takes the leading
     channels, out and in; a larger kernel has the source's in its centre and zero elsewhere, a smaller one the centre.
     Vectors, running statistics included, take the leading part. All else keeps the target's values: channels beyond,
-    and linear layers. `source` is not modified.
+    and linear layers.
 
-    Returns a report with one entry for each target tensor. Raises TypeError if an argument is no module, ValueError if
-    the stages or the layers of two blocks differ. Then nothing is written.
+    Args:
+        source: The network that gives. Is not modified.
+        target: The network that receives, in place.
+
+    Returns:
+        A report with one entry for each target tensor.
+
+    Raises:
+        TypeError: If an argument is no module.
+        ValueError: If the stages or the layers of two blocks differ. Then nothing is written.
+
+    Examples:
+        >>> fna(timm.create_model("mobilenetv2_100", pretrained=True), timm.create_model("mobilenetv2_140"))
     """
     given, wanted = _both(source, target)
     pairs = _pairs(given, wanted, align(given, wanted, repeat=True).partner)

@@ -25,7 +25,12 @@ from dpiat.scoring import score_matrix
 
 
 class LayerPair(NamedTuple):
-    """A source layer and a target layer that receives its weights."""
+    """A source layer and a target layer that receives its weights.
+
+    Attributes:
+        source: The layer that gives.
+        target: The layer that receives.
+    """
 
     source: Layer
     target: Layer
@@ -42,8 +47,11 @@ class BlockPair(NamedTuple):
 class Matching:
     """The best ordered matching of two architectures.
 
-    `score` is the value of Eq. 3 that it reaches, `blocks` and `layers` the pairs in the target's order. A target
-    layer occurs at most once; a source layer may occur several times.
+    Attributes:
+        score: The value of Eq. 3 that the matching reaches.
+        blocks: The pairs of blocks, in the target's order.
+        layers: The pairs of layers, in the target's order. A target layer occurs at most once; a source layer may occur
+            several times.
     """
 
     score: float
@@ -54,8 +62,18 @@ class Matching:
 def match(source: Architecture, target: Architecture) -> Matching:
     """The matching of the paper (DPMatching), with its score.
 
-    Ties follow the authors' code: the source is skipped rather than the target, and the shortest range wins.
-    Time O(n²m) for n target and m source layers; for networks of a few hundred layers, milliseconds.
+    Ties follow the authors' code: the source is skipped rather than the target, and the shortest range wins. Takes time
+    O(n²m) for n target layers and m source layers: milliseconds, for networks of a few hundred layers.
+
+    Args:
+        source: The network that gives, as `standardize` reads it in paper mode.
+        target: The network that receives, likewise.
+
+    Returns:
+        Which blocks and layers go to which.
+
+    Examples:
+        >>> match(standardize(source, "paper"), standardize(target, "paper")).score
     """
     return _Scores(source.compact, target.compact, score_matrix(target.compact, source.compact)).matching()
 

@@ -33,11 +33,12 @@ from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, centre
 from dpiat.parametrized import assign, originals, solved
 from dpiat.reading import read
 from dpiat.recipe import BEST, Recipe
-from dpiat.report import ACTIONS, COPIED, CROPPED, LEFT, PARTLY, WARNING, ZERO, Entry, Report, times
+from dpiat.report import ACTIONS, COPIED, CROPPED, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, times
 from dpiat.roles import PROJECTED
 from dpiat.sources import Source, load
 from dpiat.standardization import LayerWeights, Network
 from dpiat.stored import Stored
+from dpiat.webpage import page
 from dpiat.writing import Write, check, check_optimizers, move_state, put
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 FORMAT = "dpiat plan 5"  # of the text that keeps a plan
 DROPPED = "dropped"
-NOTHING = "–"  # in the place of a part that receives nothing
 
 Place = tuple[LayerWeights, str]  # a layer, and the name of a tensor in it
 Classes = Mapping[str, Mapping[int, int]]  # of each classifier of the target, target class -> source class
@@ -84,7 +84,21 @@ class Outcome(NamedTuple):
 class Plan:
     """A transfer that has not happened yet: `print()` shows it, `apply()` carries it out.
 
-    It can be changed first (`drop`, `pair`) and kept as text (`to_json`, `from_json`). A changed plan is a new one.
+    A plan can be changed first (`drop`, `pair`), kept as text (`to_json`, `from_json`) and looked at (`to_html`). A
+    changed plan is a new one.
+
+    Attributes:
+        source: The network that gives.
+        target: The network that receives.
+        report: What each tensor of the target would receive.
+        mode: "default" or "paper".
+        operator: Which entries fill which.
+        classes: Of each classifier of the target that `head` names: {target class: source class}.
+        recipe: The ideas of the default mode that the plan follows.
+
+    Examples:
+        >>> planned = plan(source, target).drop("classifier")
+        >>> report = planned.apply()
     """
 
     source: nn.Module
@@ -96,14 +110,23 @@ class Plan:
     recipe: Recipe = BEST
 
     def apply(self, optimizer: tuple[Optimizer, Optimizer] | None = None) -> Report:
-        """Write the weights into the target, in place, and return the report. The source is only read.
+        """Write the weights into the target, in place. The source is only read.
 
-        With `optimizer`, the source's and the target's, the state of the parameters that are written moves too.
+        Nothing is written unless everything can be.
 
-        Nothing is written unless everything can be. Raises ValueError if the target's tensors, or which of them are
-        one, are no longer those of the plan, if a tensor that takes part is on the meta device, no longer has the shape
-        it was planned with, or cannot be written, or if the state of the source's optimizer means nothing to the
-        target's.
+        Args:
+            optimizer: The source's and the target's optimizer: the state of the parameters that are written moves too.
+
+        Returns:
+            What each tensor of the target received.
+
+        Raises:
+            ValueError: If the target's tensors, or which of them are one, are no longer those of the plan. If a tensor
+                that takes part is on the meta device, no longer has the shape it was planned with, or cannot be
+                written. If the state of the source's optimizer means nothing to the target's.
+
+        Examples:
+            >>> report = plan(source, target).apply(optimizer=(source_adam, target_adam))
         """
         source, target = read_both(self.source, self.target, self.mode, self.recipe)
         found = list(self._again(source, target))
@@ -336,10 +359,18 @@ class Plan:
         )
 
     def drop(self, name: str) -> Plan:
-        """The plan without a layer, a block or a tensor of the target, given by its name: it keeps its values.
+        """The plan without a layer, a block or a tensor of the target, which keeps its values.
 
-        Raises ValueError if the target has nothing of this name.
+        Args:
+            name: Of the layer, block or tensor, as the plan prints it.
 
+        Returns:
+            A new plan.
+
+        Raises:
+            ValueError: If the target has nothing of this name.
+
+        Examples:
             >>> plan(source, target).drop("classifier").apply()
         """
         chosen = [e for e in self.report.entries if e.target == name or e.target.startswith(f"{name}.")]
@@ -350,11 +381,22 @@ class Plan:
         return self._with(Entry(e.target, e.shape, LEFT, note=DROPPED, shared=e.shared) for e in chosen)
 
     def pair(self, source: str, target: str) -> Plan:
-        """The plan with a layer of the target filled from a layer of the source of your choice, given by their names.
+        """The plan with a layer of the target filled from a layer of the source of your choice.
 
-        Of layers that are stacked in one, such as the query in "attn.qkv", the name is "attn.qkv[query]"; the name of
-        the whole stands for all of them. Raises ValueError if one has no such layer or no tensor of the target layer
-        fits.
+        Args:
+            source: The name of a layer of the source. Of layers that are stacked in one, such as the query in
+                "attn.qkv", the name is "attn.qkv[query]"; the name of the whole stands for all of them.
+            target: The name of a layer of the target, likewise.
+
+        Returns:
+            A new plan.
+
+        Raises:
+            ValueError: If a network has no such layer, if the layers are stacks of different numbers, or if no tensor
+                of the target layer fits.
+
+        Examples:
+            >>> plan(source, target).pair("conv_head", "conv_head").apply()
         """
         networks = read_both(self.source, self.target, self.mode, self.recipe)
         chosen = []
@@ -395,7 +437,11 @@ class Plan:
         return replace(self, report=Report(tuple(new.get(e.target, e) for e in self.report.entries)))
 
     def to_json(self) -> str:
-        """The plan as text, without the networks and their weights."""
+        """The plan as text, without the networks and their weights.
+
+        Returns:
+            JSON that `from_json` reads.
+        """
         operator = next((name for name, known in OPERATORS.items() if known == self.operator), None)
         classes = {name: list(chosen.items()) for name, chosen in self.classes.items()}
         recipe = asdict(self.recipe)
@@ -404,10 +450,22 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str, source: Source, target: nn.Module, operator: Operator | None = None) -> Plan:
-        """A plan that was kept as text, for networks with the tensors that it names.
+        """A plan that was kept as text, for networks with the tensors that the text names.
 
-        A plan with an operator of your own needs it again. Raises ValueError if the text is no plan. What no longer
-        fits, `apply` refuses.
+        Args:
+            text: What `to_json` wrote.
+            source: As of `transfer`.
+            target: The network to fill.
+            operator: The operator of a plan that was made with one of your own.
+
+        Returns:
+            The plan. What no longer fits the networks, `apply` refuses.
+
+        Raises:
+            ValueError: If the text is not a plan, or the plan needs an operator of your own.
+
+        Examples:
+            >>> Plan.from_json(Path("plan.json").read_text(), source, target).apply()
         """
         try:
             kept = json.loads(text)
@@ -429,8 +487,27 @@ class Plan:
         return cls(load(source, like=target), target, Report(tuple(entries)), mode, operator, classes, recipe)
 
     def to_dataframe(self) -> DataFrame:
-        """A row for each target tensor. Needs pandas."""
+        """A row for each target tensor. Needs pandas.
+
+        Returns:
+            A `pandas.DataFrame` with the fields of `Entry`, `elements` and `share`.
+        """
         return self.report.to_dataframe()
+
+    def to_html(self, names: tuple[str, str] | None = None) -> str:
+        """The plan as one HTML page that needs no other file: which block comes from which, what share, warnings.
+
+        Args:
+            names: Of the source and of the target, in the place of those of their classes.
+
+        Returns:
+            The text of the page.
+
+        Examples:
+            >>> Path("report.html").write_text(plan(source, target).to_html(), encoding="utf-8")
+        """
+        source, target = read_both(self.source, self.target, self.mode, self.recipe)
+        return page(self.report, source.architecture, target.architecture, names)
 
     def __str__(self) -> str:
         return str(self.report)

@@ -17,19 +17,26 @@ VERSION = 3  # of the default mode: networks that it matches otherwise than befo
 def standardize(module: nn.Module, mode: str = "default") -> Architecture:
     """Divide a network into blocks of layers, as its author nested its modules (section 3.1, Algorithm 1).
 
-    In default mode, every module or bare parameter with weights is a layer (`dpiat.structure`): blocks are what repeats
-    in numbered lists, and runs are the single layers between them. Layers that are stacked in one tensor are taken
-    apart ("attn.qkv[query]"), depthwise convolutions are of kinds of their own, and `role` says what a layer is for.
-    With mode="paper", blocks are those of Algorithm 1: every leaf module is a layer, activations included, and only
-    convolutions, linear layers and batch norms have shapes, as in the authors' code; the others stay in the list, where
-    they lengthen the ranges of Eq. 3.
+    Args:
+        module: The network, on any device, the meta device included. Is only read. DataParallel,
+            DistributedDataParallel and torch.compile are looked through. Of a state dict (`dpiat.load`), the kinds of
+            layers are what the shapes tell.
+        mode: In "default" mode, every module or bare parameter with weights is a layer: blocks are what repeats in
+            numbered lists, and runs are the single layers between them. Layers that are stacked in one tensor are taken
+            apart ("attn.qkv[query]"), depthwise convolutions are of kinds of their own, and `role` says what a layer is
+            for. In "paper" mode, blocks are those of Algorithm 1: every leaf module is a layer, activations included,
+            and only convolutions, linear layers and batch norms have shapes, as in the authors' code; the others stay
+            in the list, where they lengthen the ranges of Eq. 3.
 
-    The module is only read: on any device, the meta device included. DataParallel, DistributedDataParallel and
-    torch.compile are looked through. Of a state dict (`dpiat.load`), the kinds of layers are what the shapes tell.
+    Returns:
+        The network as plain data, without tensors.
 
-    Raises TypeError if `module` is not an nn.Module, or one that torch.jit.script made, ValueError if it has lazy
-    parameters that no forward pass has given a shape yet, or the packed weights of a quantized network.
+    Raises:
+        TypeError: If `module` is not an nn.Module, or one that torch.jit.script made.
+        ValueError: If the network has lazy parameters that no forward pass has given a shape yet, or the packed weights
+            of a quantized network.
 
+    Examples:
         >>> print(standardize(torchvision.models.resnet18()))
     """
     return read(module, mode, isinstance(module, Stored)).architecture

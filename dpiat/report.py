@@ -12,18 +12,28 @@ if TYPE_CHECKING:
 WARNING = "warning: "  # begins the note of what is likely to be wrong
 COPIED, CROPPED, PARTLY, LEFT, ZERO = "copied", "cropped", "partly filled", "left", "zero"
 ACTIONS = (COPIED, CROPPED, PARTLY, ZERO, LEFT)
+NOTHING = "–"  # in the place of a part that receives nothing
 
 
 class Entry(NamedTuple):
     """What one target tensor receives.
 
-    `action` is "copied" (equal shapes), "cropped" (all of it, from a source of another shape), "partly filled" (the
-    `filled` part of its elements; `zeros` of the others are zero, as nothing comes to these inputs of outputs that are
-    filled, and the rest keep the target's values), "zero" (all of it, so that a part of the network does nothing at
-    first) or "left" (nothing). `note` says why it is left or zero, or that the values get another dtype. `rule` names
-    what takes the operator's place: "input channels" or "classes". `shared` is the name under which a tensor with
-    several names counts; under the others it has no elements. `parts`
-    says, of a tensor in which several layers are stacked, what each of them receives ("attn.qkv.weight[query]").
+    Attributes:
+        target: The name of the tensor in the target's state dict.
+        shape: The shape of the tensor; (0,) under the second name of a tensor that has several, so that elements count
+            once.
+        action: "copied" (whole, from an equal shape), "cropped" (filled whole, from another shape), "partly filled"
+            (the other elements are zero or keep the target's values), "zero" (all of it, so that a part of the network
+            does nothing at first) or "left" (nothing).
+        filled: How many of its elements the source fills.
+        source: The name of the source's tensor, or of several, joined by " + ".
+        source_shape: The shape of the source's tensor.
+        note: Why the tensor is left or zero, or that its values get another dtype. Begins with "warning: " if something
+            is likely to be wrong.
+        rule: What takes the operator's place, such as "input channels" or "classes".
+        shared: The name under which a tensor with several names counts.
+        parts: Of a tensor in which several layers are stacked, what each layer receives ("attn.qkv.weight[query]").
+        zeros: How many elements are zero: inputs, of outputs that are filled, to which nothing comes.
     """
 
     target: str
@@ -40,6 +50,7 @@ class Entry(NamedTuple):
 
     @property
     def elements(self) -> int:
+        """The number of elements of the target tensor."""
         return prod(self.shape)
 
     @property
@@ -50,7 +61,14 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """One entry for each tensor of the target: parameters and saved buffers. `print()` shows it as a table."""
+    """One entry for each tensor of the target: parameters and saved buffers. `print()` shows it as a table.
+
+    Attributes:
+        entries: In the order of the target's state dict.
+
+    Examples:
+        >>> print(transfer(source, target).summary())
+    """
 
     entries: tuple[Entry, ...]
 
@@ -78,16 +96,21 @@ class Report:
         ]
 
     def summary(self) -> str:
+        """The report in one line: the share that is filled, the elements of each action, and the first warning."""
         total = sum(self.elements.values())
         parts = ", ".join(f"{count:,} {action}" for action, count in self.elements.items() if count)
-        text = f"{_percent(self.share, 1)} of the target's {total:,} elements filled: {parts or 'none'}"
+        text = f"{percent(self.share, 1)} of the target's {total:,} elements filled: {parts or 'none'}"
         if warnings := self.warnings:
             more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
             text += f"; warning: {warnings[0]}{more}"
         return text
 
     def to_dataframe(self) -> DataFrame:
-        """A row for each target tensor: the fields of its entry, `elements` and `share`. Needs pandas."""
+        """A row for each target tensor. Needs pandas.
+
+        Returns:
+            A `pandas.DataFrame` with the fields of `Entry`, `elements` and `share`.
+        """
         from pandas import DataFrame
 
         return DataFrame([{**e._asdict(), "elements": e.elements, "share": e.share} for e in self.entries])
@@ -95,7 +118,7 @@ class Report:
     def __str__(self) -> str:
         head = ("target tensor", "shape", "action", "share", "from")
         rows = [
-            (e.target, times(e.shape), e.action, _percent(e.share), f"{e.source} {times(e.source_shape)}{_note(e)}")
+            (e.target, times(e.shape), e.action, percent(e.share), f"{e.source} {times(e.source_shape)}{_note(e)}")
             if e.source
             else (e.target, times(e.shape), e.action, "0%", _note(e).strip())
             for e in self.entries
@@ -105,7 +128,7 @@ class Report:
         return "\n".join([*("  ".join(row).rstrip() for row in table), self.summary()])
 
 
-def _percent(share: float, digits: int = 0) -> str:
+def percent(share: float, digits: int = 0) -> str:
     """A part in percent; what is not all is never rounded to 100%, and what is not nothing never to 0%."""
     least = 0.01 / 10**digits
     if 0 < share < least:

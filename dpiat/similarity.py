@@ -19,17 +19,25 @@ from dpiat.stored import Stored
 
 
 def similarity(source: Source | Architecture, target: Source | Architecture, mode: str = "default") -> float:
-    """Eq. 5: sqrt(f(source, target) · f(target, source)), in [0, 1].
+    """How similar two architectures are (Eq. 5): sqrt(f(source, target) · f(target, source)), in [0, 1].
 
-    1 for equal architectures, 0 if one has no layer with weights. Symmetric, needs no training and no data, and
-    changes neither network. `mode` says how modules are standardized.
+    Similarity is symmetric, needs no training and no data, and changes neither network.
 
+    Args:
+        source: A network, its architecture, or what `dpiat.load` takes; of a name, no weights are loaded.
+        target: Likewise.
+        mode: How modules are standardized and matched. "paper" gives the paper's number.
+
+    Returns:
+        1 for equal architectures, 0 if one has no layer with weights.
+
+    Raises:
+        TypeError: If an argument is none of these.
+        ValueError: For a file or a name that gives no network.
+
+    Examples:
         >>> similarity(timm.create_model("tf_efficientnet_b2"), timm.create_model("tf_efficientnet_b0"))
         0.804...
-
-    Both are networks, their architectures, or what `dpiat.load` takes; of a name, no weights are loaded.
-
-    Raises TypeError if an argument is none of these, ValueError for a file or a name that gives no network.
     """
     source, target = as_architectures({"source": source, "target": target}, mode)
     there, back = _scores(source, target)
@@ -37,9 +45,23 @@ def similarity(source: Source | Architecture, target: Source | Architecture, mod
 
 
 def coverage(source: Source | Architecture, target: Source | Architecture, mode: str = "default") -> float:
-    """Eq. 4: the score of the transfer divided by the target's score with itself, in [0, 1]. Not symmetric.
+    """How much of the target a source can fill (Eq. 4): f(source, target), in [0, 1]. Not symmetric.
 
-    0 for a target without any layer that has weights.
+    Args:
+        source: A network, its architecture, or what `dpiat.load` takes.
+        target: Likewise.
+        mode: "default" or "paper".
+
+    Returns:
+        The score of the transfer, divided by the target's score with itself. 0 for a target without a layer that has
+        weights.
+
+    Raises:
+        TypeError: If an argument is none of these.
+        ValueError: For a file or a name that gives no network.
+
+    Examples:
+        >>> coverage("resnet34", "resnet18")
     """
     source, target = as_architectures({"source": source, "target": target}, mode)
     return _part((align_score if source.structured and target.structured else match_score)(source, target), target)
@@ -48,8 +70,15 @@ def coverage(source: Source | Architecture, target: Source | Architecture, mode:
 class Candidate(NamedTuple):
     """What a source has to offer to a target; the numbers are in [0, 1].
 
-    `filled` counts the weight tensors of all matched layers. `plan(...).report.share` also knows biases, statistics and
-    what is done with a classifier (`transfer`'s `head`), which timm's index, without names of layers, cannot tell.
+    Attributes:
+        source: The name of the source.
+        similarity: Eq. 5.
+        to_target: Eq. 4 of the transfer.
+        to_source: Eq. 4 of the transfer back.
+        filled: The part of the elements of the target's weight tensors that the source fills, in all matched layers.
+            `plan(...).report.share` also knows biases, statistics and what is done with a classifier (`transfer`'s
+            `head`), which timm's index, without names of layers, cannot tell.
+        pretrained: Whether timm has trained weights of this name; None where nobody has asked timm.
     """
 
     source: str
@@ -65,18 +94,25 @@ def rank(
     sources: Mapping[str, Source | Architecture] | Sequence[str | PathLike] | str | PathLike | None = None,
     architecture: str | None = None,
 ) -> list[Candidate]:
-    """The sources, by name, in the order of their similarity to the target: the best first. Changes no network.
+    """Order sources for a target by their similarity to it, as the paper advises (section 1.2). Changes no network.
 
-    `sources` None or "timm" are all architectures of timm, from an index in the user's cache folder, which is built at
-    the first call, in minutes (`dpiat.index`). Others are networks by name, or a list of what `dpiat.load` takes as
-    strings, of folders of files of weights, and of patterns of timm's names (* and ?); or one of these. A folder that
-    `save_pretrained` wrote is one source, not a folder of files. Of a name, no weights are loaded. `architecture`, a
-    name, says which network state dicts and files are of, as in `dpiat.load`.
+    Args:
+        target: A network, its architecture, or what `dpiat.load` takes; of a name, no weights are loaded.
+        sources: Networks by name; or a list of what `dpiat.load` takes as strings, of folders of files of weights, and
+            of patterns of timm's names (* and ?); or one of these. A folder that `save_pretrained` wrote is one source.
+            None or "timm" stands for all architectures of timm, from an index in the user's cache folder, which the
+            first call builds, in minutes.
+        architecture: The name of the network that state dicts and files are of, as in `dpiat.load`.
 
-    The paper's advice for a choice among trained networks (section 1.2): similarity predicts how much the target gains
-    (appendix B.7). Raises TypeError for anything else, ValueError for a file or a name that gives no network,
-    ModuleNotFoundError if timm is needed and missing.
+    Returns:
+        A candidate for each source, the most similar first.
 
+    Raises:
+        TypeError: If an argument is none of these.
+        ValueError: For a file or a name that gives no network.
+        ModuleNotFoundError: If timm is needed and missing.
+
+    Examples:
         >>> rank(new_network, {"resnet18": resnet18, "efficientnet_b0": efficientnet_b0})[0].source
         >>> rank(new_network, ["resnet18", "efficientnet_*", "checkpoints"])[0].source
         >>> rank(new_network)[:10]

@@ -31,26 +31,30 @@ def load(
 ) -> nn.Module:
     """The network that `source` stands for: a module as it is, anything else read.
 
-    A state dict, or a path that ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, gives a module that holds the
-    tensors and cannot compute; "state_dict", "model" and the like are looked into, and so is the only mapping of
-    tensors; the prefixes of DataParallel, DistributedDataParallel, torch.compile and Lightning are removed.
-
-    A folder that `save_pretrained` wrote (config.json with model.safetensors, pytorch_model.bin, or shards of one and
-    their index) gives the network that config.json describes, if transformers or timm is installed and can build it;
-    else a module that holds the tensors.
-
-    Any other string is a timm name ("hf-hub:user/repository" and "local-dir:folder" too), or package.module:callable;
-    with `pretrained`, timm's come with their weights.
-
-    `architecture`, a name, says which network a state dict is of. A .safetensors file needs it, unless `dpiat transfer`
-    wrote it: it keeps tensors in an order of its own, and layers are matched in the network's. With `like`, a module,
-    tensors of the same names as its own are taken in its order.
-
     Tensors of files are mapped into memory: values are read when they are used. As long as the network is in use, do
     not write to its files; to replace them is no harm.
 
-    Raises TypeError for another type, ValueError for a file, a folder or a name that gives no network.
+    Args:
+        source: A state dict, or a path that ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, gives a module that
+            holds the tensors and cannot compute. "state_dict", "model" and the like are looked into, and so is the only
+            mapping of tensors; the prefixes of DataParallel, DistributedDataParallel, torch.compile and Lightning are
+            removed. A folder that `save_pretrained` wrote (config.json with model.safetensors, pytorch_model.bin, or
+            shards of one and their index) gives the network that config.json describes, if transformers or timm is
+            installed and can build it; else a module that holds the tensors. Any other string is a timm name
+            ("hf-hub:user/repository" and "local-dir:folder" too), or package.module:callable.
+        pretrained: Whether timm's networks come with their weights.
+        architecture: The name of the network that a state dict is of. A .safetensors file needs the name, unless `dpiat
+            transfer` wrote the file: it keeps tensors in an order of its own, and layers are matched in the network's.
+        like: A module: tensors of the same names as its own are taken in its order.
 
+    Returns:
+        A module. Its weights are those that `source` has.
+
+    Raises:
+        TypeError: If `source` is of another type.
+        ValueError: For a file, a folder or a name that gives no network.
+
+    Examples:
         >>> load("weights.safetensors", architecture="resnet18")
         >>> load("Llama-3.2-1B/")
     """

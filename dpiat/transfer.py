@@ -52,46 +52,57 @@ def transfer(
 ) -> Report:
     """Initialize `target` with the knowledge of `source`, a trained network of another architecture.
 
-    Matches the blocks of both by dynamic programming on the shapes of their weights, and the layers in them by kind,
-    role and shape; then fills every matched tensor, in place. Tensors without a counterpart keep their values. `source`
-    is not modified; nor are devices, dtypes, requires_grad and the training flag of either.
+    Matches the blocks of both networks by dynamic programming on the shapes of their weights, and the layers in them by
+    kind, role and shape. Then fills every matched tensor of the target, in place. A tensor without a counterpart keeps
+    its values. The guide says more (docs/library.md), and docs/networks.md says what the default mode understands.
 
-    `source` is a module, a state dict, the path of one (.pt, .pth, .bin), a folder that `save_pretrained` wrote, or a
-    timm name, which brings its pretrained weights. Values in files are read one tensor after the other, and only those
-    that are written: the source may be larger than the memory. Of a state dict the kinds of layers are what the shapes
-    tell; the groups of its convolutions are not known. A .safetensors file is taken if its tensors have the names of
-    `target`'s, or if `dpiat transfer` wrote it; of others `dpiat.load` makes a module, if you name their network.
+    Args:
+        source: A module, a state dict, a file of weights (.pt, .pth, .bin, .safetensors), a folder that
+            `save_pretrained` wrote, or a timm name, which brings its pretrained weights. Is only read. Values in files
+            are read one tensor after the other, and only those that are written: the source may be larger than the
+            memory. Of a state dict the kinds of layers are what the shapes tell; the groups of its convolutions are not
+            known. `dpiat.load` says which files need the name of their network.
+        target: The network to fill. Its devices, dtypes, `requires_grad` and training flags stay as they are.
+        mode: "default" reads blocks, roles and the meaning of axes. A network transferred to itself, to the same
+            network of another library, or from its own state dict computes the same function. "paper" is the authors'
+            algorithm, bit for bit: weights and biases of convolutions, linear layers and batch norms by their shapes
+            alone. A `dpiat.recipe.Recipe` is the default mode with its ideas switched one by one.
+        head: What happens to a classifier. "auto" fills a classifier only from a classifier of as many classes; "skip"
+            never; "copy" also like any other layer, cropped rows of other classes included (as "auto" and "copy" do in
+            paper mode). A mapping {target class: source class} fills the classes that it names, and {layer: {target
+            class: source class}} those of layers by their names (* and ? stand for what they do in file names).
+        matching: Which source layer fills which target layer: "dp", "bipartite", "nbipartite", "random", or a function
+            of two architectures, source and target, that gives a `Matching`. The names of the paper's Table 12 will do
+            too.
+        operator: Which entries of a source layer fill which entries of a target layer: "clip", "clip_normalized",
+            "full", "magnitude", "uniform", or a function (see `dpiat.operators`). The names of Table 12 will do too.
+        optimizer: The source's and the target's optimizer. The state of Adam or SGD then goes the way of the weights.
+        inputs: What input channels get that the source's first convolution does not have. "repeat" gives them the
+            others' weights in turn, at an equal response to what is the same in all channels; "zero" keeps the response
+            to the old channels.
+        new: What a residual block starts as that the source does not have. With "identity", the last layers of the
+            block are zero, so that the block does nothing at first. The same holds for all but the first of several
+            blocks that one block of the source fills. With "random", a new block keeps the target's values, and a copy
+            is a copy.
 
-    mode="default" knows what a network is made of (docs/networks.md): blocks, roles, and what each axis of a tensor
-    means. A network transferred to itself, to the same network of another library, or from its own state dict computes
-    the same function. Stacked projections are taken apart, heads go whole, tokens and positions keep their numbers,
-    grids of positions and patches are resampled, and what a constructor computes is left. mode="paper" is the authors'
-    algorithm: weights and biases of convolutions, linear layers and batch norms by their shapes alone, a classifier
-    like any other layer.
+    Returns:
+        A report with one entry for each tensor of the target: parameters and saved buffers.
 
-    head="auto" fills a classifier only from a classifier of as many classes, matched or not; "skip" never; "copy" also
-    like any other layer, cropped rows of other classes included, as both do in paper mode; a mapping {target class:
-    source class} fills the classes that it names, and {layer: {target class: source class}} those of layers by their
-    names (* and ? stand for what they do in file names). Classifiers are the layers whose names say so ("class_embed",
-    "cls_score", "classifier"), wherever they stand, or else the last layer and those beside it that see the same inputs
-    (boxes, a distillation token) and auxiliary classifiers of as many classes. A head that is tied to an embedding is
-    filled as that is, by the numbers of its tokens, unless it is skipped.
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: For an unknown name, lazy parameters, weights that cannot be read or written (on the meta device,
+            shared with the source, ...), or a file that holds no weights. Then nothing is written.
 
-    `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
-    that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
-    `dpiat.operators`); the names of the paper's Table 12 will do too. `optimizer`, the source's and the target's, also
-    moves the state of Adam or SGD.
+    Note:
+        A classifier is a layer whose name says so ("class_embed", "cls_score", "classifier"), wherever the layer
+        stands. If no name says so, the last layer is one, with the layers beside it that see the same inputs (boxes, a
+        distillation token) and auxiliary classifiers of as many classes. A head that is tied to an embedding is filled
+        as the embedding is, by the numbers of its tokens, unless it is skipped.
 
-    `inputs` says what input channels get that the source's first convolution does not have: "repeat" gives them the
-    others' weights in turn, at an equal response to what is the same in all; "zero" keeps the response to the old ones.
+        A weight that is computed from others (torch.nn.utils.parametrize, weight_norm, spectral_norm, pruning) comes as
+        near to what it receives as the others can bring it.
 
-    A weight that is computed from others (torch.nn.utils.parametrize, weight_norm, spectral_norm, pruning) comes as
-    near to what it receives as they can bring it.
-
-    Returns a report with one entry for each target tensor. Raises TypeError if an argument is of another type,
-    ValueError for an unknown name, lazy parameters, weights that cannot be read or written (on the meta device, shared
-    with the source, ...), or a file that holds no weights. Then nothing is written.
-
+    Examples:
         >>> from dpiat import transfer
         >>> report = transfer(trained, new)
         >>> print(report.summary())
@@ -110,7 +121,30 @@ def plan(
     inputs: str = "repeat",
     new: str = "identity",
 ) -> Plan:
-    """What `transfer` with these arguments would do. Changes nothing, and works on the meta device."""
+    """What `transfer` with these arguments would do. Changes nothing, and works on the meta device.
+
+    Args:
+        source: As of `transfer`.
+        target: As of `transfer`. Needs no memory for its weights until the plan is applied.
+        mode: "default" or "paper".
+        head: "auto", "skip", "copy", or a mapping of classes.
+        matching: A name or a function.
+        operator: A name or a function.
+        inputs: "repeat" or "zero".
+        new: "identity" or "random".
+
+    Returns:
+        A plan that can be printed, changed, kept as text, drawn and applied.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: For an unknown name, lazy parameters, or a file that holds no weights.
+
+    Examples:
+        >>> planned = plan("resnet18", target)
+        >>> print(planned)
+        >>> planned.drop("fc").apply()
+    """
     return _plan(source, target, mode, head, matching, operator, inputs, new)[0]
 
 

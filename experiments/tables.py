@@ -27,7 +27,7 @@ from experiments.store.files import CannotWrite, same, write_text
 from experiments.store.records import RUNS, ended
 
 ROOT = Path(__file__).parent.parent
-HEADLINE = "imagenet_to_imagenette"  # the experiment of the README's main table
+HEADLINE = "imagenet_to_imagenette"  # the experiment of the main table of results/README.md
 # Those of its comparisons of methods, by the names of its blocks.
 COMPARISONS = {"modes": "imagenette_statistics", "methods": "imagenette_methods"}
 
@@ -121,6 +121,7 @@ def committed(records: cells.Records) -> dict[Path, str]:
     blocks = {name: table.page for name, table in tables.items()}
     blocks |= {"provenance": markdown(provenance_table(records)), "headline": ours.headline(HEADLINE, records)}
     blocks |= {"chosen": outcomes.similarity_said(HEADLINE, records), "first": reproduction.first_table(records)}
+    blocks |= {"short": reproduction.short_table(records)}
     blocks |= {"seconds": claims.line(), "curves": reproduction.curves_said(records)}
     for block, experiment in COMPARISONS.items():
         trials = ours.trials(experiment, records)

@@ -15,6 +15,7 @@ ALLOWED = {
     "dpiat.files": set(),
     "dpiat.parametrized": set(),
     "dpiat.report": set(),
+    "dpiat.webpage": {"architecture", "report"},
     "dpiat.stored": {"parametrized"},
     "dpiat.checkpoints": set(),
     "dpiat.huggingface": {"checkpoints", "stored"},
@@ -46,18 +47,17 @@ ALLOWED = {
     "dpiat.plan": {
         *(
             "branches",
-            "recipe",
             "filling",
             "heads",
             "layers",
             "operators",
             "parametrized",
             "reading",
+            "recipe",
             "report",
             "roles",
-            "sources",
         ),
-        *("standardization", "stored", "writing"),
+        *("sources", "standardization", "stored", "webpage", "writing"),
     },
     "dpiat.transfer": {
         *("alignment", "branches", "new", "recipe"),

@@ -27,14 +27,14 @@ def table() -> Table:
 
 
 def line() -> str:
-    """The README's line on time."""
+    """The line on time of results/README.md."""
     times = pair_seconds()
     said = {name: float(value) for name, (value, _) in _said().items() if "seconds per pair" in name}
     return (
         f"A transfer between two of the paper's nine networks takes {times['seconds'].mean():.3f} s on average and "
         f"{times['seconds'].max():.3f} s at most, over the {len(times)} pairs of Table 1, on one core ({_cpu(times)}). "
         f"The paper says {said['mean DPIAT seconds per pair']:g} s and {said['max DPIAT seconds per pair']:g} s. "
-        "[What else it says that needs no training](results/tables/claims.md).\n"
+        "[What else it says that needs no training](tables/claims.md).\n"
     )
 
 

@@ -51,7 +51,7 @@ TIME = (
 
 
 def headline(experiment: str, records: cells.Records) -> str:
-    """The README's table: accuracy and effectiveness, means over so many seeds, of targets that are run."""
+    """The main table of results/README.md: accuracy and effectiveness, means over seeds, of targets that are run."""
     every = trials(experiment, records)
     frame = same_seeds(every)
     targets = frame.loc[(frame["init"] != "random") & frame["accuracy"].notna(), "target"].unique()
@@ -84,8 +84,8 @@ def _after_one_epoch(frame: pd.DataFrame) -> str:
     run = frame[(frame["source"] != "") & (frame["source"] != frame["target"]) & frame["epochs"].notna()]
     after_one = (run["epochs"] == 1).groupby([run["target"], run["source"]]).all()
     return (
-        f"In {after_one.sum()} of {len(after_one)} pairs, each seed of the target is after one epoch at least as "
-        "accurate as random init is within 4, at the better of its rates."
+        f"One epoch after a transfer beats or equals four epochs from random init in {after_one.sum()} of "
+        f"{len(after_one)} pairs, with each seed of the target and at the better rate of random init."
     )
 
 

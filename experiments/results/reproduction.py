@@ -78,31 +78,54 @@ def run(table: str, records: Records) -> pd.DataFrame:
 
 
 def first_table(records: Records, table: str = "table01", scale: str = "cpu") -> str:
-    """The README's first table: ours over the paper's, and the verdicts; or what is run for it."""
+    """The first table of results/README.md: ours over the paper's, and the verdicts; or what is run for it."""
     frame = cells.frames(table, records).get(scale)
     if frame is None or (data := compared(table, frame))["ours"].isna().all():
-        plan = cells.plan(table, f"scale={scale}")
-        trials = {trial.id: trial for cell in plan for trial in (cell.trial, cell.random, cell.trial.source) if trial}
-        epochs = sum(trial.recipe.epochs for trial in trials.values())
-        commands = " and ".join(f"`{line}`" for line in cells.command_lines(table, f"scale={scale}"))
-        return f"Being run, and no record is here yet: {len(trials)} trials, {epochs:,} epochs in all, by {commands}.\n"
+        return _being_run(table, scale)
     labels = {name: label for label, name in paper.LABELS.items()}
     ours = data["ours"].map("**{:.2f}**".format).where(data["ours"].notna(), "–")
     page = data.assign(text=ours + " / " + data["paper"].map("{:.2f}".format))
     page = page.pivot(index="target", columns="source", values="text")
     page = page.loc[[*labels], [*labels]].rename(index=labels, columns=labels)
     page = page.rename_axis(columns=None, index="target").reset_index()
-    seeds = data["n"].max()
-    repeats = f"{seeds} seed{'s' if seeds > 1 else ''} of each target"
     return "\n\n".join(
         [
-            f"{cells.scale_line(frame, records, scale)} {data['ours'].count()} of {len(data)} cells, {repeats}. "
-            f"{cells.baseline_line(frame)}",
+            _how_far(frame, data, records, scale),
             "Effectiveness, **ours** / the paper's; rows are targets, columns sources:",
             markdown(page).rstrip("\n"),
             markdown(verdict_table(table, data)),
         ]
     )
+
+
+SHORT = ["verdict", "cells", "ours", "says", "paper, the same cells", "paper, all cells"]
+
+
+def short_table(records: Records, table: str = "table01", scale: str = "cpu") -> str:
+    """The README's table: how far the first table is, and the verdicts on it; or what is run for it."""
+    frame = cells.frames(table, records).get(scale)
+    if frame is None or (data := compared(table, frame))["ours"].isna().all():
+        return _being_run(table, scale)
+    return f"{_how_far(frame, data, records, scale)}\n\n{markdown(verdict_table(table, data)[SHORT])}"
+
+
+def _how_far(frame: pd.DataFrame, data: pd.DataFrame, records: Records, scale: str) -> str:
+    """What was run of a table at a scale, and what its cells divide by."""
+    seeds = data["n"].max()
+    repeats = f"{seeds} seed{'s' if seeds > 1 else ''} of each target"
+    return (
+        f"{cells.scale_line(frame, records, scale)} {data['ours'].count()} of {len(data)} cells, {repeats}. "
+        f"{cells.baseline_line(frame)}"
+    )
+
+
+def _being_run(table: str, scale: str) -> str:
+    """What is run for a table that has no cell yet."""
+    plan = cells.plan(table, f"scale={scale}")
+    trials = {trial.id: trial for cell in plan for trial in (cell.trial, cell.random, cell.trial.source) if trial}
+    epochs = sum(trial.recipe.epochs for trial in trials.values())
+    commands = " and ".join(f"`{line}`" for line in cells.command_lines(table, f"scale={scale}"))
+    return f"Being run, and no record is here yet: {len(trials)} trials, {epochs:,} epochs in all, by {commands}.\n"
 
 
 def _random_init(row: pd.Series) -> str:
@@ -317,7 +340,7 @@ def _from_scratch(records: Records) -> list[str]:
 
 
 def curves_said(records: Records, scale: str = "cpu") -> str:
-    """The README on Figure 15 and on Table 4's counterpart: how much faster, and the picture."""
+    """results/README.md on Figure 15 and on Table 4's counterpart: how much faster, and the picture."""
     frame = cells.frames("figure15", records).get(scale)
     found = to_final_accuracy(frame, records) if frame is not None else pd.DataFrame()
     if found.empty:
@@ -327,8 +350,8 @@ def curves_said(records: Records, scale: str = "cpu") -> str:
     speed = f", {ratios.min():.1f} to {ratios.max():.1f} times as fast as random init" if len(ratios) else ""
     return (
         f"Figure 15: {len(ratios)} of {len(found)} transfers reach the accuracy that random init has in the end{speed} "
-        "([epoch by epoch](results/tables/table04.md)).\n\n"
-        f"![Test accuracy over epochs](results/figures/figure15_{scale}.png)\n"
+        "([epoch by epoch](tables/table04.md)).\n\n"
+        f"![Test accuracy over epochs](figures/figure15_{scale}.png)\n"
     )
 
 

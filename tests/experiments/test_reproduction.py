@@ -100,6 +100,9 @@ def test_the_readmes_first_table_fills_as_records_come(table01):
     text = reproduction.first_table(found)
     assert "2 of 81 cells, 1 seed of each target." in text and "| Mix-M | – / 1.35 |" in text
     assert "**1.00** / 1.52 |" in text and "| direction: share above 1 | 1 | 0.00 |" in text
+    short = reproduction.short_table(found)
+    assert "2 of 81 cells, 1 seed of each target." in short and "| direction: share above 1 | 1 | 0.00 |" in short
+    assert "Mix-M" not in short and reproduction.short_table(table01) == waiting
 
 
 def test_ghn2_is_not_run(table01):

@@ -93,7 +93,7 @@ def test_the_time_to_what_random_init_reaches(desk):
     epochs = table.data.set_index(["target", "column"])["epochs to random init's best"]
     assert epochs["mnas", "eff_lite2"] == "not reached" and epochs["semnas", "eff_lite2"] == "not run"
     headline = ours.headline(DESK, found)
-    assert "In 1 of 3 pairs, each seed of the target" in headline
+    assert "random init in 1 of 3 pairs, with each seed of the target" in headline
     assert "The mean effectiveness of the 3 pairs of different networks is 1.13;" in headline  # 0.6, 0.4, 0.34 / 0.395
     assert "would be 1.79. At the better of both rates, 2 of 3 are above 1." in headline  # over 0.25
 
