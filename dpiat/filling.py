@@ -108,8 +108,10 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
     operator = settings.chosen
     if rule == CLASSES:
         operator = ChosenClasses(settings.classes[to.name], leading if operator is leading else clip)
-    axes = {local: wanted.axes_of(local) for local in to.tensors}
-    return Route(by, to, _indices(given, wanted, by, to, operator), rules, axes)
+    indices = _indices(given, wanted, by, to, operator)
+    # Zeros around what an operator of the user's writes are the user's to write.
+    axes = {local: wanted.axes_of(local) for local in to.tensors} if _is_ours(operator) else {}
+    return Route(by, to, indices, rules, axes)
 
 
 def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
@@ -151,7 +153,7 @@ def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) 
         return None  # an operator of the user's
     rows = torch.broadcast_tensors(*rows) if rows else []
     filled = torch.zeros(
-        [size for within, size in zip(inner, tensor.shape, strict=True) if not within], dtype=torch.bool
+        [size for within, size in zip(inner, tensor.shape, strict=True) if not within], dtype=torch.bool, device="cpu"
     )
     filled[tuple(rows)] = True
     found = iter(filled.nonzero(as_tuple=True))
@@ -178,14 +180,15 @@ def weights_of(layer: LayerWeights, mode: str) -> Weights:
     return Weights(layer.tensors, _kind(layer), _groups(layer), axes)
 
 
-OURS = (*OPERATORS.values(), leading)  # what they return needs no check
+def _is_ours(operator: Operator) -> bool:
+    return operator in (*OPERATORS.values(), leading) or isinstance(operator, ChosenClasses)
 
 
 def _indices(given: Weights, wanted: Weights, by: LayerWeights, to: LayerWeights, operator: Operator) -> Indices | None:
     if operator is clip and is_centred(given, wanted):
         return None
     indices = operator(given, wanted)
-    if operator not in OURS and not isinstance(operator, ChosenClasses):
+    if not _is_ours(operator):
         _check_indices(indices, given, to, by)
     return indices
 

@@ -47,14 +47,25 @@ def silent_blocks(
         return {}
     new = list(_new_blocks(target, matched, partner))
     weights = {layer.name: layer for layer in target.weights} if new else {}
+    tried: dict[tuple, bool] = {}  # once for blocks that are alike
     found = {}
     for block in new:
-        for names in _candidates(block):
+        kind = type(_module(network, block.name)), tuple(_shapes(block))
+        for place, names in enumerate(_candidates(block)):
             layers = [weights[name] for name in names if name in weights]
-            if layers and _does_nothing(network, block, layers):
+            if layers and (*kind, place) not in tried:
+                tried[*kind, place] = _does_nothing(network, block, layers)
+            if layers and tried[*kind, place]:
                 found |= {layer.name: SILENT for layer in layers}
                 break
     return found
+
+
+def _module(network: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return network.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _new_blocks(target: Network, matched: Matching, partner: Mapping[str, str]) -> Iterator[Block]:
@@ -90,18 +101,16 @@ def _candidates(block: Block) -> Iterator[list[str]]:
     behind = [layer.name for layer in layers[main[-1] + 1 :] if layer.kind.startswith(NORMS) and len(layer.shape) == 1]
     if behind:
         yield behind[:1]
-    yield [layers[main[-1]].name]
+    for place in reversed(main[-2:]):  # after the last one may come a small convolution over channels, which is a gate
+        yield [layers[place].name]
 
 
 @torch.no_grad()
 def _does_nothing(network: nn.Module, block: Block, layers: Sequence[LayerWeights]) -> bool:
     """Is a block the identity when these layers are zero? Tried where it can be called with what it takes alone."""
-    try:
-        module = network.get_submodule(block.name)
-    except AttributeError:
-        return False
+    module = _module(network, block.name)
     into, out = ends(block)
-    if into != out:
+    if module is None or not into:
         return False
     named = all(layer.plain.role.endswith((roles.PROJECTED, roles.OUT_OF)) for layer in layers)
     try:
@@ -114,7 +123,7 @@ def _does_nothing(network: nn.Module, block: Block, layers: Sequence[LayerWeight
         given = _example(module, into)
         result = copy(given)
     except Exception:  # a block that takes more than its input: whatever its code raises
-        return named
+        return named and into == out
     result = result[0] if isinstance(result, (tuple, list)) else result
     return isinstance(result, Tensor) and result.shape == given.shape and bool(torch.allclose(result, given))
 

@@ -130,7 +130,7 @@ class Plan:
         """
         source, target = read_both(self.source, self.target, self.mode, self.recipe)
         found = list(self._again(source, target))
-        now = replace(self, report=Report(tuple(entry for entry, _ in found)))
+        now = replace(self, report=replace(self.report, entries=tuple(entry for entry, _ in found)))
         return now.carry_out([write for _, writes in found for write in writes], optimizer)
 
     def writes(self, source: Network, target: Network) -> list[Write]:
@@ -434,7 +434,8 @@ class Plan:
     def _with(self, entries: Iterable[Entry]) -> Plan:
         """The plan with these entries in place of those of the same target tensors."""
         new = {entry.target: entry for entry in entries}
-        return replace(self, report=Report(tuple(new.get(e.target, e) for e in self.report.entries)))
+        entries = tuple(new.get(e.target, e) for e in self.report.entries)
+        return replace(self, report=replace(self.report, entries=entries))
 
     def to_json(self) -> str:
         """The plan as text, without the networks and their weights.
@@ -446,6 +447,7 @@ class Plan:
         classes = {name: list(chosen.items()) for name, chosen in self.classes.items()}
         recipe = asdict(self.recipe)
         head = {"format": FORMAT, "mode": self.mode, "operator": operator, "classes": classes, "recipe": recipe}
+        head["notes"] = list(self.report.notes)
         return json.dumps({**head, "entries": [entry._asdict() for entry in self.report.entries]}, indent=1)
 
     @classmethod
@@ -479,12 +481,13 @@ class Plan:
                 raise ValueError(f"there is no rule {wrong.pop()!r}")
             operator = operator or OPERATORS.get(kept["operator"])
             mode, classes = kept["mode"], {name: dict(chosen) for name, chosen in kept["classes"].items()}
-            recipe = Recipe(**kept["recipe"])
+            recipe, notes = Recipe(**kept["recipe"]), tuple(kept["notes"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a plan that to_json wrote ({error})") from error
         if operator is None:
             raise ValueError("the plan was made with an operator of your own: pass it as operator=")
-        return cls(load(source, like=target), target, Report(tuple(entries)), mode, operator, classes, recipe)
+        report = Report(tuple(entries), notes)
+        return cls(load(source, like=target), target, report, mode, operator, classes, recipe)
 
     def to_dataframe(self) -> DataFrame:
         """A row for each target tensor. Needs pandas.
@@ -660,7 +663,7 @@ def _filled(source: Tensor, target: Tensor, index: tuple[Index, Index] | None) -
 
 def _count(index: Index, tensor: Tensor) -> int:
     """The number of elements of a tensor that an index chooses."""
-    if len(index) == tensor.dim() and {*map(type, index)} <= {slice}:
+    if isinstance(index, tuple) and len(index) == tensor.dim() and {*map(type, index)} <= {slice}:
         return prod([len(range(size)[places]) for places, size in zip(index, tensor.shape, strict=True)])
     return torch.empty(tensor.shape, device="meta")[index].numel()
 

@@ -65,12 +65,14 @@ class Report:
 
     Attributes:
         entries: In the order of the target's state dict.
+        notes: What is to be known of the whole.
 
     Examples:
         >>> print(transfer(source, target).summary())
     """
 
     entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def elements(self) -> dict[str, int]:
@@ -103,7 +105,7 @@ class Report:
         if warnings := self.warnings:
             more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
             text += f"; warning: {warnings[0]}{more}"
-        return text
+        return "; ".join([text, *self.notes])
 
     def to_dataframe(self) -> DataFrame:
         """A row for each target tensor. Needs pandas.

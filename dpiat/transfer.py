@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dpiat.alignment import align
+from dpiat.architecture import Architecture
 from dpiat.assignment import MATCHINGS, Matcher, best, check_matching
 from dpiat.branches import joined, of_one, spread
 from dpiat.filling import CLASSES, NEW_INPUTS
@@ -25,6 +26,9 @@ from dpiat.report import Report
 from dpiat.sources import Source, load
 from dpiat.writing import Write
 
+NO_STRIDES = (
+    "the source tells no strides, so that blocks of other resolutions can match: a module would, not a state dict"
+)
 # Those of Table 12.
 PAPER_NAMES = {
     "ClipTransfer": "clip",
@@ -187,12 +191,18 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
     planned = Plan(source, target, Report(()), mode, operator, mapped, recipe)
     givers = [*giver.weights, *made]
     found = list(planned.entries(givers, taker.weights, partner, kept, rules, why, silent, taker.order))
-    report = Report(tuple(entry for entry, _ in found))
+    report = Report(tuple(entry for entry, _ in found), _notes(*architectures))
     return replace(planned, report=report), [write for _, writes in found for write in writes]
 
 
 def _aligns(matcher: Matcher, mode: str) -> bool:
     return matcher is best and mode == "default"
+
+
+def _notes(source: Architecture, target: Architecture) -> tuple[str, ...]:
+    """What is to be known of a plan: a state dict tells no strides."""
+    told = [any(block.level for block in network.blocks) for network in (source, target)]
+    return (NO_STRIDES,) if told == [False, True] and target.structured else ()
 
 
 def _chosen(key: str, value: Any, known: Mapping[str, Any]) -> Any:

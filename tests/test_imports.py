@@ -60,7 +60,7 @@ ALLOWED = {
         *("sources", "standardization", "stored", "webpage", "writing"),
     },
     "dpiat.transfer": {
-        *("alignment", "branches", "new", "recipe"),
+        *("alignment", "architecture", "branches", "new", "recipe"),
         *("assignment", "filling", "heads", "operators", "pairing", "plan", "reading", "report", "sources", "writing"),
     },
     "dpiat.channels": {"standardization"},

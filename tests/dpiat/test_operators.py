@@ -64,8 +64,8 @@ def test_query_key_and_value_are_cropped_one_by_one():
     target.in_proj_weight.zero_()
     transfer(source, target)
     for theirs, ours in zip(source.in_proj_weight.chunk(3), target.in_proj_weight.chunk(3), strict=True):
-        for head, wider in zip(theirs.chunk(2), ours.chunk(2), strict=True):  # each head into the centre of its own
-            assert torch.equal(wider[1:5, 2:10], head)
+        for head, wider in zip(theirs.chunk(2), ours.chunk(2), strict=True):  # each head at the beginning of its own
+            assert torch.equal(wider[:4, :8], head)
         assert int((ours != 0).sum()) == 64
 
 
@@ -94,9 +94,9 @@ def test_projections_are_known_by_the_names_of_other_libraries(name):
     transfer(source, target)
     given, filled = (network.get_submodule(name) for network in (source, target))
     for theirs, ours in zip(given.weight.chunk(3, along), filled.weight.chunk(3, along), strict=True):
-        assert torch.equal(ours[2:10, 2:10], theirs)
+        assert torch.equal(ours[:8, :8], theirs)
     for theirs, ours in zip(given.bias.chunk(3), filled.bias.chunk(3), strict=True):
-        assert torch.equal(ours[2:10], theirs)
+        assert torch.equal(ours[:8], theirs)
     setattr(wrapped, name, torch.compile(wrapped.get_submodule(name)))
     transfer(source, wrapped)
     assert torch.equal(wrapped.get_submodule(name).weight, filled.weight)
@@ -133,6 +133,8 @@ def test_a_token_gets_the_row_of_its_own_number(rows, width, operator):
     report = transfer(source, into, operator=operator)
     transfer(source.state_dict(), other, operator=operator)
     count, (to, by) = min(9, rows), centre((4,), (width,))
+    if operator == "clip":
+        to = by = (slice(0, min(4, width)),)
     for target in (into, other):
         assert torch.equal(target[0].weight[:count, to[0]], source[0].weight[:count, by[0]])
     assert report.entries[0].filled == count * min(4, width)
@@ -186,17 +188,14 @@ def test_full_repeats_source_entries_around_the_centre():
 def test_clip_with_normalization_gives_the_spread_of_a_fresh_network():
     source, target = trained("mobilenetv2_050", 0), trained("mobilenetv2_100", 1)
     report = transfer(source, target, operator="clip_normalized")
-    assert report.entries == plan(source, target).report.entries
-    written = {entry.target for entry in report.entries if entry.action != "left"}
+    written = {entry.target for entry in report.entries if entry.action not in ("left", "zero")}
     for name, module in target.named_modules():
         if isinstance(module, nn.Conv2d) and f"{name}.weight" in written:
             assert float(module.weight.std()) == pytest.approx(
                 math.sqrt(2 / (len(module.weight) * module.weight[0, 0].numel()))
             )
     assert float(target.classifier.weight.std()) == pytest.approx(1 / math.sqrt(3 * target.classifier.in_features))
-    clipped = trained("mobilenetv2_100", 1)
-    transfer(source, clipped)
-    assert torch.equal(target.bn1.weight, clipped.bn1.weight)
+    assert torch.equal(target.bn1.weight[8:24], source.bn1.weight)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -240,7 +239,8 @@ def test_the_dry_run_of_each_operator_tells_what_happens(name):
         if not before[entry.target].is_floating_point():
             continue
         changed = int((first.state_dict()[entry.target] != before[entry.target]).sum())
-        assert name == "clip_normalized" or 0.99 * entry.filled <= changed <= entry.filled
+        written = entry.filled + entry.zeros
+        assert name == "clip_normalized" or 0.99 * written <= changed <= written
     Plan.from_json(planned.to_json(), source, second).apply()
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)

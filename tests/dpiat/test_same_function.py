@@ -11,7 +11,7 @@ from functions import differ, on_meta, randomized
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
-from dpiat import coverage, plan, similarity, transfer
+from dpiat import Plan, coverage, plan, similarity, transfer
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96, "num_labels": 5}
@@ -165,12 +165,21 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("source", "target"), FAMILIES)
-def test_a_network_and_its_state_dict_give_the_same_plan(source, target):
+def test_a_network_and_its_state_dict_give_the_same_plan_but_for_strides(source, target, monkeypatch):
+    monkeypatch.setattr("dpiat.structure.leveled", lambda blocks, *_: tuple(blocks))
     source, target = (on_meta(timm.create_model, name) for name in (source, target))
     whole, stored = (
         {e.target: e.source for e in plan(given, target).report.entries} for given in (source, source.state_dict())
     )
     assert {name: (whole[name], stored[name]) for name in whole if whole[name] != stored[name]} == {}
+
+
+def test_a_plan_says_that_a_state_dict_tells_no_strides():
+    source, target = (on_meta(timm.create_model, name) for name in ("mnasnet_100", "rexnet_100"))
+    assert plan(source, target).report.notes == ()
+    planned = plan(source.state_dict(), target)
+    assert "tells no strides" in planned.report.summary()
+    assert Plan.from_json(planned.to_json(), source.state_dict(), target).report == planned.report
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,10 @@ def test_efficientnets_b2_and_b0(architectures):
 
 
 def test_modes(architectures):
-    """Both agree where strides do; the stride of ReXNet's blocks stands at other places than MixNet's."""
-    mixnet, rexnet, large, small = (on_meta(PAPER[label]) for label in ("Mix-L", "ReX", "Eff-B2", "Eff-B0"))
+    """MixNet's convolutions side by side are one layer in default mode, and so more like ReXNet's."""
+    mixnet, rexnet = (on_meta(PAPER[label]) for label in ("Mix-L", "ReX"))
     assert similarity(mixnet, rexnet, "paper") == similarity(architectures["Mix-L"], architectures["ReX"])
-    assert similarity(mixnet, rexnet) < similarity(mixnet, rexnet, "paper")
-    assert similarity(large, small) == similarity(large, small, "paper")
+    assert similarity(mixnet, rexnet) > similarity(mixnet, rexnet, "paper")
 
 
 def test_similarity_is_symmetric_and_coverage_is_not(architectures):
