@@ -87,8 +87,10 @@ ROWS = {
     "all but gates": Row(replace(PLACED, gates=False)),
     "all but merge": Row(replace(PLACED, merge=False)),
 }
-FIELDS = ("row", "source", "target", "seed", "accuracy", "test_loss", "accuracies", "filled", "seconds", "settings")
-FIELDS += ("commit", "dirty", "cpu", "torch", "timm", "finished")
+FIELDS = (
+    *("row", "source", "target", "seed", "accuracy", "test_loss", "accuracies", "filled", "seconds", "settings"),
+    *("commit", "dirty", "cpu", "torch", "timm", "finished"),
+)
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def trained(network: nn.Module, data: Data, seed: int) -> Iterator[tuple[float, 
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate(epoch)
         network.train()
-        for (drawn,) in data.train.train_draws(BATCH, SIZE, order):
-            inputs, labels = data.train.train_batch(SIZE, drawn)
+        for draw in data.train.train_draws(BATCH, SIZE, order):
+            inputs, labels = data.train.train_batch(SIZE, *draw)
             optimizer.zero_grad(set_to_none=True)
             with convolving(cpu):
                 loss = cross_entropy(network(inputs), labels)
