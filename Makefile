@@ -24,9 +24,13 @@ test: setup lint ## lint, generated files, tests
 	$(PYTHON) -m experiments.figures --check
 	$(PYTHON) -m pytest
 
-lint: setup ## style and format
+check: setup lint ## lint and the tests that train nothing, before every commit
+	$(PYTHON) -m pytest -m "not training"
+
+lint: setup ## style, format and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 tables: setup ## rebuild results/tables and the generated parts of the READMEs from the records
 	$(PYTHON) -m experiments.tables
@@ -45,4 +49,4 @@ lock: setup ## renew requirements.txt from requirements.in
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-package dpiat --no-annotate \
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
 
-.PHONY: help setup demo test lint tables figures notebooks bench lock
+.PHONY: help setup demo test check lint tables figures notebooks bench lock

@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.settings import Settings, UserError, register
-from experiments.stopping import GOES_ON, exit_if_failed, exit_on_sigterm, fail
+from experiments.train.stopping import GOES_ON, exit_if_failed, exit_on_sigterm, fail
 
 register()
 
@@ -16,15 +16,17 @@ register()
 def main(config: DictConfig) -> None:
     exit_on_sigterm()
     settings: Settings = OmegaConf.to_object(config)  # before torch, which takes seconds, is loaded
-    from experiments import figures, parallel, report, trial
-    from experiments.records import CannotWrite
+    from experiments import report, trial
+    from experiments.results import drawing
+    from experiments.store.files import CannotWrite
+    from experiments.train import parallel
 
     plots = Path(settings.output_dir).expanduser() / "plots"
     try:
-        outcome = trial.run(settings, lambda record, baseline: figures.comparison(record, baseline, plots))
+        outcome = trial.run(settings, lambda record, baseline: drawing.comparison(record, baseline, plots))
         end = parallel.from_first(lambda: report.report(*outcome, plots))
     except trial.Diverged as error:
-        end = error  # and a grid goes on
+        end = str(error)  # and a grid goes on
     except (UserError, CannotWrite) as error:
         return fail(error)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from dpiat.similarity import Candidate, coverage, rank, similarity
 from dpiat.sources import load
 from dpiat.transfer import plan, transfer
 
+__version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "Block",

@@ -9,11 +9,12 @@ never match. Where two blocks name their layers alike, names count as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,9 @@ NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "Norm")
 DENSE = ("Linear", "Conv")
 GATES = (roles.REDUCE, roles.EXPAND)
 RANK = {role: rank for rank, role in enumerate(roles.ORDER)}
+Matched = tuple[int, int, list[tuple[int, int]]]  # blocks of target and source, and the places of their pairs of layers
+LARGE = 2**20  # so many numbers at once
+Place = tuple[int, int]  # the number of a block, and of a layer in it
 SIZES = 5  # of a layer: outputs, inputs, and up to three of a kernel
 INTO, INSIDE, OUT, NO_WIDTH = range(4)  # what a width of a layer is to its block
 
@@ -62,13 +66,17 @@ PLAIN = replace(BEST, relative=False)
 
 def family(layer: Layer, gates: bool = BEST.gates) -> str:
     """Layers of different families never match; with `gates`, a squeeze and excitation has two of its own."""
-    kind, role = layer.kind, layer.role
-    if not layer.shape:
+    return _family(layer.kind, layer.shape, layer.role, gates)
+
+
+@lru_cache(maxsize=2**14)
+def _family(kind: str, shape: tuple[int, ...], role: str, gates: bool) -> str:
+    if not shape:
         return ""
     if gates and role in GATES:
         return role
     if role == roles.SHORTCUT:
-        return f"{role} {'norm' if len(layer.shape) == 1 else 'dense'}"
+        return f"{role} {'norm' if len(shape) == 1 else 'dense'}"
     if role == roles.POSITION or role == roles.OFFSET or (role.endswith("token") and kind == "Parameter"):
         return role
     if kind.startswith("Depthwise"):
@@ -83,20 +91,41 @@ def family(layer: Layer, gates: bool = BEST.gates) -> str:
         return "Norm"
     if kind.startswith("Embedding"):
         return "Embedding"
-    sizes = [size for size in layer.shape if size > 1]
+    sizes = [size for size in shape if size > 1]
     return f"{kind} {len(sizes)}" if kind != "Parameter" or len(sizes) > 1 else "vector"
 
 
-def sizes_of(layer: Layer) -> tuple[int, ...]:
+@lru_cache(maxsize=2**14)
+def sizes_of(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """What Eq. 1 compares, the same for a linear layer and a 1 × 1 convolution, and the dimensions of the kernel."""
-    if len(layer.shape) < 2 or not layer.kind.startswith((*DENSE, "Depthwise")):  # some keep a matrix as a vector
-        sizes = [size for size in layer.shape if size > 1] or [1]
+    if len(shape) < 2 or not kind.startswith((*DENSE, "Depthwise")):  # some keep a matrix as a vector
+        sizes = [size for size in shape if size > 1] or [1]
         if len(sizes) > SIZES:
             sizes = [*sizes[: SIZES - 1], prod(sizes[SIZES - 1 :])]
         return (*sizes, *[1] * (SIZES - len(sizes)), 0)
-    out, into, *kernel = layer.shape
+    out, into, *kernel = shape
     kernel = kernel[: SIZES - 2]
     return (out, into, *[1] * (SIZES - 2 - len(kernel)), *kernel, len(kernel))
+
+
+class Padded(NamedTuple):
+    """The different blocks that have layers of one family (blocks,), their layers and the names of these (blocks, n).
+
+    Fillers follow the last of a block.
+    """
+
+    blocks: np.ndarray
+    layers: np.ndarray
+    names: np.ndarray
+
+    def of(self, blocks: np.ndarray) -> Padded:
+        """Those of some of the blocks."""
+        rows = np.searchsorted(self.blocks, blocks)
+        return Padded(blocks, self.layers[rows], self.names[rows])
+
+    def by(self, axes: Any) -> Padded:
+        """With more axes, so that all stand beside all others."""
+        return self._replace(layers=self.layers[axes], names=self.names[axes])
 
 
 class Outline:
@@ -107,56 +136,66 @@ class Outline:
         layers: dict[tuple, int] = {}
         known: dict[tuple, int] = {}
         self.weighted: list[list[Layer]] = []
-        self.members: list[tuple[int, ...]] = []  # of each different block
+        self.members: list[tuple[int, ...]] = []  # the layers of each different block,
+        self.names: list[tuple[str, ...]] = []  # and their names in it
         self.kinds: list[bool] = []  # is it a run?
-        self.names: list[tuple[str, ...]] = []
         index = []
         for block in self.blocks:
             weighted = [layer for layer in block.layers if layer.shape]
             self.weighted.append(weighted)
-            names = tuple(layer.name.removeprefix(f"{block.name}.") for layer in weighted)
-            keys = [
-                (layer.kind, layer.shape, layer.role, name, widths)
-                for layer, name, widths in zip(weighted, names, _widths_of(block, weighted), strict=True)
-            ]
-            members = tuple(layers.setdefault(key, len(layers)) for key in keys)
-            key = block.run, members
+            told = zip(weighted, _widths_of(block, weighted), strict=True)
+            members = tuple([layers.setdefault((layer[1:], widths), len(layers)) for layer, widths in told])
+            names = tuple([layer.name.removeprefix(f"{block.name}.") for layer in weighted])
+            key = block.run, members, names
             if key not in known:
                 known[key] = len(known)
                 self.members.append(members)
-                self.kinds.append(block.run)
                 self.names.append(names)
+                self.kinds.append(block.run)
             index.append(known[key])
         self.index = np.array(index, dtype=int)
-        self.layers = [Layer("", kind, shape, role) for kind, shape, role, *_ in layers]
-        self.own_names = [name for *_, name, _ in layers]
-        self.widths = np.array([widths for *_, widths in layers], dtype=int).reshape(-1, 2)  # of outputs and inputs
-        self.families: dict[str, list[int]] = {}
+        self.layers = [Layer("", *key) for key, _ in layers]
+        self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)  # of outputs and inputs
         of = [family(layer, gates) for layer in self.layers]
+        self.families: dict[str, list[int]] = {}
         for number, kind in enumerate(of):
             self.families.setdefault(kind, []).append(number)
+        self.roles = [*(layer.role for layer in self.layers), ""]  # and that of a filler
+        number = {name: i for i, name in enumerate(dict.fromkeys(name for names in self.names for name in names))}
+        self.different_names = [*number, ""]  # of layers in their blocks, and of a filler
+        self.numbers = [[number[name] for name in names] for names in self.names]
         # Of each different block, the layers of each family in their order.
         self.columns: list[dict[str, list[int]]] = []
         for members in self.members:
-            columns: dict[str, list[int]] = {}
+            columns: dict[str, list[tuple[int, Layer]]] = {}
             for place, number in enumerate(members):
-                columns.setdefault(of[number], []).append(place)
-            self.columns.append({kind: self._in_order(places, members) for kind, places in columns.items()})
+                columns.setdefault(of[number], []).append((place, self.layers[number]))
+            self.columns.append({kind: [place for place, _ in _in_order(each)] for kind, each in columns.items()})
+        self.count = sum(map(len, self.weighted))
         self.towers = [_tower(block.name) for block in self.blocks]
         self.stages = _stages(self.blocks)
 
-    def _in_order(self, places: list[int], members: tuple[int, ...]) -> list[int]:
-        """The places with those of known roles in the order of these, among themselves."""
-        rank = {place: RANK[role] for place in places if (role := self.layers[members[place]].role) in RANK}
-        if len(rank) < 2:
-            return places
-        ordered = iter(sorted(rank, key=rank.get))
-        return [next(ordered) if place in rank else place for place in places]
+    @cached_property
+    def padded(self) -> dict[str, Padded]:
+        """The layers of each family, block by block."""
+        found = {}
+        for kind in self.families:
+            blocks = [i for i, columns in enumerate(self.columns) if kind in columns]
+            shape = len(blocks), max(len(self.columns[i][kind]) for i in blocks)
+            layers, names = np.full(shape, len(self.layers)), np.full(shape, len(self.different_names) - 1)
+            for row, i in enumerate(blocks):
+                places = self.columns[i][kind]
+                layers[row, : len(places)] = [self.members[i][place] for place in places]
+                names[row, : len(places)] = [self.numbers[i][place] for place in places]
+            found[kind] = Padded(np.array(blocks), layers, names)
+        return found
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """(layers, SIZES + 1)"""
-        return np.array([sizes_of(layer) for layer in self.layers], dtype=float).reshape(-1, SIZES + 1)
+        return np.array([sizes_of(layer.kind, layer.shape) for layer in self.layers], dtype=float).reshape(
+            -1, SIZES + 1
+        )
 
 
 def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
@@ -259,10 +298,9 @@ class _Alignment:
         s, t = self.source, self.target
         ratios = _ratios(s.blocks, t.blocks) if recipe.relative else None
         self.plain = _layer_scores(s, t, ratios)  # (target layers + 1, source layers + 1), the last row and column 0
-        self.named = self.plain * np.where(_same_names(s, t), 1.0, OTHER_NAME)
-        self.trusted = np.array(
-            [[_name_alike(ours, theirs) for theirs in s.names] for ours in t.names], dtype=bool
-        ).reshape(len(t.members), len(s.members))
+        self.trusted = _alike(t.names, s.names)  # (different blocks of the target, of the source)
+        self.roles = _numbered(t.roles, s.roles)
+        self.names = _numbered(t.different_names, s.different_names)
         different = self._blocks()
         blocks = different[t.index[:, None], s.index] if different.size else np.zeros((len(t.blocks), len(s.blocks)))
         self.blocks = np.where(self._may_match(), blocks, 0.0)  # (target blocks, source blocks)
@@ -280,29 +318,36 @@ class _Alignment:
         """The alignment of the target with the source: all but the ranges of blocks is the same from there."""
         found = copy(self)
         found.source, found.target = self.target, self.source
-        for name in ("plain", "named", "trusted", "blocks"):
-            setattr(found, name, getattr(self, name).T)
+        found.roles, found.names = self.roles[::-1], self.names[::-1]
+        found.plain, found.trusted, found.blocks = self.plain.T, self.trusted.T, self.blocks.T
         found._match_blocks()
         return found
 
     def score(self) -> float:
         """The score of the matching: where it is perfect, nothing is left over that could add to it."""
-        perfect = self.total >= sum(map(len, self.target.weighted))
-        return self.total if perfect else self.matching().score
+        perfect = self.total >= self.target.count
+        return self.total if perfect else self.total + len(self._left_over(self._matched()))
 
     def _blocks(self) -> np.ndarray:
         """The best score of each different target block (rows) against each different source block."""
         t, s = self.target, self.source
         total = np.zeros((len(t.members), len(s.members)))
-        for kind in t.families.keys() & s.families.keys() - {""}:
-            rows, ours = _padded(t, kind)  # blocks, (blocks, n) numbers of layers
-            columns, theirs = _padded(s, kind)
-            plain = self.plain[ours[:, :, None, None], theirs]  # (T, n, S, m)
-            if self.trusted[np.ix_(rows, columns)].any():
-                named = self.named[ours[:, :, None, None], theirs]
-                plain = np.where(self.trusted[np.ix_(rows, columns)][:, None, :, None], named, plain)
-            total[np.ix_(rows, columns)] += _aligned(plain)
+        for kind in _common(s, t):
+            ours, theirs = t.padded[kind], s.padded[kind]
+            index = np.ix_(ours.blocks, theirs.blocks)
+            trusted = self.trusted[index][:, None, :, None]
+            total[index] += _aligned(self._scores(ours.by(np.s_[:, :, None, None]), theirs, trusted))
         return total
+
+    def _scores(self, ours: Padded, theirs: Padded, trusted: np.ndarray) -> np.ndarray:
+        """The scores of layers; where names are trusted, those of others are worth less."""
+        scores = self.plain[ours.layers, theirs.layers]
+        if not trusted.any():
+            return scores
+        (r_t, r_s), (n_t, n_s) = self.roles, self.names
+        roles_t = r_t[ours.layers]
+        same = (n_t[ours.names] == n_s[theirs.names]) | ((roles_t == r_s[theirs.layers]) & (roles_t > 0))
+        return np.where(trusted & ~same, scores * OTHER_NAME, scores)
 
     def _may_match(self) -> np.ndarray:
         """Runs match runs, the first one and the last one their like, and towers of the same name."""
@@ -325,50 +370,65 @@ class _Alignment:
         return may
 
     def matching(self) -> Matching:
-        blocks, layers = [], []
-        found: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for i, j in trace(self.phase_two, self.blocks, self.places):
-            key = int(self.target.index[i]), int(self.source.index[j])
-            if key not in found:
-                found[key] = self._layer_pairs(*key)
-            blocks.append(BlockPair(self.source.blocks[j], self.target.blocks[i]))
-            ours, theirs = self.target.weighted[i], self.source.weighted[j]
-            layers += [LayerPair(theirs[b], ours[a]) for a, b in found[key]]
-        more = self._left_over(layers)
+        """The matching, with its score."""
+        ours, theirs = self.target, self.source
+        matched = self._matched()
+        blocks = [BlockPair(theirs.blocks[j], ours.blocks[i]) for i, j, _ in matched]
+        layers = [LayerPair(theirs.weighted[j][b], ours.weighted[i][a]) for i, j, pairs in matched for a, b in pairs]
+        more = self._left_over(matched)
         if more:
-            place = {layer: i for i, layer in enumerate(layer for block in self.target.weighted for layer in block)}
-            layers = sorted(layers + more, key=lambda pair: place[pair.target])
+            place = {id(layer): i for i, layer in enumerate(layer for block in ours.weighted for layer in block)}
+            layers = sorted(layers + more, key=lambda pair: place[id(pair.target)])
         return Matching(self.total + len(more), tuple(blocks), tuple(layers))
 
-    def _left_over(self, layers: list[LayerPair]) -> list[LayerPair]:
-        """Pairs of equal layers that nothing else uses, in order: of a block in one network, and not in the other."""
-        used, filled = {pair.source for pair in layers}, {pair.target for pair in layers}
-        ours = [layer for block in self.target.weighted for layer in block if layer not in filled]
-        theirs = [layer for block in self.source.weighted for layer in block if layer not in used] if ours else []
-        if not ours or not theirs:
-            return []
-        gates = self.recipe.gates
-        sides = [Outline([Block("", tuple(side), run=True)], gates) for side in (theirs, ours)]
-        scores = _layer_scores(*sides)
-        members = [sides[1].members[0], sides[0].members[0]]
-        pairs = []
-        for kind, places in sides[1].columns[0].items():
-            others = sides[0].columns[0].get(kind, [])
-            chosen = scores[np.ix_([members[0][a] for a in places], [members[1][b] for b in others])]
-            pairs += [(places[a], others[b]) for a, b in _traced(np.where(chosen == 1, 1.0, 0.0)) if chosen[a, b] == 1]
-        return [LayerPair(theirs[b], ours[a]) for a, b in sorted(pairs)]
+    def _matched(self) -> list[Matched]:
+        ours, theirs = self.target.index.tolist(), self.source.index.tolist()
+        blocks = trace(self.phase_two, self.blocks, self.places)
+        pairs = self._layer_pairs(list(dict.fromkeys((ours[i], theirs[j]) for i, j in blocks)))
+        return [(i, j, pairs[ours[i], theirs[j]]) for i, j in blocks]
 
-    def _layer_pairs(self, i: int, j: int) -> list[tuple[int, int]]:
-        """The pairs of places in the different blocks i of the target and j of the source."""
-        t, s = self.target, self.source
-        scores = self.named if self.trusted[i, j] else self.plain
+    def _left_over(self, matched: list[Matched]) -> list[LayerPair]:
+        """Pairs of equal layers that nothing else uses, in order: of a block in one network, and not in the other."""
+        filled = {(i, a) for i, _, pairs in matched for a, _ in pairs}
+        used = {(j, b) for _, j, pairs in matched for _, b in pairs}
+        ours, theirs = self._others(self.target, filled), self._others(self.source, used)
         pairs = []
-        for kind, ours in t.columns[i].items():
-            theirs = s.columns[j].get(kind, [])
-            if theirs:
-                chosen = scores[np.ix_([t.members[i][a] for a in ours], [s.members[j][b] for b in theirs])]
-                pairs += [(ours[a], theirs[b]) for a, b in _traced(chosen)]
-        return sorted(pairs)
+        for kind in ours.keys() & theirs.keys():
+            both = set.intersection(*({_compared(layer) for _, layer in side[kind]} for side in (ours, theirs)))
+            rows, columns = (
+                _in_order([pair for pair in side[kind] if _compared(pair[1]) in both]) for side in (ours, theirs)
+            )
+            if both:
+                equal = np.array([[_equal(a, b) for _, b in columns] for _, a in rows], dtype=float)
+                pairs += [(*rows[i], columns[j][1]) for i, j in next(_traced(equal[None]))]
+        return [LayerPair(source, target) for _, target, source in sorted(pairs, key=lambda pair: pair[0])]
+
+    def _others(self, side: Outline, places: set[Place]) -> dict[str, list[tuple[Place, Layer]]]:
+        """The layers of each family that do not stand in these places."""
+        found: dict[str, list[tuple[Place, Layer]]] = {}
+        if len(places) < side.count:
+            for i, block in enumerate(side.weighted):
+                for a, layer in enumerate(block):
+                    if (i, a) not in places:
+                        found.setdefault(family(layer, self.recipe.gates), []).append(((i, a), layer))
+        return found
+
+    def _layer_pairs(self, blocks: list[tuple[int, int]]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        """The pairs of places of layers in pairs of different blocks of the target and the source."""
+        t, s = self.target, self.source
+        found: dict[tuple[int, int], list[tuple[int, int]]] = {pair: [] for pair in blocks}
+        for kind in _common(s, t):
+            both = [(i, j) for i, j in blocks if kind in t.columns[i] and kind in s.columns[j]]
+            ours, theirs = t.padded[kind], s.padded[kind]
+            step = max(1, LARGE // (ours.layers.shape[1] * theirs.layers.shape[1]))
+            for some in (both[start : start + step] for start in range(0, len(both), step)):
+                i, j = np.array(some).T
+                rows, columns = ours.of(i).by(np.s_[:, :, None]), theirs.of(j).by(np.s_[:, None])
+                scores = self._scores(rows, columns, self.trusted[i, j][:, None, None])  # (pairs of blocks, n, m)
+                for pair, places in zip(some, _traced(scores), strict=True):
+                    of_target, of_source = t.columns[pair[0]][kind], s.columns[pair[1]][kind]
+                    found[pair] += [(of_target[a], of_source[b]) for a, b in places]
+        return {pair: sorted(places) for pair, places in found.items()}
 
 
 def outline_of(network: Architecture, gates: bool = BEST.gates) -> Outline:
@@ -390,49 +450,47 @@ def _outline(network: Architecture, other: Architecture, gates: bool) -> Outline
     return Outline([block for blocks in single for block in blocks], gates)
 
 
+def _common(source: Outline, target: Outline) -> list[str]:
+    """The families that both have, in one order: in another, sums would be rounded otherwise, and ties broken so."""
+    return sorted(target.families.keys() & source.families.keys() - {""})
+
+
 def _layer_scores(source: Outline, target: Outline, wider: np.ndarray | None = None) -> np.ndarray:
     """Eq. 1 for all pairs of different layers of one family that may match; a row and a column of 0 at the end.
 
     `wider` is how much wider the target is, by what a width is to its block: its widths are divided by that.
     """
     scores = np.zeros((len(target.layers) + 1, len(source.layers) + 1))
-    for kind in target.families.keys() & source.families.keys() - {""}:
-        i, j = target.families[kind], source.families[kind]
-        t, s = target.sizes[i][:, None], source.sizes[j][None]
+    r_t, r_s = _numbered(target.roles, source.roles)
+    may = (r_t[:, None] == r_s) | (r_t == 0)[:, None] | (r_s == 0)
+    for kind in _common(source, target):
+        index = np.ix_(target.families[kind], source.families[kind])
+        t, s = target.sizes[index[0]], source.sizes[index[1]]  # (T, 1, SIZES + 1), (1, S, SIZES + 1)
         if wider is not None:
-            t = t.copy()
-            t[:, 0, :2] /= wider[target.widths[i]]
+            t[:, 0, :2] /= wider[target.widths[target.families[kind]]]
         ratios = (np.minimum(t, s)[..., :SIZES] / np.maximum(t, s)[..., :SIZES]).prod(axis=2)
         if kind in ("dense", "depthwise", f"{roles.SHORTCUT} dense", *GATES):
             n_t, n_s = t[..., SIZES], s[..., SIZES]
             points = (t[..., 2:SIZES].prod(axis=2) == 1) & (s[..., 2:SIZES].prod(axis=2) == 1)
             inflated = (np.minimum(n_t, n_s) == 2) & (np.maximum(n_t, n_s) == 3)
             ratios = np.where((n_t == n_s) | points | inflated, ratios, 0.0)
-        number = {"": 0}
-        r_t, r_s = (
-            np.array([number.setdefault(each.layers[n].role, len(number)) for n in numbers])
-            for each, numbers in ((target, i), (source, j))
-        )
-        may = (r_t[:, None] == r_s) | (r_t == 0)[:, None] | (r_s == 0)
-        scores[np.ix_(i, j)] = np.where(may, ratios, 0.0)
+        scores[index] = np.where(may[index], ratios, 0.0)
     return scores
 
 
-def _same_names(source: Outline, target: Outline) -> np.ndarray:
-    """Do two layers have one name in their blocks, or one known role? As the scores, with a row and column more."""
-    same = np.zeros((len(target.layers) + 1, len(source.layers) + 1), dtype=bool)
-    number: dict[str, int] = {}
-    a, b = (
-        np.array([number.setdefault(name, len(number)) for name in each.own_names], dtype=int)
-        for each in (target, source)
-    )
-    number = {"": -1}
-    r, q = (
-        np.array([number.setdefault(layer.role, len(number)) for layer in each.layers], dtype=int)
-        for each in (target, source)
-    )
-    same[:-1, :-1] = (a[:, None] == b) | ((r[:, None] == q) & (r >= 0)[:, None])
-    return same
+def _numbered(ours: list[str], theirs: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Words as numbers, the same for the same word, 0 for none."""
+    number = {"": 0}
+    return tuple(np.array([number.setdefault(word, len(number)) for word in words]) for words in (ours, theirs))
+
+
+def _alike(ours: list[tuple[str, ...]], theirs: list[tuple[str, ...]]) -> np.ndarray:
+    """Which blocks name their layers as which others: (ours, theirs)."""
+    rows, columns = ({names: i for i, names in enumerate(dict.fromkeys(side))} for side in (ours, theirs))
+    different = np.array([[_name_alike(a, b) for b in columns] for a in rows], dtype=bool)
+    different = different.reshape(len(rows), len(columns))
+    index = np.ix_([rows[names] for names in ours], [columns[names] for names in theirs])
+    return different[index] if different.size else np.zeros((len(ours), len(theirs)), dtype=bool)
 
 
 def _name_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
@@ -443,17 +501,6 @@ def _name_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     if len(shared) < TRUSTED * min(len(a), len(b)):
         return False
     return [name for name in a if name in shared] == [name for name in b if name in shared]
-
-
-def _padded(side: Outline, kind: str) -> tuple[list[int], np.ndarray]:
-    """The different blocks that have layers of a family, and the numbers of these, (blocks, n), with fillers."""
-    rows = [i for i, columns in enumerate(side.columns) if kind in columns]
-    width = max(len(side.columns[i][kind]) for i in rows)
-    numbers = np.full((len(rows), width), len(side.layers))
-    for row, i in enumerate(rows):
-        places = side.columns[i][kind]
-        numbers[row, : len(places)] = [side.members[i][place] for place in places]
-    return rows, numbers
 
 
 def _aligned(scores: np.ndarray) -> np.ndarray:
@@ -467,23 +514,41 @@ def _aligned(scores: np.ndarray) -> np.ndarray:
     return best[..., -1]
 
 
-def _traced(scores: np.ndarray) -> list[tuple[int, int]]:
-    """The pairs (target, source) behind the best sum of one pair of blocks: (n, m)."""
-    n, m = scores.shape
-    if n == m and (scores.diagonal() == 1).all():
-        return [(i, i) for i in range(n)]
-    best = np.zeros((n + 1, m + 1))
+def _in_order(layers: list[tuple[Any, Layer]]) -> list[tuple[Any, Layer]]:
+    """Layers with their places; those of known roles in the order of these, among themselves."""
+    ranked = [pair for pair in layers if pair[1].role in RANK]
+    if len(ranked) < 2:
+        return layers
+    ordered = iter(sorted(ranked, key=lambda pair: RANK[pair[1].role]))
+    return [next(ordered) if pair[1].role in RANK else pair for pair in layers]
+
+
+def _compared(layer: Layer) -> tuple:
+    """What is the same of two layers that score 1, their roles aside."""
+    *sizes, dimensions = sizes_of(layer.kind, layer.shape)
+    return (*sizes, dimensions == 1 and sizes[-1] > 1)
+
+
+def _equal(a: Layer, b: Layer) -> bool:
+    return (a.role == b.role or not a.role or not b.role) and _compared(a) == _compared(b)
+
+
+def _traced(scores: np.ndarray) -> Iterator[list[tuple[int, int]]]:
+    """The pairs (target, source) behind the best sums of `_aligned`, for each of several pairs of blocks: (P, n, m)."""
+    pairs_of_blocks, n, m = scores.shape
+    best = np.zeros((pairs_of_blocks, n + 1, m + 1))
     for i in range(n):
-        best[i + 1, 1:] = np.maximum(best[i, 1:], best[i, :-1] + scores[i])
-        np.maximum.accumulate(best[i + 1], out=best[i + 1])
-    i, j, pairs = n, m, []
-    while i and j:
-        if best[i, j] == best[i, j - 1]:
-            j -= 1
-        elif best[i, j] == best[i - 1, j]:
-            i -= 1
-        else:
-            i, j = i - 1, j - 1
-            if scores[i, j] > 0:
+        taken = best[:, i, :-1] + scores[:, i]
+        np.maximum(best[:, i, 1:], taken, out=best[:, i + 1, 1:])
+        np.maximum.accumulate(best[:, i + 1], axis=1, out=best[:, i + 1])
+    for sums in best.tolist():  # lists, whose numbers are faster to look at one by one
+        i, j, pairs = n, m, []
+        while i and j:
+            if sums[i][j] == sums[i][j - 1]:
+                j -= 1
+            elif sums[i][j] == sums[i - 1][j]:
+                i -= 1
+            else:  # more than without this pair
+                i, j = i - 1, j - 1
                 pairs.append((i, j))
-    return pairs[::-1]
+        yield pairs[::-1]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,18 +17,7 @@ from torch import Tensor
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.levels import is_main
 from dpiat.operators import Index, Indices
-from dpiat.standardization import DEPTHWISE, LayerWeights, Network
-
-
-class Branch(NamedTuple):
-    """Where a convolution has its outputs, its inputs and its kernel in the layer that it makes with those beside it.
-
-    `whole` is the name of that layer and `shape` the shape of its weight; `starts` is the first place along each axis.
-    """
-
-    whole: str
-    shape: tuple[int, ...]
-    starts: tuple[int, ...]
+from dpiat.standardization import DEPTHWISE, Branch, LayerWeights, Network
 
 
 def merged(network: Network) -> Network:

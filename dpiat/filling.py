@@ -37,6 +37,7 @@ from dpiat.operators import (
     is_centred,
     is_table,
     leading,
+    shared,
 )
 from dpiat.positions import resampled_grid, resampled_offsets, resampled_patches
 from dpiat.recipe import BEST, Recipe
@@ -395,8 +396,10 @@ def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
 
 def _weights(by: LayerWeights, to: LayerWeights, *ranks: int) -> tuple[Tensor, Tensor] | None:
     """The weights of both, if they are of different shapes and of these numbers of dimensions."""
-    s, t = (layer.tensors.get("weight") for layer in (by, to))
-    return None if s is None or t is None or s.shape == t.shape or not {s.dim(), t.dim()} <= {*ranks} else (s, t)
+    s, t = by.tensors.get("weight"), to.tensors.get("weight")
+    if s is None or t is None or s.dim() not in ranks or t.dim() not in ranks or s.shape == t.shape:
+        return None
+    return s, t
 
 
 def _convolves(layer: LayerWeights) -> bool:
@@ -416,8 +419,9 @@ def _time(by: LayerWeights, to: LayerWeights) -> Ruled:
 
 def _grid(by: LayerWeights, to: LayerWeights) -> Ruled:
     """Positions on another grid, around the rows of tokens that stand before it."""
-    found = _weights(by, to, 2, 3)
-    if to.plain.role != roles.POSITION or found is None or by.prefix is None or to.prefix is None:
+    if to.plain.role != roles.POSITION or by.prefix is None or to.prefix is None:
+        return {}, {}
+    if (found := _weights(by, to, 2, 3)) is None:
         return {}, {}
     resampled = resampled_grid(found[0], tuple(found[1].shape), (by.prefix, to.prefix), (by.grid, to.grid))
     return ({}, {}) if resampled is None else ({"weight": resampled[0]}, {"weight": resampled[1]})
@@ -425,8 +429,7 @@ def _grid(by: LayerWeights, to: LayerWeights) -> Ruled:
 
 def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
     """Biases of relative positions for another window."""
-    found = _weights(by, to, 2)
-    if to.plain.role != roles.OFFSET or found is None or len(found[0]) == len(found[1]):
+    if to.plain.role != roles.OFFSET or (found := _weights(by, to, 2)) is None or len(found[0]) == len(found[1]):
         return {}, {}
     values = resampled_offsets(found[0], len(found[1]))
     return ({}, {}) if values is None else ({"weight": values}, {})
@@ -434,8 +437,9 @@ def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
 
 def _patches(by: LayerWeights, to: LayerWeights) -> Ruled:
     """The kernel of a patch embedding for patches of another size."""
-    found = _weights(by, to, 4)
-    if found is None or not (by.patches and to.patches) or found[0].shape[2:] == found[1].shape[2:]:
+    if not (by.patches and to.patches) or (found := _weights(by, to, 4)) is None:
+        return {}, {}
+    if found[0].shape[2:] == found[1].shape[2:]:
         return {}, {}
     return {"weight": resampled_patches(found[0], tuple(found[1].shape[2:]))}, {}
 
@@ -483,10 +487,7 @@ class ChosenClasses:
         rows = self.classes.keys(), self.classes.values()
         ours, theirs = (torch.tensor(list(chosen), device="cpu", dtype=torch.long) for chosen in rows)
         indices = {}
-        for name, t in target.tensors.items():
-            s = source.tensors.get(name)
-            if s is None or s.dim() != t.dim():
-                continue
+        for name, s, t in shared(source, target):
             for chosen, tensor in ((ours, t), (theirs, s)):
                 if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(tensor):
                     raise ValueError(f"head maps classes that are not among the {len(tensor)} of a classifier's {name}")

@@ -19,7 +19,6 @@ Head = str | Classes | Mapping[str, Classes]
 HEADS = ("auto", "copy", "skip")
 UNMATCHED = "a classifier, and no classifier matched"
 SKIPPED = "the classifier, which head='skip' leaves"
-FUSED = ("qkv", "in_proj", "kv", "c_attn", "qkv_proj", "query_key_value")
 DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
 # Parts of names that libraries give to what tells classes, wherever it stands in the network.
 CLASS_WORDS = re.compile(
@@ -177,15 +176,14 @@ def _alike(source: Layer, target: Layer) -> bool:
 
 def _pair(theirs: Sequence[Layer], ours: Layer, partner: MutableMapping[str, str]) -> None:
     """Give our classifier theirs, unless it has another of their heads that fits to the last input."""
-    last = ours.name.rpartition(".")[2]
-    best = next((layer for layer in reversed(theirs) if layer.name.rpartition(".")[2] == last), theirs[-1])
+    best = next((layer for layer in reversed(theirs) if _last(layer) == _last(ours)), theirs[-1])
     shape = (best.shape[0], *ours.shape[1:])
     if partner.get(ours.name) not in {layer.name for layer in theirs if layer.shape == shape}:
         partner[ours.name] = best.name
 
 
 def _last(layer: Layer) -> str:
-    """The end of a layer's name that tells heads apart: its last word, and what is before a number or a norm."""
+    """The word of a layer's name that tells heads apart: the last one that is not a number."""
     words = [word for word in layer.name.split(".") if not word.isdigit()]
     return words[-1] if words else ""
 
@@ -195,8 +193,15 @@ def heads_of(architecture: Architecture) -> list[Layer]:
     return _by_words(architecture) or _at_the_end(architecture)
 
 
+def _class_word(layer: Layer) -> str:
+    """The name of the module that a layer's name calls a classifier, in lower case, "" if it calls none so."""
+    words = layer.name.lower().split(".")
+    place = next((i for i, word in enumerate(words) if CLASS_WORDS.fullmatch(word)), None)
+    return "" if place is None else ".".join(words[: place + 1])
+
+
 def _says_so(layer: Layer) -> bool:
-    return any(CLASS_WORDS.fullmatch(word) for word in layer.name.split("."))
+    return bool(_class_word(layer))
 
 
 def _by_words(architecture: Architecture) -> list[Layer]:
@@ -206,10 +211,8 @@ def _by_words(architecture: Architecture) -> list[Layer]:
     found: dict[str, list[Layer]] = {}
     for block in architecture.blocks:
         for layer in block.layers if block.run or len(block.layers) == 1 else ():
-            words = layer.name.lower().split(".")
-            place = next((i for i, word in enumerate(words) if CLASS_WORDS.fullmatch(word)), None)
-            if place is not None and layer.shape and _classifies(layer, any_kernel=True):
-                found.setdefault(".".join(words[: place + 1]), []).append(layer)
+            if (word := _class_word(layer)) and layer.shape and _classifies(layer, any_kernel=True):
+                found.setdefault(word, []).append(layer)
     heads = []
     for word, layers in found.items():
         listed = all(re.fullmatch(rf"{re.escape(word)}\.\d+", layer.name.lower()) for layer in layers)
@@ -275,7 +278,8 @@ def _classifies(layer: Layer, any_kernel: bool = False) -> bool:
     """Can a layer tell classes? It is linear or a convolution of one place, and not the inside of an attention."""
     if layer.kind not in COUNTED or not (any_kernel or set(layer.shape[2:]) <= {1}):
         return False
-    return not (layer.role or roles.role(layer.name)).endswith(roles.PROJECTIONS) and not layer.name.endswith(FUSED)
+    inside = (layer.role or roles.role(layer.name)).endswith(roles.PROJECTIONS)
+    return not inside and not roles.fused(layer.name.rpartition(".")[2].lower())
 
 
 # --- the first layer --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from dpiat import architecture, layers, parametrized, reading, roles, standardization, structure
+from dpiat import architecture, context, layers, parametrized, reading, roles, standardization, structure
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.files import draft
 from dpiat.sources import first_line
@@ -70,7 +70,7 @@ def import_timm():
 
 def cache_file(names: Iterable[str]) -> Path:
     """Where the index of these names is kept: another file for all that could change what is in it."""
-    modules = (architecture, layers, parametrized, reading, roles, standardization, structure)
+    modules = (architecture, context, layers, parametrized, reading, roles, standardization, structure)
     rules = [Path(module.__file__).read_bytes() for module in modules]
     rules.append(Path(__file__).read_bytes())
     digest = hashlib.sha256(b"\0".join([*rules, torch.__version__.encode(), *(name.encode() for name in names)]))

@@ -31,7 +31,8 @@ from dpiat.standardization import (
 )
 from dpiat.stored import Stored
 
-USUAL = (Tensor, nn.Parameter)  # classes of tensors that leave nothing to ask
+NO_VIEWS: Mapping[str, View] = {}  # one for all, as there are many layers
+USUAL = frozenset((Tensor, nn.Parameter))  # classes of tensors that leave nothing to ask
 CONSTANT = "Constant"  # what a network computes from its own settings, such as a sinusoid: no knowledge
 RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -42,25 +43,6 @@ COMPUTED = (
     *("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "token_type_ids", "inv_freq"),
     *("pe", "masked_bias", "causal_mask", "num_batches_tracked"),
 )
-FUSED = {  # projections stacked in one layer, by the end of its name
-    **dict.fromkeys(
-        (
-            "qkv",
-            "in_proj",
-            "c_attn",
-            "qkv_proj",
-            "to_qkv",
-            "wqkv",
-            "w_pack",
-            "query_key_value",
-            "qkv_linear",
-            "attn_qkv",
-        ),
-        (roles.QUERY, roles.KEY, roles.VALUE),
-    ),
-    **dict.fromkeys(("kv", "kv_proj", "to_kv", "key_value", "wkv"), (roles.KEY, roles.VALUE)),
-    **dict.fromkeys(("qk", "to_qk"), (roles.QUERY, roles.KEY)),
-}
 OUTPUTS = ("proj", "out_proj", "o_proj", "c_proj", "wo", "o", "out", "dense", "to_out")  # of an attention
 BY_HEADS = ("query_key_value",)  # head by head: its query, its key, its value
 PACKED = ("gate_up_proj", "w12")  # a gate, and what it lets through
@@ -89,22 +71,21 @@ def layers_of(
     `above` are the modules around it, the nearest first. `head_size` is what an attention's head has where no module
     says, as in a state dict.
     """
-    stem = name.rpartition(".")[2]
+    stem, views = name.rpartition(".")[2], NO_VIEWS
     if bare is None:
         tensors = layer_tensors(module, name)
-        whole = LayerWeights(name, module, tensors)
     else:
         prefix = name[: -len(stem)]
         names = {key: key.rpartition("_")[2] if len(bare) > 1 else "weight" for key in bare}
         views = {names[key]: View(prefix + key, key, tensor) for key, tensor in bare.items()}
         tensors = {names[key]: tensor for key, tensor in bare.items()}
-        whole = LayerWeights(name, module, tensors, views)
-    plain = all(type(tensor) in USUAL for tensor in tensors.values())
-    if not plain and any(map(is_lazy, tensors.values())):
+    if not USUAL.issuperset(map(type, tensors.values())) and any(map(is_lazy, tensors.values())):
         raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
+    whole = LayerWeights(name, module, tensors, views)
     if not tensors:
         return [whole._replace(plain=Layer(name, type(module).__name__))]
-    whole = _canonical(whole)
+    if "weight" not in tensors:
+        whole = _canonical(whole)
     kind = _kind(module, name, whole.tensors, shapes_alone, bare is not None)
     if len(tensors) == 1 and "weight" not in tensors:
         key = next(iter(tensors))
@@ -116,14 +97,12 @@ def layers_of(
     weight = whole.tensors.get("weight")
     if weight is not None and weight.dim() == 2 and _is_transposed(module, stem, whole.tensors, above):
         whole = whole.seen("weight", Tensor.t)
-    found = (
-        _parts(whole, stem, above, shapes_alone, head_size)
-        if (kind in ("Linear", "Conv2d", "Conv1d") or bare)
-        and getattr(module, "groups", 1) == 1
-        and not any(map(opaque, tensors.values()))
-        else [whole]
-    )
-    return [_described(layer, kind, above) for layer in found]
+    role = _role(whole, above)
+    if (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare:
+        found = _parts(whole, stem, role, above, shapes_alone, head_size)
+    else:
+        found = [whole]
+    return [_described(layer, kind, layer.role or role, above) for layer in found]
 
 
 def opaque(tensor: Tensor) -> bool:
@@ -141,14 +120,14 @@ def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_al
         if constant or is_buffer or name.endswith(COMPUTED):
             return CONSTANT
         return "Parameter"
-    if isinstance(module, _Loss) and not module._parameters:
-        return CONSTANT
-    if any(key.startswith("weight_hh") for key in tensors):
-        return RECURRENT
     if not shapes_alone and (kind := known_class(module)):
         if isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels:
             return DEPTHWISE + kind
         return kind
+    if isinstance(module, _Loss) and not module._parameters:
+        return CONSTANT
+    if any(key.startswith("weight_hh") for key in tensors):
+        return RECURRENT
     learned = isinstance(module, Stored) or module._parameters or CHAINS in module._modules
     if weight is None and not learned and not (tensors.keys() & set(STATISTICS)):
         return CONSTANT
@@ -172,7 +151,7 @@ def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_al
 
 def _canonical(layer: LayerWeights) -> LayerWeights:
     """The layer with its tensors under the usual names, where no two would have the same one."""
-    if len(layer.tensors) < 2 or "weight" in layer.tensors:
+    if len(layer.tensors) < 2:
         return layer
     found = [ALIASES.get(key, key) for key in layer.tensors]
     names = {key: name for key, name in zip(layer.tensors, found, strict=True) if found.count(name) == 1}
@@ -194,7 +173,7 @@ def _is_transposed(module: nn.Module, stem: str, tensors: Mapping[str, Tensor], 
 
 
 def _parts(
-    layer: LayerWeights, stem: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
+    layer: LayerWeights, stem: str, role: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
 ) -> list[LayerWeights]:
     """The layers that are stacked in one along its outputs; itself where there is but one."""
     stem = stem.lower()
@@ -204,20 +183,21 @@ def _parts(
     weight = layer.tensors.get("weight")
     if weight is None or weight.dim() < 2:
         return [layer]
-    parts = FUSED.get(stem) or next((FUSED[end] for end in ("qkv", "in_proj") if stem.endswith(end)), ())
+    parts = roles.fused(stem)
+    stacked = parts or stem in PACKED or (role == roles.INTO and _is_packed(layer, above))
+    if not stacked or any(map(opaque, layer.tensors.values())):
+        return [layer]
     if parts:
         count = heads(above)
         if count is None and head_size and not len(weight) % (len(parts) * head_size):
             count = Heads(*[len(weight) // (len(parts) * head_size)] * 2)
         return _projections(layer, parts, stem in BY_HEADS, count)
-    if stem in PACKED or (roles.role(layer.name) == roles.INTO and _is_packed(layer, above)):
-        if len(weight) % 2:
-            return [layer]
-        half = len(weight) // 2
-        last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
-        names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
-        return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
-    return [layer]
+    if len(weight) % 2:
+        return [layer]
+    half = len(weight) // 2
+    last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
+    names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
+    return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
 
 
 def _is_packed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
@@ -319,27 +299,36 @@ def _beside_queries(above: Sequence[nn.Module]) -> bool:
     own = {*above[0]._parameters, *above[0]._buffers}
     if not own.isdisjoint(("in_proj_weight", "q_proj_weight")):
         return True
-    return not children.isdisjoint(FUSED) or any(roles.role(key) == roles.QUERY for key in children)
+    return not children.isdisjoint(roles.FUSED) or any(roles.role(key) == roles.QUERY for key in children)
 
 
-def _described(layer: LayerWeights, kind: str, above: Sequence[nn.Module]) -> LayerWeights:
-    """The layer with what matching sees of it."""
-    role = layer.role or roles.role(layer.name)
+def _role(layer: LayerWeights, above: Sequence[nn.Module]) -> str:
+    """What a whole layer is for."""
+    role = roles.role(layer.name)
     if not role and len(layer.tensors) == 1:  # a module of one parameter may be called by it
         role = roles.role(layer.path(next(iter(layer.tensors))))
     if not role and layer.name.rpartition(".")[2] in OUTPUTS and _beside_queries(above):
         role = roles.PROJECTED
+    return role
+
+
+def _described(layer: LayerWeights, kind: str, role: str, above: Sequence[nn.Module]) -> LayerWeights:
+    """The layer with what matching sees of it."""
     weight = layer.tensors.get("weight")
     if weight is None:
         shape = shape_of(layer.tensors.values(), layer.name)
     else:
-        shape = (tuple(weight.shape) or (1,)) if weight.numel() else ()
+        shape = tuple(weight.shape) or (1,)
+        if 0 in shape:
+            shape = ()
     if layer.split:
         shape = (shape[0] * shape[1], *shape[2:])
-    if role in (roles.INTO, roles.OUT_OF) and len(shape) > 1:  # libraries name a squeeze and excitation so too
-        out, into = shape[:2]
-        role = roles.REDUCE if role == roles.INTO and out < into else role
-        role = roles.EXPAND if role == roles.OUT_OF and out > into else role
-    if role and role.endswith(roles.PROJECTIONS) and (count := heads(above)):
-        layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
-    return layer._replace(plain=Layer(layer.name, kind, shape, role))
+    if role:
+        if role in (roles.INTO, roles.OUT_OF) and len(shape) > 1:  # libraries name a squeeze and excitation so too
+            out, into = shape[:2]
+            role = roles.REDUCE if role == roles.INTO and out < into else role
+            role = roles.EXPAND if role == roles.OUT_OF and out > into else role
+        if role.endswith(roles.PROJECTIONS) and (count := heads(above)):
+            layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
+    plain = Layer(layer.name, kind, shape, role)  # below, written out: `_replace` takes three times as long
+    return LayerWeights(layer.name, layer.module, layer.tensors, layer.views, plain, role, layer.heads, layer.split)

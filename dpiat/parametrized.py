@@ -34,7 +34,7 @@ def chains(module: nn.Module) -> Mapping[str, ParametrizationList]:
 
 def hooks(module: nn.Module) -> dict[str, Any]:
     """The hooks of a module that compute one of its tensors, by its name."""
-    found = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, tuple(HOOKS))]
+    found: list[Any] = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, tuple(HOOKS))]
     return {hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name: hook for hook in found}
 
 

@@ -28,7 +28,8 @@ from dpiat.filling import (
     weights_of,
 )
 from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
-from dpiat.operators import OPERATORS, Index, Operator, Weights, centre, clip, fractional, is_table
+from dpiat.layers import CONSTANT, USUAL
+from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, centre, clip, fractional, is_table
 from dpiat.parametrized import assign, originals, solved
 from dpiat.reading import read
 from dpiat.recipe import BEST, Recipe
@@ -266,53 +267,63 @@ class Plan:
 
     def filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[Outcome]:
         """What each tensor of a target layer receives from a source layer."""
-        closed = {local: why for layer in (by, to) for local, t in layer.tensors.items() if (why := _closed(t))}
+        closed = {local: _closed(t) for layer in (by, to) for local, t in layer.tensors.items() if _is_closed(t)}
         if closed:  # what no operator can look into
             yield from (Outcome(to, local, why) for local, why in closed.items() if local in to.tensors)
             by, to = (layer.without(closed) for layer in (by, to))
         way = route(by, to, rule, Settings(self.mode, self.operator, self.classes, self.recipe))
         warning = _warning(by, to)
         for local in to.tensors:
-            own, t, s = to.own(local), way.target.tensors[local], way.source.tensors.get(local)
-            if self.mode == "paper" and own in to.module._buffers:
-                reason = "a buffer, which paper mode does not copy"
-            elif s is None:
-                reason = f"{by.name or 'the source'} has no {local}"
-            elif s.dim() != t.dim():
-                reason = f"{by.path(local)} has {s.dim()} dimensions"
-            elif way.indices is not None and local not in way.indices:
-                reason = "the operator leaves it"
-            elif (odd := _odd(type(s)) or _odd(type(t))) and (type(s) is not type(t) or s.shape != t.shape):
-                reason = f"tensors of class {odd} are filled by their like of equal shape alone"
-            elif s.shape != t.shape and not fractional(t):
-                reason = f"{_dtype(t)} values are no weights that could be cropped"
-            elif s.dtype != t.dtype and not (fractional(s) == fractional(t) and torch.can_cast(s.dtype, t.dtype)):
-                reason = f"{_dtype(s)} values do not fit {_dtype(t)}"
-            elif s.shape != t.shape and to.plain is not None and to.plain.kind == "Constant":
-                reason = "computed from the architecture, and not learned"
-            else:
-                index = None if way.indices is None else way.indices[local]
-                alike = s.shape == t.shape
-                filled = t.numel() if alike and index is None else _filled(s, t, index)
-                if not filled and t.numel():
-                    yield Outcome(to, local, "nothing comes to its place")
-                    continue
-                made = way.rules.get(local, "")
-                zeros = self._zeros(way, local, filled)
-                yield Outcome(
-                    to,
-                    local,
-                    ", ".join(filter(None, (warning, _cast(s, t), "" if alike else _joined(by, to, t)))),
-                    Write(way.target, way.source, local, s, index, made not in ("", CLASSES), to, zeros),
-                    by,
-                    local if local in by.tensors else "weight",  # of a norm that is folded into it, the bias
-                    filled,
-                    alike and filled == t.numel() and made in ("", CLASSES),
-                    made,
-                    0 if zeros is None else torch.empty(t.shape, device="meta")[zeros].numel() - filled,
-                )
+            t, s = way.target.tensors[local], way.source.tensors.get(local)
+            if reason := self._reason(by, to, local, s, t, way.indices):
+                yield Outcome(to, local, reason)
                 continue
-            yield Outcome(to, local, reason)
+            index = None if way.indices is None else way.indices[local]
+            alike = s.shape == t.shape
+            filled = t.numel() if alike and index is None else _filled(s, t, index)
+            if not filled and t.numel():
+                yield Outcome(to, local, "nothing comes to its place")
+                continue
+            made, zeros = way.rules.get(local, ""), self._zeros(way, local, filled)
+            notes = (warning, "" if s.dtype == t.dtype else _cast(s, t), "" if alike else _joined(by, to, t))
+            yield Outcome(
+                to,
+                local,
+                ", ".join(filter(None, notes)),
+                Write(way.target, way.source, local, s, index, made not in ("", CLASSES), to, zeros),
+                by,
+                local if local in by.tensors else "weight",  # of a norm that is folded into it, the bias
+                filled,
+                alike and filled == t.numel() and made in ("", CLASSES),
+                made,
+                0 if zeros is None else torch.empty(t.shape, device="meta")[zeros].numel() - filled,
+            )
+
+    def _reason(
+        self, by: LayerWeights, to: LayerWeights, local: str, s: Tensor | None, t: Tensor, indices: Indices | None
+    ) -> str:
+        """Why a tensor of a layer receives nothing, "" if it does."""
+        if self.mode == "paper" and to.own(local) in to.module._buffers:
+            return "a buffer, which paper mode does not copy"
+        if s is None:
+            return f"{by.name or 'the source'} has no {local}"
+        if s.dim() != t.dim():
+            return f"{by.path(local)} has {s.dim()} dimensions"
+        if indices is not None and local not in indices:
+            return "the operator leaves it"
+        alike = s.shape == t.shape
+        usual = (type(s) in USUAL and type(t) in USUAL) or (alike and type(s) is type(t))
+        if not usual and (odd := _odd(type(s)) or _odd(type(t))):
+            return f"tensors of class {odd} are filled by their like of equal shape alone"
+        if s.dtype != t.dtype and not (fractional(s) == fractional(t) and torch.can_cast(s.dtype, t.dtype)):
+            return f"{_dtype(s)} values do not fit {_dtype(t)}"
+        if alike:
+            return ""
+        if not fractional(t):
+            return f"{_dtype(t)} values are no weights that could be cropped"
+        if to.plain is not None and to.plain.kind == CONSTANT:
+            return "computed from the architecture, and not learned"
+        return ""
 
     def _zeros(self, way: Route, local: str, filled: int) -> Index | None:
         """The rows of a tensor that are filled in part, if they are to be zero elsewhere."""
@@ -431,15 +442,13 @@ def _solved(write: Write) -> list[Tensor]:
 
 def _entry(outcomes: Sequence[Outcome]) -> Entry:
     """What one stored tensor of the target receives, from what its parts do."""
-    to, local = outcomes[0].to, outcomes[0].local
-    stored = to.stored(local)
-    path, shape = to.path(local), tuple(stored.shape)
-    written = [outcome for outcome in outcomes if outcome.write]
-    if not written:
-        return Entry(path, shape, LEFT, note=outcomes[0].note)
+    first = next((outcome for outcome in outcomes if outcome.write), outcomes[0])
+    stored = first.to.stored(first.local)
+    path, shape = first.to.path(first.local), tuple(stored.shape)
+    if first.write is None:
+        return Entry(path, shape, LEFT, note=first.note)
     if all(_is_silent(outcome) for outcome in outcomes):
         return Entry(path, shape, ZERO, note=outcomes[0].note, zeros=stored.numel())
-    first = written[0]
     source, source_shape = first.by.piece(first.theirs), tuple(first.by.stored(first.theirs).shape)
     if len(outcomes) == 1:
         action = PARTLY if first.filled < stored.numel() else COPIED if first.copied else CROPPED
@@ -521,6 +530,9 @@ def _left(to: LayerWeights, reason: str) -> Iterator[Outcome]:
 
 def _writers(targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None]) -> dict[int, str]:
     """The name that counts of each tensor that has several: the first with a counterpart. Others are not in it."""
+    tensors = {(id(to.stored(local)), to.path(local)) for to in targets for local in to.tensors}
+    if len(dict(tensors)) == len(tensors):
+        return {}  # no tensor has two names
     names: dict[int, dict[str, bool]] = {}
     for to, by in zip(targets, partners, strict=True):
         for local in to.tensors:
@@ -569,11 +581,13 @@ def _filled(source: Tensor, target: Tensor, index: tuple[Index, Index] | None) -
     return torch.empty(target.shape, device="meta")[index[0]].numel()
 
 
+def _is_closed(tensor: Tensor) -> bool:
+    return tensor.layout is not torch.strided or tensor.is_quantized
+
+
 def _closed(tensor: Tensor) -> str:
-    """Why a tensor is not treated, "" if it is."""
-    if tensor.layout != torch.strided:
-        return "sparse tensors are not treated"
-    return "quantized tensors are not treated" if tensor.is_quantized else ""
+    """Why a closed tensor is not treated."""
+    return f"{'quantized' if tensor.is_quantized else 'sparse'} tensors are not treated"
 
 
 def _odd(cls: type[Tensor]) -> str:
@@ -582,7 +596,7 @@ def _odd(cls: type[Tensor]) -> str:
 
 
 def _cast(source: Tensor, target: Tensor) -> str:
-    return f"{_dtype(source)} → {_dtype(target)}" if source.dtype != target.dtype else ""
+    return f"{_dtype(source)} → {_dtype(target)}"
 
 
 def _dtype(tensor: Tensor) -> str:

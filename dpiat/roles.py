@@ -25,6 +25,18 @@ OFFSET = "relative position"
 ORDER = (QUERY, KEY, VALUE, PROJECTED, *(f"cross-attention {role}" for role in (QUERY, KEY, VALUE, PROJECTED)))
 ORDER += (GATE, INTO, OUT_OF)
 TABLES = (POSITION, TOKEN, SEGMENT)
+CLASS_TOKEN, DISTILLATION_TOKEN, REGISTERS = "class token", "distillation token", "register tokens"
+TOKENS = (CLASS_TOKEN, DISTILLATION_TOKEN, REGISTERS)  # that stand before the patches of an image
+
+FUSED = {  # projections stacked in one layer, by the last word of its name
+    **dict.fromkeys(
+        ("qkv", "in_proj", "c_attn", "qkv_proj", "to_qkv", "wqkv", "w_pack", "query_key_value", "qkv_linear"),
+        (QUERY, KEY, VALUE),
+    ),
+    "attn_qkv": (QUERY, KEY, VALUE),
+    **dict.fromkeys(("kv", "kv_proj", "to_kv", "key_value", "wkv"), (KEY, VALUE)),
+    **dict.fromkeys(("qk", "to_qk"), (QUERY, KEY)),
+}
 
 # Ends of dotted names in lower case, the first that fits counts. `a` stands for an attention and `m` for a feed-forward
 # network somewhere above.
@@ -49,10 +61,10 @@ WORDS: list[tuple[str, str]] = [
     (r"(\w*position_?embed\w*|pos_?emb\w*|positional_?emb\w*|wpe|embed_positions|\w*pos_embed\w*)", POSITION),
     (r"(\w*position_embeddings\.position_embedding|pos_drop\.pos_embed)", POSITION),
     (r"(relative_position_bias_table|rel_pos_bias\.\w+|relative_attention_bias)", OFFSET),
-    (r"(cls_?token|class_?token|cls|class_?embedding|cls_emb\w*)", "class token"),
-    (r"(dist\w*_token)", "distillation token"),
+    (r"(cls_?token|class_?token|cls|class_?embedding|cls_emb\w*)", CLASS_TOKEN),
+    (r"(dist\w*_token)", DISTILLATION_TOKEN),
     (r"(mask_token)", "mask token"),
-    (r"(reg\w*_tokens?)", "register tokens"),
+    (r"(reg\w*_tokens?)", REGISTERS),
     (r"(gate_proj|wi_0|linear_gate|fc1_g|m\.w1)", GATE),
     (
         r"(fc1|fc1_x|c_fc|intermediate\.dense|lin1|linear_?1|up_proj|m\.w3|wi|wi_1|dense_h_to_4h|pwconv1|fc_in|w12|"
@@ -78,6 +90,11 @@ def role(name: str) -> str:
         _asked[:] = WORDS
         _role.cache_clear()
     return _role(name)
+
+
+def fused(word: str) -> tuple[str, ...]:
+    """The roles of what is stacked in a layer whose name ends in a word, () if it is one layer."""
+    return FUSED.get(word, FUSED["qkv"] if word.endswith(("qkv", "in_proj")) else ())
 
 
 _asked: list[tuple[str, str]] = []  # the words that the roles in the cache are by

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.parametrized import CHAINS, chains, computed
-
-if TYPE_CHECKING:
-    from dpiat.branches import Branch
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # The kinds that the paper matches. A module of one of these classes, or of a subclass, is one layer even if it has
@@ -49,6 +46,17 @@ class View(NamedTuple):
         for step in self.steps:
             tensor = step(tensor)
         return tensor
+
+
+class Branch(NamedTuple):
+    """Where a convolution has its outputs, its inputs and its kernel in the layer that it makes with those beside it.
+
+    `whole` is the name of that layer and `shape` the shape of its weight; `starts` is the first place along each axis.
+    """
+
+    whole: str
+    shape: tuple[int, ...]
+    starts: tuple[int, ...]
 
 
 class LayerWeights(NamedTuple):
@@ -194,7 +202,7 @@ class _Reader:
             return [self.layer(module, name)]
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
-        for key, tensor in own_tensors(module):
+        for key, tensor in own_tensors(module).items():
             self.weights.append(LayerWeights(prefix + key, module, {"": tensor}))
         seen: set[int] = set()  # by id: modules may have an equality of their own
         for child_name, child in children.items():
@@ -234,7 +242,7 @@ def layer_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
 
     Raises ValueError for packed weights, as quantized layers have them.
     """
-    tensors = dict(_tensors(module) if module._modules else own_tensors(module))
+    tensors = _tensors(module) if module._modules else own_tensors(module)
     if packs(type(module)) and _packed(module, tensors):
         named = name or "the network"
         raise ValueError(f"{named} has packed weights, as quantized layers do: use the network as it was before")
@@ -293,20 +301,20 @@ def _counted(layers: list[Layer]) -> int:
     return sum(layer.kind in COUNTED for layer in layers)
 
 
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """The parameters and saved buffers of a layer and its children."""
-    found = own_tensors(module) if module._parameters or module._buffers else []
+    found = own_tensors(module)
     for key, child in module._modules.items():
-        if child is not None:
-            found += [(f"{key}.{local}", tensor) for local, tensor in _tensors(child)]
+        if child is not None and (child._parameters or child._buffers or child._modules):
+            found.update({f"{key}.{local}": tensor for local, tensor in _tensors(child).items()})
     return found
 
 
-def own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    found = [(key, tensor) for key, tensor in module._parameters.items() if tensor is not None]
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    found = {key: tensor for key, tensor in module._parameters.items() if tensor is not None}
     if module._buffers:
         unsaved = module._non_persistent_buffers_set
-        found += [(key, t) for key, t in module._buffers.items() if t is not None and key not in unsaved]
+        found |= {key: t for key, t in module._buffers.items() if t is not None and key not in unsaved}
     return found
 
 

@@ -8,10 +8,9 @@ between blocks (the stem, a transition between stages, the head) is a run of sin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,15 +18,14 @@ from torch import Tensor, nn
 from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.branches import merged
+from dpiat.context import in_context
 from dpiat.layers import CONSTANT, LayerWeights, layers_of
 from dpiat.levels import leveled
 from dpiat.parametrized import CHAINS, chains
 from dpiat.standardization import Network, View, known_class, own_tensors, packs
 
 NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")  # "3", "layer3", "encoder_layer_3", "Mixed_5b"
-TEXT = re.compile(r"(^|[._])(text|token|tok|word)")
 BIASES = {"q_bias": roles.QUERY, "k_bias": roles.KEY, "v_bias": roles.VALUE}
-POWERS = frozenset(2**n for n in range(4, 20))
 Above = tuple[nn.Module, ...]  # a module and those around it, the nearest first
 ALIKE = 0.5  # the part of the names in two elements that they share
 
@@ -35,8 +33,8 @@ ALIKE = 0.5  # the part of the names in two elements that they share
 def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) -> Network:
     """The network in default mode: its blocks and runs of layers, and the layers' tensors in state-dict order."""
     walk = _Walk(shapes_alone, head_size)
-    root = walk.node("", "", (module,)) or _Node("", "", [], [])
-    told = iter(_in_context([layer for node in root.leaves for layer in node.weights], shapes_alone))
+    root = walk.node("", "", (module,)) or _Node("", "")
+    told = iter(in_context([layer for node in root.leaves for layer in node.weights], shapes_alone))
     for node in root.leaves:
         node.weights = [next(told) for _ in node.weights]
     elements = list(_elements(root))
@@ -49,99 +47,6 @@ def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) ->
         order = {path: place for place, path in enumerate(nn.Module.state_dict(module, keep_vars=True))}
     blocks = leveled(elements, weights, module)
     return merged(Network(Architecture(type(module).__name__, blocks, structured=True), weights, order))
-
-
-def _in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWeights]:
-    """The layers with what only the layers around them tell: of positions and patches, of inputs side by side."""
-    images = any(layer.plain.kind.startswith("Conv2d") for layer in weights)
-    tokens = [
-        layer
-        for layer in weights
-        if layer.plain.role.endswith(("class token", "distillation token", "register tokens"))
-    ]
-    prefix = sum(prod(layer.plain.shape[:-1]) for layer in tokens)
-    given, outs, first, flattened, found = 0, set(), True, False, []
-    before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
-    for layer in weights:
-        plain, module = layer.plain, layer.module
-        if plain.role == roles.POSITION:
-            prefix_of = prefix if images and not TEXT.search(layer.name) else None
-            layer = layer._replace(prefix=prefix_of, offset=_offset(layer), grid=_grid(module))
-        if len(plain.shape) > 1 and "weight" in layer.tensors and not layer.split and _is_matrix(plain):
-            if first and plain.kind.startswith("Depthwise") and plain.shape[1] == 1 and _is_grey(module):
-                plain = plain._replace(kind=plain.kind.removeprefix("Depthwise"))
-                layer = layer._replace(plain=plain)
-            out, into, *kernel = plain.shape
-            if "Transpose" in plain.kind:
-                out, into = into, out
-            parallel = (plain.kind, plain.shape[1:]) == (before.kind, before.shape[1:])
-            if first and len(kernel) == 2:
-                side = tuple(kernel)
-                step = getattr(module, "stride", side if shapes_alone and side[0] > 3 else None)
-                layer = layer._replace(patches=step == side and side[0] > 1)
-            elif plain.role == "" and given and not plain.kind.startswith("Depthwise"):
-                if into == 2 * given and (not parallel or (after_two and plain.shape != before.shape)):
-                    layer = layer._replace(halves=True)
-                elif plain.kind == "Linear" and into > given and not into % given and flattened:
-                    layer = layer._replace(flat=given)
-                elif into not in outs and getattr(module, "groups", 1) == 1:
-                    layer = layer._replace(joined=True)
-            first, given, flattened = False, out, bool(kernel)
-            before, after_two = plain, parallel
-            outs.add(out)
-        elif layer.gives:
-            given = layer.gives // 2
-        found.append(layer)
-    taken = 0  # by the next layer
-    for place in reversed(range(len(found))):
-        plain = found[place].plain
-        if len(plain.shape) > 1 and _is_matrix(plain):
-            linear = plain.kind == "Linear"
-            stacked, rest = divmod(plain.shape[0], taken) if linear and taken else (0, 0)
-            if plain.role == "" and not rest and 1 < stacked < 5:
-                found[place] = found[place]._replace(stack=stacked)
-            taken = plain.shape[1] if linear else 0
-        elif len(plain.shape) > 1:
-            taken = 0
-    behind = [*found[1:], None][: len(found)]
-    return [_with_norm(layer, after) for layer, after in zip(found, behind, strict=True)]
-
-
-def _is_matrix(layer: Layer) -> bool:
-    return layer.kind.startswith(("Linear", "Conv", "Depthwise"))
-
-
-def _is_grey(module: nn.Module) -> bool:
-    """Can a first convolution of one input channel be dense?"""
-    return getattr(module, "groups", 1) == 1
-
-
-def _with_norm(layer: LayerWeights, after: LayerWeights | None) -> LayerWeights:
-    """A convolution with the batch norm of its outputs right behind it."""
-    if after is None or len(layer.plain.shape) < 2 or after.plain.shape != layer.plain.shape[:1]:
-        return layer
-    return layer._replace(norm=after)
-
-
-def _grid(module: nn.Module) -> tuple[int, int] | None:
-    """The grid of patches that positions are for, if a module beside them says."""
-    for child in (module, *module._modules.values()):
-        found = None if child is None else child.__dict__.get("grid_size")
-        if isinstance(found, (tuple, list)) and len(found) == 2:
-            return tuple(found)
-    return None
-
-
-def _offset(layer: LayerWeights) -> int:
-    """The row of the first position: libraries keep rows before it for padding."""
-    module = layer.module
-    weight = layer.tensors.get("weight")
-    rows = weight.shape[-2] if weight is not None and weight.dim() > 1 else 0
-    if isinstance(module, nn.Embedding) and isinstance(offset := module.__dict__.get("offset"), int):
-        return offset
-    if (isinstance(padding := module.__dict__.get("padding_idx"), int) and padding < 0) or rows - 2 in POWERS:
-        return 2 if rows - 2 in POWERS else 0
-    return padding + 1 if isinstance(padding, int) else 0
 
 
 class _once:
@@ -168,31 +73,38 @@ def _without_numbers(name: str) -> str:
 
 
 class _Node:
-    """A module, or a bare parameter of one, with what it holds; what holds no tensors is not there."""
+    """A module, or a bare parameter of one, with what it holds; what holds no tensors is not there.
 
-    def __init__(self, key: str, name: str, children: list[_Node], weights: list[LayerWeights]):
+    `counted` is the number of matrices and convolutions in it, `vectors` that of layers that are vectors, as norms are.
+    """
+
+    def __init__(self, key: str, name: str, children: Sequence[_Node] = (), weights: Sequence[LayerWeights] = ()):
         self.key, self.name, self.children, self.weights = key, name, children, weights
-        self.leaves: list[_Node] = [leaf for child in children for leaf in child.leaves] or [self]
+        self.counted = self.vectors = 0
+        if children:
+            self.below = [leaf for child in children for leaf in child.leaves]
+            self.counted = sum([child.counted for child in children])
+            self.vectors = sum([child.vectors for child in children])
+        for layer in weights:
+            plain = layer.plain
+            rank = 0 if plain.kind == CONSTANT else len(plain.shape)
+            self.vectors += rank == 1
+            self.counted += rank > 1 and plain.kind != "Parameter"
+
+    @property
+    def leaves(self) -> list[_Node]:
+        """What is in it and holds tensors itself; or itself, which is not kept: a cycle is freed late."""
+        return self.below if self.children else [self]
 
     @_once
     def layers(self) -> list[Layer]:
         return [layer.plain for leaf in self.leaves for layer in leaf.weights if layer.plain.kind != CONSTANT]
 
     @_once
-    def counted(self) -> int:
-        """The number of matrices and convolutions in it."""
-        return sum(len(layer.shape) > 1 and layer.kind != "Parameter" for layer in self.layers)
-
-    @_once
     def names(self) -> frozenset[str]:
         """Its layers by their names in it, without numbers."""
         start = len(self.name) + 1
         return frozenset([_without_numbers(leaf.name[start:]) for leaf in self.leaves])
-
-    @_once
-    def vectors(self) -> frozenset[str]:
-        """The names of layers in it that are vectors, as norms are."""
-        return frozenset(layer.name for layer in self.layers if len(layer.shape) == 1)
 
     @_once
     def groups(self) -> list[list[_Node]]:
@@ -220,9 +132,7 @@ class _Node:
         layer.
         """
         return any(map(_is_list_of_one, self.children)) or any(
-            not (self.vectors - {name for element in group for name in element.vectors})
-            or any(element.vectors for element in group)
-            for group in self.lists
+            any(element.vectors for element in group) or not self.vectors for group in self.lists
         )
 
     @_once
@@ -245,12 +155,13 @@ class _Walk:
     def node(self, key: str, name: str, above: Above) -> _Node | None:
         """The node of the first module of `above`; those after it are around it, the nearest first."""
         module = above[0]
-        if not (module._modules or module._parameters or module._buffers or packs(type(module))):
+        inside = module._modules
+        if not (inside or module._parameters or module._buffers or packs(type(module))):
             return None  # such as an activation
-        if known_class(module):
+        if not inside or known_class(module):
             return self.leaf(key, name, above)
         prefix, children = f"{name}." if name else "", []
-        for child_key, child in module._modules.items():
+        for child_key, child in inside.items():
             if child is None:
                 continue
             if id(child) in self.seen:
@@ -259,15 +170,18 @@ class _Walk:
             self.seen.add(id(child))
             if found := self.node(child_key, prefix + child_key, (child, *above)):
                 children.append(found)
-        keys = [child.key for child in children]
-        if not children or (keys == [CHAINS] and (self.shapes_alone or chains(module))):
+        if not children:
             return self.leaf(key, name, above)
+        if len(children) == 1 and children[0].key == CHAINS and (self.shapes_alone or chains(module)):
+            return self.leaf(key, name, above)
+        if not (module._parameters or module._buffers):
+            return _Node(key, name, children)
         own = self.with_biases(children, own_tensors(module), prefix)
         bare = [
-            _Node(stem, prefix + stem, [], self.layers(prefix + stem, module, above, tensors))
+            _Node(stem, prefix + stem, weights=self.layers(prefix + stem, module, above, tensors))
             for stem, tensors in _bare(own).items()
         ]
-        return _Node(key, name, bare + children, [])
+        return _Node(key, name, bare + children)
 
     def once_more(self, key: str, name: str, above: Above) -> None:
         """Take down the names of a module that has been seen: they are in the state dict too."""
@@ -278,18 +192,16 @@ class _Walk:
 
     def leaf(self, key: str, name: str, above: Above) -> _Node | None:
         weights = [layer for layer in self.layers(name, above[0], above[1:]) if layer.tensors]
-        return _Node(key, name, [], weights) if weights else None
+        return _Node(key, name, weights=weights) if weights else None
 
     def layers(
         self, name: str, module: nn.Module, above: Above, bare: dict[str, Tensor] | None = None
     ) -> list[LayerWeights]:
         return layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
 
-    def with_biases(
-        self, children: list[_Node], own: list[tuple[str, Tensor]], prefix: str
-    ) -> list[tuple[str, Tensor]]:
+    def with_biases(self, children: list[_Node], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """What a module holds itself, but for biases of stacked projections, which go to these: BEiT's q_bias."""
-        biases = {key: BIASES[key] for key, _ in own if key in BIASES}
+        biases = {key: BIASES[key] for key in own if key in BIASES}
         if not biases:
             return own
         left = dict(own)
@@ -301,7 +213,7 @@ class _Walk:
                     views = {**layer.views, "bias": View(prefix + key, key, tensor)}
                     leaf.weights[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
                     self.displaced = True
-        return list(left.items())
+        return left
 
 
 def _is_list_of_one(node: _Node) -> bool:
@@ -309,13 +221,12 @@ def _is_list_of_one(node: _Node) -> bool:
     return len(node.children) == 1 and node.children[0].key.isdigit() and node.children[0].counted > 1
 
 
-def _bare(tensors: list[tuple[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+def _bare(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Tensors of a module that has children: "in_proj_weight" and "in_proj_bias" are one layer, others each one."""
     found: dict[str, dict[str, Tensor]] = {}
-    names = {key for key, _ in tensors}
-    for key, tensor in tensors:
+    for key, tensor in tensors.items():
         stem, _, last = key.rpartition("_")
-        paired = stem and last in ("weight", "bias") and {f"{stem}_weight", f"{stem}_bias"} <= names
+        paired = stem and last in ("weight", "bias") and {f"{stem}_weight", f"{stem}_bias"} <= tensors.keys()
         found.setdefault(stem if paired else key, {})[key] = tensor
     return found
 

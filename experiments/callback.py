@@ -13,7 +13,9 @@ class Report(Callback):
     """Named by an experiment's file; Hydra calls it when all trials have ended."""
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        from experiments import figures, records, tables
+        from experiments import figures, tables
+        from experiments.results import ours
+        from experiments.store import records
 
         GlobalHydra.instance().clear()  # the multirun is over, and its grid is composed anew
         folder = Path(config.output_dir).expanduser()
@@ -21,7 +23,7 @@ class Report(Callback):
         found = records.ended(folder / "records")
         tables.write(tables.build(found, [name]), folder / "tables")
         figures.write(figures.build(found, [name]), folder / "figures")
-        print(tables.own_table(name, found).page)
+        print(ours.table(name, found).page)
         if words := [
             word for word in config.hydra.overrides.task if not word.startswith(("experiment=", "output_dir="))
         ]:

@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments import layouts, models
-from experiments.layouts import Files, Listing
+from experiments import models
+from experiments.data import layouts
+from experiments.data.layouts import Files, Listing
 from experiments.settings import DatasetSettings, UserError
 
 LITES = ("eff_lite0", "eff_lite1", "eff_lite2")

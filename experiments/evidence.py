@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
-from experiments import cells, grids, paper, records
-from experiments.records import CannotWrite
+from experiments import grids
+from experiments.results import cells, paper
+from experiments.store import records
+from experiments.store.files import CannotWrite, write_text
 
 
 def planned(experiment: str, run: cells.Records = MappingProxyType({})) -> set[str]:
@@ -20,8 +22,7 @@ def planned(experiment: str, run: cells.Records = MappingProxyType({})) -> set[s
 
     Those from GHN-2 among what was run.
     """
-    of_paper = experiment.startswith(("table", "figure"))
-    scales = [(f"scale={name}",) for name in grids.names("scale")] if of_paper else [()]
+    scales = [(f"scale={name}",) for name in grids.names("scale")] if grids.of_paper(experiment) else [()]
     found = [cell for scale in scales for cell in cells.plan(experiment, *scale)]
     found += cells.from_ghn2(experiment, found, run)
     return {trial.id for cell in found for trial in (cell.trial, cell.random, cell.trial.source) if trial}
@@ -48,7 +49,7 @@ def collect(experiment: str, folder: Path) -> str:
         evidence = paper.RESULTS / "trials" / experiment
         kept = new | {record["id"]: record for record in records.evidence(evidence)}
         lines = "".join(records.evidence_line(kept[name]) for name in sorted(kept))
-        records.atomic_write(evidence / "records.jsonl", lambda f: f.write(lines.encode()))
+        write_text(evidence / "records.jsonl", lines)
         cells.all_evidence.cache_clear()
     others = len(found.keys() - wanted)
     left_out = f", {others} of other settings left out" if others else ""

@@ -57,7 +57,7 @@ class ShapeEncoder(nn.Module):
         tables = (self.embed_channel, self.embed_channel, self.embed_spatial, self.embed_spatial)
         return torch.cat([table(rows[:, axis]) for axis, table in enumerate(tables)], dim=1)  # (n, hidden)
 
-    def _rows(self, shape: tuple[int, ...] | None) -> tuple[int, int, int, int]:
+    def _rows(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         if shape is None:
             return len(self.channels), len(self.channels), len(self.sides), len(self.sides)
         out, inputs, height, width = (*shape, 1, 1, 1)[:4]
@@ -106,7 +106,7 @@ class GatedGNN(nn.Module):
 class Decoder(nn.Module):
     """From the state of a node to a weight of at most `largest` (out, in, height, width); to a classifier's too."""
 
-    def __init__(self, hidden: int, largest: tuple[int, int, int, int], classes: int):
+    def __init__(self, hidden: int, largest: tuple[int, ...], classes: int):
         super().__init__()
         self.largest = largest
         outputs, inputs, height, width = largest
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
 class GHN2(nn.Module):
     """`forward` predicts every parameter of a network from its graph, by name, with gradients where they are wanted."""
 
-    def __init__(self, classes: int, largest: tuple[int, int, int, int] = (64, 64, 16, 16), hidden: int = 32):
+    def __init__(self, classes: int, largest: tuple[int, ...] = (64, 64, 16, 16), hidden: int = 32):
         super().__init__()
         self.largest = largest
         vector = max(largest[:2])

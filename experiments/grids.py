@@ -1,24 +1,26 @@
-"""Which trials an experiment consists of: its file in configs/experiment, swept as `run.py -m` sweeps it."""
+"""Which trials an experiment consists of: its file in configs/experiment, swept as `run.py -m` sweeps it.
+
+What an experiment is stands in its file, in the comment above its settings, or in configs/aliases.yaml.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.settings import Settings, register
+from experiments.settings import CONFIGS, Settings, aliases, register
 
 if TYPE_CHECKING:
-    from experiments.trial import Trial
-
-CONFIGS = Path(__file__).parent.parent / "configs"
+    from experiments.planning import Trial
 
 
 class Planned(NamedTuple):
@@ -31,31 +33,55 @@ class Planned(NamedTuple):
 
 
 def names(group: str = "experiment") -> list[str]:
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    """What one can choose of a group: its files, and the aliases of experiments."""
+    files = {file.stem for file in (CONFIGS / group).glob("*.yaml")}
+    return sorted(files | aliases().keys() if group == "experiment" else files)
+
+
+def kind(experiment: str) -> str:
+    """What an experiment is: a table or figure of the paper, ours (its results count), or a demonstration."""
+    if alias := aliases().get(experiment):
+        return alias["kind"]
+    return re.search(r"^# kind +(.+)$", _text(experiment), flags=re.MULTILINE)[1]
+
+
+def of_paper(experiment: str) -> bool:
+    return kind(experiment).endswith(" of the paper")
+
+
+def own() -> list[str]:
+    """Experiments that are no table or figure of the paper, and whose results count."""
+    return [name for name in names() if kind(name) == "ours"]
 
 
 def title(experiment: str) -> str:
-    """What the paper shows: the first paragraph of the experiment's file."""
-    lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1:]
+    """What the paper shows: the first paragraph of the experiment's file, or its alias's title."""
+    if alias := aliases().get(experiment):
+        return alias["title"]
+    lines = _text(experiment).splitlines()[1:]
     return " ".join(line.removeprefix("# ") for line in lines[: lines.index("#")])
+
+
+def _text(experiment: str) -> str:
+    return (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
 
 
 @cache
 def grid(experiment: str, *words: str) -> list[Planned]:
     """The targets that `run.py -m experiment=NAME WORDS` trains, each once, in its order. Nothing is loaded or run."""
-    from experiments import trial  # imports torch
+    from experiments import planning  # imports torch
 
     planned = {}
     for settings in sweep(experiment, *words):
-        target = trial.plan(settings)
+        target = planning.plan(settings)
         if target.id not in planned:
             random = replace(settings, init=replace(settings.init, name="random"), lr=settings.baseline_lr)
             pretrained = replace(settings, init=replace(settings.init, name="pretrained"))
             planned[target.id] = Planned(
                 settings,
                 target,
-                target if target.init == "random" else trial.plan(random),  # as it is run
-                trial.plan(pretrained),
+                target if target.init == "random" else planning.plan(random),  # as it is run
+                planning.plan(pretrained),
             )
     return list(planned.values())
 
@@ -63,22 +89,27 @@ def grid(experiment: str, *words: str) -> list[Planned]:
 def sweep(experiment: str, *words: str) -> Iterator[Settings]:
     """The settings of each run of the multirun."""
     register()
-    parse = OverridesParser.create()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        fixed = [o.input_line for o in parse.parse_overrides(list(words)) if not o.is_sweep_override()]
+        fixed = [word for word in words if not _parsed(word).is_sweep_override()]
         hydra = compose("config", [f"experiment={experiment}", *fixed], return_hydra_config=True).hydra
         params = {key: f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()}
         choices = {}
-        for override in parse.parse_overrides([*params.values(), *words]):  # the words replace what the file sweeps
+        for override in map(_parsed, [*params.values(), *words]):  # the words replace what the file sweeps
             key = override.get_key_element()
             swept = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
             choices[key] = [f"{key}={value}" for value in swept]
         for chosen in product(*choices.values()):
             groups = tuple(word for word in chosen if (CONFIGS / word.partition("=")[0]).is_dir())
             config = _composed(experiment, groups).copy()
-            for override in parse.parse_overrides([word for word in chosen if word not in groups]):
+            for override in [_parsed(word) for word in chosen if word not in groups]:
                 OmegaConf.update(config, override.get_key_element(), override.value(), merge=True)
             yield OmegaConf.to_object(config)
+
+
+@cache
+def _parsed(word: str) -> Override:
+    """A grid says few words, each in many of its trials; to parse one takes longer than to plan a trial."""
+    return OverridesParser.create().parse_overrides([word])[0]
 
 
 @cache

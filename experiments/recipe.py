@@ -2,10 +2,10 @@
 #
 # command     python -m experiments.recipe --root FOLDER; python -m experiments.recipe --table
 # protocol    1,500 training images of Imagenette at 64 px, 3 epochs of Adam at 1e-3, batches of 50; accuracy on 1,000
-#             test images with the statistics of batches in batch norms, so that no row gains by copied ones
+#             test images, batch norms with the statistics of the batch, so that no row gains by copied ones
 # hardware    one CPU core, one to two minutes a run
-# expected    rough trials, tuned on the same pairs, gave .28 to .58 for version 2 of the default mode and .38 to .70 for
-#             the best of each pair
+# expected    rough trials, tuned on the same pairs, gave .28 to .58 for version 2 of the default mode, and .38 to .70
+#             for the best of each pair
 """Rows of the ablation on development pairs, one run of a few minutes at a time, and their table."""
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from torch.nn.functional import cross_entropy
 
 import dpiat
 from dpiat.recipe import BEFORE, Recipe
-from experiments import data as datasets
-from experiments import models, records
-from experiments.convolution import convolving
-from experiments.data import Data
-from experiments.malloc import keep_large_blocks
+from experiments import models
+from experiments.data import loading
+from experiments.data.loading import Data
 from experiments.settings import DatasetSettings, UserError
-from experiments.training import Recipe as Schedule
-from experiments.training import adam, prepare
+from experiments.store import records
+from experiments.train.convolution import convolving
+from experiments.train.malloc import keep_large_blocks
+from experiments.train.training import Recipe as Schedule
+from experiments.train.training import adam, prepare
 
 FOLDER = Path("results/recipe")
 TRAIN_IMAGES, TEST_IMAGES, SIZE, EPOCHS, BATCH, RATE = 1500, 1000, 64, 3, 50, 1e-3
@@ -107,8 +108,8 @@ class Run:
 
 def images(root: str, cache: str = "~/.cache/dpiat") -> Data:
     """The images of the protocol, with the classes in the data set's own proportions."""
-    whole = datasets.load(DatasetSettings(name="imagenette", root=root, stored_size=128), cache)
-    train, test = datasets.stratified(whole.train, TRAIN_IMAGES), datasets.stratified(whole.test, TEST_IMAGES)
+    whole = loading.load(DatasetSettings(name="imagenette", root=root, stored_size=128), cache)
+    train, test = loading.stratified(whole.train, TRAIN_IMAGES), loading.stratified(whole.test, TEST_IMAGES)
     mixed = torch.randperm(TEST_IMAGES, generator=torch.Generator().manual_seed(0))  # a batch shows all classes
     return Data(train, test.subset(mixed), whole.classes)
 

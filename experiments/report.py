@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments import figures, tables
-from experiments.records import EFFECTIVENESS_EPOCHS, best_accuracy, divergence
+from experiments.results import drawing
+from experiments.store.records import EFFECTIVENESS_EPOCHS, best_accuracy, divergence, effectiveness
 
 
 def report(record: dict[str, Any], baseline: dict[str, Any] | None, plots: Path) -> str:
@@ -15,14 +15,27 @@ def report(record: dict[str, Any], baseline: dict[str, Any] | None, plots: Path)
     if any(each["status"] == "diverged" for each in trained):
         return "\n".join(f"{each['id']} {divergence(each)}" for each in trained if each["status"] == "diverged")
     seconds = " and ".join(f"{each['seconds']:.0f} s ({each['trial']['init']})" for each in trained)
-    lines = [tables.side_by_side(record, baseline) if baseline else _alone(record)]
+    lines = [side_by_side(record, baseline) if baseline else _alone(record)]
     facts = record["initialization"]
     if "similarity" in facts:
         lines += [f"similarity {facts['similarity']:.2f}, {facts['filled']:.0%} of the target's elements filled"]
     lines += [f"trained in {seconds}"]
     if baseline:
-        lines += [f"plot: {figures.comparison(record, baseline, plots)}"]
+        lines += [f"plot: {drawing.comparison(record, baseline, plots)}"]
     return "\n".join(lines)
+
+
+def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """The test accuracy of each epoch, from the initialization under test and from random init, and their ratio.
+
+    It is that of one seed, as a trial knows no more; tables divide by the mean over seeds.
+    """
+    init = record["trial"]["init"]
+    lines = [f"epoch  {init:>10}  random"]
+    for ours, theirs in zip(record["epochs"], baseline["epochs"], strict=False):
+        lines.append(f"{ours['epoch']:5}  {ours['test_accuracy']:10.3f}  {theirs['test_accuracy']:6.3f}")
+    best = f"{best_accuracy(record):.3f} / {best_accuracy(baseline):.3f}"
+    return "\n".join([*lines, f"effectiveness within 4 epochs: {effectiveness(record, baseline):.2f} = {best}"])
 
 
 def _alone(record: dict[str, Any]) -> str:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+
+from experiments.datasets import DATASETS, names
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FETCHED = names(had_from="torchvision")
 
 
 class UserError(Exception):
@@ -25,9 +32,9 @@ def _doc(text: str, default: Any) -> Any:
 
 @dataclass
 class DatasetSettings:
-    name: str = _doc("digits, cifar10, cifar100, food101, imagenet, imagenette or folder", MISSING)
+    name: str = _doc(f"one of {', '.join(DATASETS)}", MISSING)
     root: str = _doc("folder of the data, in the layout that configs/dataset/<name>.yaml describes", "data")
-    download: bool = _doc("let torchvision fetch what is not under root (cifar10, cifar100, food101)", True)
+    download: bool = _doc(f"let torchvision fetch {', '.join(FETCHED)} where it is not under root", True)
     stream: bool = _doc("decode images anew in each epoch, of any size, instead of keeping them in memory", False)
     workers: int | None = _doc("processes that decode streamed images; null: number of CPU cores", None)
     stored_size: int | None = _doc(
@@ -94,10 +101,18 @@ class Settings:
     )
 
 
+@cache
+def aliases() -> dict[str, dict[str, str]]:
+    """Experiments without trials of their own, by name: title, kind, trials_of (whose they are), expected."""
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / "aliases.yaml"))
+
+
 def register() -> None:
-    """Make the schema known to Hydra as `base`, the first entry of the defaults list, and the text of --help."""
+    """Make the schema known to Hydra as `base`, the first entry of the defaults list, the aliases and the help."""
     store = ConfigStore.instance()
     store.store(name="base", node=Settings)
+    for name, alias in aliases().items():
+        store.store(group="experiment", name=name, node={"defaults": [alias["trials_of"]]}, package="_global_")
     store.store(group="hydra/help", name="dpiat", node={"app_name": "dpiat", "header": "", "template": HELP})
 
 
@@ -122,7 +137,7 @@ already, transfers, trains the target, and leaves a record of each in output_dir
   python run.py -m seed=0,1,2 target=eff_b0,mnas
 
 Groups: dataset, init, launch, logger and scale choose a file of configs/<group>; experiment=NAME one of
-configs/experiment.
+configs/experiment or configs/aliases.yaml.
 Keys, their defaults and units:
 
 {_describe()}

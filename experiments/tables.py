@@ -9,237 +9,27 @@ python -m experiments.tables --missing  lists what they still need, the commands
 from __future__ import annotations
 
 import argparse
-import math
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import cells, choosing, claims, grids, methods, missing, paper, reproduction
-from experiments.cells import NOT_PLANNED, NOT_RUN, Table, markdown
-from experiments.choosing import Results
-from experiments.records import RUNS, CannotWrite, atomic_write, best_accuracy, effectiveness, ended, same, time_to
+from experiments import grids
+from experiments.results import cells, choosing, claims, methods, missing, ours, outcomes, paper, reproduction
+from experiments.results.cells import NOT_RUN, Table, markdown
 from experiments.settings import UserError, first_line
+from experiments.store.files import CannotWrite, same, write_text
+from experiments.store.records import RUNS, ended
 
 ROOT = Path(__file__).parent.parent
-PAPER_LR = paper.RANDOM_LR
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the README's main table
 # Those of its comparisons of methods, by the names of its blocks.
 COMPARISONS = {"modes": "imagenette_statistics", "methods": "imagenette_methods"}
-
-
-def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
-    """The test accuracy of each epoch, from the initialization under test and from random init, and their ratio.
-
-    It is that of one seed, as a trial knows no more; tables divide by the mean over seeds.
-    """
-    init = record["trial"]["init"]
-    lines = [f"epoch  {init:>10}  random"]
-    for ours, theirs in zip(record["epochs"], baseline["epochs"], strict=False):
-        lines.append(f"{ours['epoch']:5}  {ours['test_accuracy']:10.3f}  {theirs['test_accuracy']:6.3f}")
-    best = f"{best_accuracy(record):.3f} / {best_accuracy(baseline):.3f}"
-    return "\n".join([*lines, f"effectiveness within 4 epochs: {effectiveness(record, baseline):.2f} = {best}"])
-
-
-# --- our own grids: targets by initialization -------------------------------------------------------------------------
-
-
-def own_table(experiment: str, records: cells.Records) -> Table:
-    """Accuracy within 4 epochs, and its ratio to random init, of each target from each initialization."""
-    frame = own_trials(experiment, records)
-    if methods.several(frame):
-        line = f"{cells.scale_line(frame, records)} {cells.baseline_line(frame)}"
-        return methods.table(grids.title(experiment), line, methods.pairs(frame))
-    keys = ["target", "column", "lr"]
-    data = pd.DataFrame(
-        {
-            **dict(zip(keys, key, strict=True)),
-            "similarity": cell["similarity"].mean(),
-            **{f"{name} {what}": value for name in RATIOS for what, value in cells.summarize(cell[name]).items()},
-            "epochs to random init's best": _epochs(cell["epochs"]),
-        }
-        for key, cell in frame.groupby(keys, sort=False)
-    )
-    parts = [grids.title(experiment), cells.scale_line(frame, records), cells.baseline_line(frame)]
-    same_rate = (frame["lr"] == PAPER_LR).all()
-    for name, caption in list(RATIOS.items())[: 2 if same_rate else 3]:
-        shown = frame if name == "accuracy" else frame[frame["init"] != "random"]
-        parts.append(f"{caption}\n\n{wide(shown, name)}".rstrip("\n"))
-    parts.append(f"{TIME}\n\n{wide(frame[frame['init'] != 'random'], 'epochs', _epochs)}")
-    return Table(data, "\n\n".join(parts))
-
-
-RATIOS = {
-    "accuracy": "Best test accuracy within 4 epochs:",
-    "effectiveness": f"Effectiveness, the ratio to random init at the paper's learning rate, {PAPER_LR:g}:",
-    cells.SAME_RATE: "The ratio to random init at the same learning rate as the transfer:",
-}
-TIME = (
-    "Epochs until the accuracy of random init within 4 epochs, at the better of its learning rates (means over seeds), "
-    "for each seed of the target (the counterpart of Tables 4 and 5):"
-)
-
-
-def headline(experiment: str, records: cells.Records) -> str:
-    """The README's table: accuracy and effectiveness, means over so many seeds, of targets that are run."""
-    trials = own_trials(experiment, records)
-    frame = same_seeds(trials)
-    targets = frame.loc[(frame["init"] != "random") & frame["accuracy"].notna(), "target"].unique()
-    means = frame.groupby(["target", "column"], sort=False)[["accuracy", "effectiveness"]].mean().reset_index()
-    compared = means["effectiveness"].notna() & ~means["column"].str.startswith("random")
-    ratio = means["effectiveness"].map(" {:.2f}×".format).where(compared, "")
-    means["cell"] = (means["accuracy"].map("{:.3f}".format) + ratio).where(means["accuracy"].notna(), NOT_RUN)
-    shown = _in_order(means.pivot(index="target", columns="column", values="cell").loc[targets])
-    run = frame.dropna(subset="accuracy").groupby("target")["seed"].nunique()
-    shown.insert(1, "seeds", shown["target"].map(run))
-    lines = f"{cells.scale_line(trials, records)} {cells.baseline_line(trials)}"
-    return f"{lines}\n\n{markdown(shown)}\n{_above_1(frame)} {_after_one_epoch(trials)}\n"
-
-
-def _above_1(frame: pd.DataFrame) -> str:
-    """Of `same_seeds`, how many pairs of different networks gain: at the paper's rate, and at the better of both."""
-    run = frame[(frame["init"] == "dpiat") & (frame["source"] != frame["target"])]
-    ratios = run.groupby(["target", "source"])[["effectiveness", cells.SAME_RATE]].mean().dropna()
-    of_better = ratios.min(axis=1)
-    return (
-        f"The mean effectiveness of the {len(ratios)} pairs of different networks is "
-        f"{ratios['effectiveness'].mean():.2f}; divided by random init at the transfer's own rate, it would be "
-        f"{ratios[cells.SAME_RATE].mean():.2f}. At the better of both rates, {(of_better > 1).sum()} of "
-        f"{len(ratios)} are above 1."
-    )
-
-
-def _after_one_epoch(trials: pd.DataFrame) -> str:
-    """How many pairs of `own_trials` need one epoch for what random init needs four for."""
-    run = trials[(trials["source"] != "") & (trials["source"] != trials["target"]) & trials["epochs"].notna()]
-    after_one = (run["epochs"] == 1).groupby([run["target"], run["source"]]).all()
-    return (
-        f"In {after_one.sum()} of {len(after_one)} pairs, each seed of the target is after one epoch at least as "
-        "accurate as random init is within 4, at the better of its rates."
-    )
-
-
-def similarity_said(experiment: str, records: cells.Records) -> str:
-    """What similarity, as the paper computes it, tells of a grid of ours, in words."""
-    values = own_cells(own_trials(experiment, records))[["target", "source", "value"]]
-    if len(values) < 3:
-        return f"{NOT_RUN}\n"
-    numbers = choosing.measured([Results(experiment, values)])
-    similarity = numbers[numbers["measure"] == "similarity, paper mode"]
-    return choosing.said("our own grid", choosing.choice(values.merge(similarity, on=["source", "target"])))
-
-
-def own_trials(experiment: str, records: cells.Records) -> pd.DataFrame:
-    """The trials of a grid of ours with the columns of its table and their ratios to random init's means over seeds."""
-    frame = cells.trials(cells.plan(experiment), records)
-    frame["column"] = [_column(row) for row in frame.itertuples()]
-    frame["epochs"] = _epochs_to_random(frame, records)
-    return cells.compared(frame)
-
-
-def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float]:
-    """Epochs of each trial until random init's accuracy within 4, at any of its learning rates; infinite if never.
-
-    NaN until the trial, and random init at each of the rates, are run.
-    """
-    random = frame[frame["init"] == "random"].groupby(["target", "lr"])["of random"].first()
-    best = random.groupby("target").agg(lambda rates: rates.max(skipna=False))
-    found = []
-    for row in frame.itertuples():
-        accuracy = best[row.target]
-        known = row.id in records and not math.isnan(accuracy)
-        found.append(time_to(records[row.id], accuracy)[0] or math.inf if known else math.nan)
-    return found
-
-
-def _epochs(cell: pd.Series) -> str:
-    """The epochs of each seed, in their order."""
-    found = ["not reached" if math.isinf(epochs) else f"{epochs:.0f}" for epochs in cell.dropna()]
-    return ", ".join(found) or NOT_RUN
-
-
-def same_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of `own_trials`, those of the seeds that all cells of a target's row have: a row compares like with like."""
-    kept = []
-    for _, row in frame.groupby("target", sort=False):
-        seeds = [set(cell["seed"]) for _, cell in row.dropna(subset="accuracy").groupby("column")]
-        shared = set.intersection(*seeds) if seeds else set()
-        kept.append(row[row["seed"].isin(shared)] if shared else row)
-    return pd.concat(kept)
-
-
-def _column(row: Any) -> str:
-    """The column of a trial, which names all that its grid may vary."""
-    if not row.source:
-        named = {"random": f"random init, lr {row.lr:g}", "pretrained": "own ImageNet weights"}
-        return named.get(row.init, row.init)
-    init = "" if row.init == "dpiat" else f", {row.init}"
-    mode = "" if row.mode == "paper" else f", {row.mode} mode"
-    method = "" if (row.operator, row.matching) == ("clip", "dp") else f", {row.operator} {row.matching}"
-    head = "" if row.head == "auto" else f", head {row.head}"
-    return f"{row.source}{init}{mode}{method}{head}"
-
-
-def wide(frame: pd.DataFrame, value: str, text: Callable[[pd.Series], str] = cells.shown) -> str:
-    """Markdown: a row for each target, a column for each initialization, and what `text` says of each cell's trials."""
-    shown = frame.groupby(["target", "column"], sort=False)[value].agg(text).unstack()
-    return markdown(_in_order(shown.loc[frame["target"].unique()]))
-
-
-def _in_order(shown: pd.DataFrame) -> pd.DataFrame:
-    """The columns with random init and own weights first."""
-    order = sorted(shown.columns, key=lambda name: (not name.startswith("random"), not name.startswith("own"), name))
-    return shown[order].fillna(NOT_PLANNED).rename_axis(columns=None).reset_index()
-
-
-# --- Table 11: does similarity predict the effect? --------------------------------------------------------------------
-
-
-def table11(records: cells.Records, own: list[str]) -> Table:
-    """Correlation, regret: from the paper's own numbers, and from our grids; no training."""
-    not_run = [str(int(table[5:])) for table in paper.TABLE_11 if reproduction.run(table, records).empty]
-    return choosing.table11(outcomes(records, own), not_run)
-
-
-def outcomes(records: cells.Records, own: list[str]) -> list[Results]:
-    """What sources gave to targets: in each of the paper's tables, in ours at each scale, and in our own grids."""
-    printed = paper.printed("table11_correlation").set_index(["dataset", "source_weights"])["correlation"]
-    found = []
-    for table, (dataset, weights) in paper.TABLE_11.items():
-        name = f"Table {int(table[5:])}: {dataset}, sources from {paper.STARTS[weights]}"
-        found.append(Results(name, paper.matrix(table), printed[dataset, weights]))
-        for scale, run in reproduction.run(table, records).groupby("scale"):
-            values = run[["target", "source", "ours"]].rename(columns={"ours": "value"})
-            found.append(Results(f"ours, scale {scale}: {name}", values))
-    for experiment in own:
-        trials = own_trials(experiment, records)
-        values = own_cells(trials)
-        if not methods.several(trials) and len(values) > len(values["target"].unique()) > 1:
-            name = f"ours: {experiment}, random init at {PAPER_LR:g}"
-            found.append(Results(name, values.drop(columns="similarity")))
-    return found
-
-
-def own_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """The transfers of `own_trials` that are run: target, source, similarity, value (mean over `same_seeds`)."""
-    frame = same_seeds(frame)
-    found = frame[(frame["source"] != "") & frame["effectiveness"].notna()]
-    means = found.groupby(["target", "source"], sort=False)[["similarity", "effectiveness"]].mean()
-    return means.rename(columns={"effectiveness": "value"}).reset_index()
-
-
-# --- all of them ------------------------------------------------------------------------------------------------------
-
-
-def own_experiments() -> list[str]:
-    """Experiments that are no table or figure of the paper, and whose results count."""
-    return [name for name in grids.names() if not name.startswith(("table", "figure", "demo", "smoke"))]
 
 
 def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], Table]]:
@@ -247,26 +37,27 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
     similarity = paper.similarity()
     found: dict[str, Callable[[], Table]] = {
         "similarity": lambda: Table(similarity, markdown(similarity)),
-        "table11": partial(table11, records, own),
-        "measures": lambda: choosing.measures(outcomes(records, own)),
+        "table11": partial(outcomes.table11, records, own),
+        "measures": lambda: choosing.measures(outcomes.outcomes(records, own)),
         "claims": claims.table,
     }
     found |= reproduction.tables(records)
-    return found | {name: partial(own_table, name, records) for name in own}
+    return found | {name: partial(ours.table, name, records) for name in own}
 
 
 def provenance_table(records: cells.Records) -> pd.DataFrame:
     """results/README.md: what was run, at which scale, on what, from which commit."""
     rows = []
-    for name in (*sorted(paper.DATASETS), *own_experiments()):
+    for name in (*sorted(paper.DATASETS), *grids.own()):
+        scales: dict[tuple[str, ...], pd.DataFrame] = {}
         if name in paper.DATASETS:
-            scales = {(f"scale={scale}",): frame for scale, frame in cells.frames(name, records).items()}
+            scales |= {(f"scale={scale}",): frame for scale, frame in cells.frames(name, records).items()}
         else:
-            scales = {(): own_trials(name, records)}
+            scales[()] = ours.trials(name, records)
         for words, frame in (scales or {(): cells.trials([], records)}).items():
             rows.append(
                 {
-                    "table": name if name.startswith("figure") else f"[{name}](tables/{name}.md)",
+                    "table": name if grids.kind(name) == "figure of the paper" else f"[{name}](tables/{name}.md)",
                     "config": f"[{name}.yaml](../configs/experiment/{name}.yaml)",
                     "command": "<br>".join(f"`{line}`" for line in cells.command_lines(name, *words)),
                     **_provenance(frame, records),
@@ -310,7 +101,7 @@ def write(tables: Mapping[str, Table], folder: Path) -> None:
 
 def _write(files: Mapping[Path, str]) -> None:
     for file, text in files.items():
-        atomic_write(file, lambda f, text=text: f.write(text.encode()))
+        write_text(file, text)
 
 
 def texts(tables: Mapping[str, Table], folder: Path) -> dict[Path, str]:
@@ -325,14 +116,14 @@ def texts(tables: Mapping[str, Table], folder: Path) -> dict[Path, str]:
 
 def committed(records: cells.Records) -> dict[Path, str]:
     """Every generated file of the repository and its content."""
-    tables = build(records, own_experiments())
+    tables = build(records, grids.own())
     files = texts(tables, paper.RESULTS / "tables")
     blocks = {name: table.page for name, table in tables.items()}
-    blocks |= {"provenance": markdown(provenance_table(records)), "headline": headline(HEADLINE, records)}
-    blocks |= {"chosen": similarity_said(HEADLINE, records), "first": reproduction.first_table(records)}
+    blocks |= {"provenance": markdown(provenance_table(records)), "headline": ours.headline(HEADLINE, records)}
+    blocks |= {"chosen": outcomes.similarity_said(HEADLINE, records), "first": reproduction.first_table(records)}
     blocks |= {"seconds": claims.line(), "curves": reproduction.curves_said(records)}
     for block, experiment in COMPARISONS.items():
-        trials = own_trials(experiment, records)
+        trials = ours.trials(experiment, records)
         compared = methods.together(methods.pairs(trials))
         if len(compared):
             lines = cells.scale_line(trials, records), cells.baseline_line(trials), methods.means(compared)
@@ -376,7 +167,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if arguments.missing:
         run = ended(RUNS)
-        for name in [arguments.name] if arguments.name else (*sorted(paper.DATASETS), *own_experiments()):
+        for name in [arguments.name] if arguments.name else (*sorted(paper.DATASETS), *grids.own()):
             if name not in grids.names():
                 sys.exit(f"error: no experiment {name!r}: there are {', '.join(grids.names())}")
             try:
@@ -388,7 +179,7 @@ def main() -> None:
                 print(f"{said} cannot be planned: {first_line(error)}")
         return
     if arguments.name:
-        known = builders(records, own_experiments())
+        known = builders(records, grids.own())
         if arguments.name not in known:
             sys.exit(f"error: no table {arguments.name!r}: there are {', '.join(known)}")
         print(known[arguments.name]().page, end="")

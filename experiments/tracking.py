@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.records import effectiveness
 from experiments.settings import LoggerSettings, UserError, first_line
+from experiments.store.records import effectiveness
 
 LOGGERS, MODES = ("none", "wandb"), ("offline", "online", "disabled")
 Record = dict[str, Any]

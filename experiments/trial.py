@@ -6,13 +6,10 @@ run again; its identity is everything that determines its result.
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,63 +20,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dpiat import sources, stored
-from dpiat.assignment import MATCHINGS
-from dpiat.heads import HEADS
-from dpiat.operators import OPERATORS
-from dpiat.reading import MODES, VERSION
-from experiments import checkpoints, data, models, parallel, records
-from experiments.initialization import INITIALIZATIONS, Method, Start, initialize
-from experiments.locks import alone
-from experiments.malloc import keep_large_blocks
+from experiments import models, planning
+from experiments.data import loading
+from experiments.initialization import initialize
+from experiments.planning import Trial
 from experiments.settings import LoggerSettings, Settings, UserError, first_line
-from experiments.tracking import LOGGERS, Plot, tracking
-from experiments.tracking import MODES as LOGGER_MODES
-from experiments.training import Recipe, State, diverged, train
-
-WEIGHTS = ("scratch", "imagenet", "imagenet_finetuned")
-# The paper's learning rates: from random init or from sources trained from scratch, and where ImageNet weights come in.
-LR, LR_IMAGENET = 4e-3, 1e-3
-
-
-@dataclass(frozen=True)
-class Trial:
-    """All that determines the result of one training; its hash is the trial's id."""
-
-    dataset: str
-    stored_size: int | None
-    train_subset: int | None
-    model: str
-    init: str  # a name of INITIALIZATIONS, or checkpoint (of a source: weights from the user's file)
-    recipe: Recipe
-    mode: str = ""  # of the method, where there is a source
-    source: Trial | None = None  # one of 0 epochs is not trained
-    checkpoint: str = ""  # SHA-256 of the user's file: of a source's weights, or init.checkpoint
-    matching: str = Method.matching  # of the method, like the next two
-    operator: str = Method.operator
-    head: str = Method.head
-    version: int = Method.version
-
-    @property
-    def method(self) -> Method:
-        return Method(self.mode, self.matching, self.operator, self.head, self.version)
-
-    @property
-    def id(self) -> str:
-        origin = f"-from-{self.source.model}" if self.source else ""
-        name = f"{self.dataset}-{self.model}-{self.init}{origin}-seed{self.recipe.seed}"
-        name = re.sub(r"[^\w.-]", "_", name.replace(":", "."))
-        return f"{name}-{records.trial_digest(self.identity())}"
-
-    def identity(self) -> dict[str, Any]:
-        """The fields as plain data; those that came later only where they have another value than before."""
-        fields = asdict(self)
-        later = {key: fields.pop(key) for key in ("matching", "operator", "head", "version")}
-        fields["source"] = self.source.identity() if self.source else None
-        if self.recipe.batchnorm_group is None:
-            del fields["recipe"]["batchnorm_group"]
-        if ":" in self.model:  # a name that can stand for another network tomorrow
-            later["network"] = models.shapes(self.model) or None
-        return fields | {key: value for key, value in later.items() if value != getattr(Method, key, None)}
+from experiments.store import checkpoints, records
+from experiments.store.trials import Store, check_same_trial
+from experiments.tracking import Plot, tracking
+from experiments.train import parallel
+from experiments.train.malloc import keep_large_blocks
+from experiments.train.training import State, diverged, train
 
 
 class Diverged(Exception):
@@ -101,11 +52,11 @@ def run(settings: Settings, plot: Plot | None = None) -> Outcome:
     settings that cannot be run, Diverged if there is no source to start from, CannotWrite if the disk is full.
     """
     parallel.start()
-    target = plan(settings)
+    target = planning.plan(settings)
     runner = _Runner(settings, plot)
     if target.init == "random":
         return Outcome(runner.record(target), None)
-    random = _trial(settings, settings.target, "random", replace(target.recipe, lr=settings.baseline_lr or LR))
+    random = planning.baseline(settings, target)
     try:
         runner.prepare(target)
     except Diverged:
@@ -115,161 +66,43 @@ def run(settings: Settings, plot: Plot | None = None) -> Outcome:
     return Outcome(runner.record(target, baseline), baseline)
 
 
-def plan(settings: Settings) -> Trial:
-    """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
-    data.check(settings.dataset)
-    _check_values(settings)
-    _check_parts(settings)
-    models.check(settings.target)
-    init = settings.init.name
-    _check_choice("initialization", init, INITIALIZATIONS)
-    _check_choice("init.mode", settings.init.mode, MODES)
-    _check_choice("init.matching", settings.init.matching, MATCHINGS)
-    _check_choice("init.operator", settings.init.operator, OPERATORS)
-    _check_choice("init.head", settings.init.head, HEADS)
-    _check_choice("source_weights", settings.source_weights, WEIGHTS)
-    _check_choice("logger", settings.logger.name, LOGGERS)
-    _check_choice("logger.mode", settings.logger.mode, LOGGER_MODES)
-    from_source = INITIALIZATIONS[init].from_source
-    imagenet = init == "pretrained" or (from_source and settings.source_weights != "scratch")
-    recipe = _recipe(settings, settings.target, settings.lr or (LR_IMAGENET if imagenet else LR))
-    target = _trial(settings, settings.target, init, recipe)
-    if INITIALIZATIONS[init].from_file:
-        if not settings.init.checkpoint:
-            raise UserError(f"init={init} needs a trained checkpoint: init.checkpoint=FILE")
-        target = replace(target, checkpoint=_digest("init.checkpoint", _path(settings.init.checkpoint)))
-    if from_source:
-        models.check(settings.source)
-        method = settings.init
-        version = (method.version or VERSION) if method.mode == "default" else Method.version
-        if not 0 < version <= VERSION:
-            raise UserError(f"init.version must be from 1 to {VERSION}, got {version}")
-        target = replace(target, matching=method.matching, operator=method.operator, head=method.head)
-        target = replace(target, mode=method.mode, version=version, source=_source(settings))
-    if check := INITIALIZATIONS[init].check:
-        check(_start(settings, target, classes=10))
-    return target
-
-
-def _check_values(settings: Settings) -> None:
-    counts = ("source_epochs", "target_epochs", "schedule_epochs", "source_schedule_epochs")
-    counts += ("batch_size", "batchnorm_group", "threads")
-    values = {key: getattr(settings, key) for key in (*counts, "lr", "source_lr", "baseline_lr")}
-    values |= {f"dataset.{key}": getattr(settings.dataset, key) for key in ("image_size", "stored_size")}
-    for key, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{key} must be positive, got {value}")
-    for key in ("output_dir", "cache_dir"):
-        if not getattr(settings, key).strip():
-            raise UserError(f"{key} must name a folder, got nothing")
-    for key in ("seed", "source_seed"):
-        if not 0 <= getattr(settings, key) < 2**63:
-            raise UserError(f"{key} must be from 0 to 2^63 - 1, got {getattr(settings, key)}")
-
-
-def _check_parts(settings: Settings) -> None:
-    """A batch is made of equal parts, one for each process, and each of those of equal groups."""
-    batch, processes, group = settings.batch_size, parallel.size(), settings.batchnorm_group
-    if batch % processes:
-        raise UserError(f"batch_size={batch} must be a multiple of the number of processes, {processes}")
-    if group is not None and batch // processes % group:
-        raise UserError(f"batchnorm_group={group} must divide the {batch // processes} images of a batch on one device")
-
-
-def _check_choice(key: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise UserError(f"unknown {key} {value!r}: known are {', '.join(known)}")
-
-
-def _source(settings: Settings) -> Trial:
-    init = "random" if settings.source_weights == "scratch" else "pretrained"
-    epochs = 0 if settings.source_weights == "imagenet" or settings.source_checkpoint else settings.source_epochs
-    lr = settings.source_lr or (LR if init == "random" else LR_IMAGENET)
-    schedule = settings.source_schedule_epochs or settings.schedule_epochs
-    recipe = _recipe(settings, settings.source, lr)
-    recipe = replace(recipe, epochs=epochs, schedule_epochs=schedule, seed=settings.source_seed)
-    source = _trial(settings, settings.source, init, recipe)
-    if settings.source_checkpoint is None:
-        return source
-    checkpoint = _digest("source_checkpoint", _path(settings.source_checkpoint))
-    return replace(source, init="checkpoint", checkpoint=checkpoint)
-
-
-def _path(name: str) -> Path:
-    return Path(name).expanduser()
-
-
-def _digest(key: str, file: Path) -> str:
-    """The SHA-256 of the file that a key names."""
-    if not file.is_file():
-        raise UserError(f"{key} {file} {'is not a file' if file.exists() else 'does not exist'}")
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{key} {file} cannot be read: {error.strerror}") from error
-
-
-def _start(settings: Settings, trial: Trial, classes: int) -> Start:
-    """What the first weights of a trial's network depend on, but for a trained source."""
-    checkpoint = _path(settings.init.checkpoint) if INITIALIZATIONS[trial.init].from_file else None
-    recipe, source = trial.recipe, trial.source.model if trial.source else ""
-    return Start(trial.model, classes, recipe.seed, recipe.image_size, trial.method, source, checkpoint=checkpoint)
-
-
-def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
-    dataset = settings.dataset
-    return Trial(data.identity(dataset), dataset.stored_size, dataset.train_subset, model, init, recipe)
-
-
-def _recipe(settings: Settings, model: str, lr: float) -> Recipe:
-    """How `model` is trained when it is the target."""
-    return Recipe(
-        epochs=settings.target_epochs,
-        lr=lr,
-        schedule_epochs=settings.schedule_epochs,
-        batch_size=settings.batch_size,
-        image_size=settings.dataset.image_size or models.input_size(model),
-        seed=settings.seed,
-        batchnorm_group=settings.batchnorm_group,
-    )
-
-
 class _Runner:
     """Runs trials under one set of settings; loads the data once, and only if something has to be trained."""
 
     def __init__(self, settings: Settings, plot: Plot | None):
         self.settings = settings
         self.plot = plot
-        self.folder = Path(settings.output_dir).expanduser()
+        self.store = Store(planning.path(settings.output_dir))
         self.device = parallel.own_device(_device(settings.device))
         if self.device.type == "cpu":
             keep_large_blocks()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        self._data: data.Data | None = None
+        self._data: loading.Data | None = None
 
     @property
-    def data(self) -> data.Data:
+    def data(self) -> loading.Data:
         if self._data is None:
-            load = partial(data.load, self.settings.dataset, self.settings.cache_dir)
+            load = partial(loading.load, self.settings.dataset, self.settings.cache_dir)
             self._data = parallel.first_then_others(load)
         return self._data
 
     def prepare(self, trial: Trial) -> None:
         """Make sure of what a trial without a record starts from, or raise what stands in its way."""
-        if not parallel.from_first(self._record_file(trial).exists):
+        if not parallel.from_first(self.store.record_file(trial).exists):
             self._check(trial)
             self._begin(trial)
 
     def record(self, trial: Trial, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
         """The record of a trial: the one there is, or a new one. `baseline` is what it is compared with."""
         with self._alone(trial):
-            found = parallel.from_first(lambda: self._ended(trial))
+            found = parallel.from_first(lambda: self.store.record(trial))
             if found is None:
                 return self._train(trial, baseline)[0]
-            self._tidy(trial)
+            if parallel.rank() == 0:
+                self.store.tidy(trial)
         if parallel.rank() == 0:
-            print(f"{trial.id}: {found['status']} before, {self._record_file(trial)}", flush=True)
+            print(f"{trial.id}: {found['status']} before, {self.store.record_file(trial)}", flush=True)
         return found
 
     def network(self, trial: Trial) -> nn.Module:
@@ -278,12 +111,12 @@ class _Runner:
         torch.manual_seed(trial.recipe.seed)
         if trial.init == "checkpoint":
             network = models.build(trial.model, classes)
-            _load_weights(network, _read_users_checkpoint(_path(self.settings.source_checkpoint), trial))
+            _load_weights(network, _read_users_checkpoint(planning.path(self.settings.source_checkpoint), trial))
             return network
         if trial.recipe.epochs == 0:
-            return initialize(trial.init, _start(self.settings, trial, classes))[0]
+            return initialize(trial.init, planning.start(self.settings, trial, classes))[0]
         with self._alone(trial):
-            state, record = parallel.from_first(lambda: (self._checkpoint(trial), self._ended(trial)))
+            state, record = parallel.from_first(lambda: (self.store.checkpoint(trial), self.store.record(trial)))
             if state is None and (record is None or record["status"] == "finished"):
                 record, state = self._train(trial, keep=True)
         if state is None:
@@ -292,36 +125,6 @@ class _Runner:
         network.load_state_dict(state)
         return network
 
-    def _alone(self, trial: Trial) -> AbstractContextManager[None]:
-        """No other process trains this trial meanwhile."""
-        return (
-            nullcontext()
-            if parallel.rank()
-            else alone(self.folder / "locks" / f"{trial.id}.lock", f"it trains {trial.id}")
-        )
-
-    def _record_file(self, trial: Trial) -> Path:
-        return self.folder / "records" / f"{trial.id}.json"
-
-    def _ended(self, trial: Trial) -> dict[str, Any] | None:
-        """The record of a trial that is not to be run again."""
-        return records.read(self._record_file(trial))
-
-    def _checkpoint_file(self, trial: Trial) -> Path:
-        return self.folder / "checkpoints" / f"{trial.id}.pt"
-
-    def _checkpoint(self, trial: Trial) -> dict[str, Tensor] | None:
-        """The weights in the checkpoint of exactly this trial; None if there is no readable one."""
-        file = self._checkpoint_file(trial)
-        checkpoint = checkpoints.read(file)
-        if checkpoint is None:
-            return None
-        _check_same_trial(file, checkpoint["trial"], trial.identity(), list(trial.identity()))
-        return checkpoint["state"]
-
-    def _unfinished(self, trial: Trial) -> checkpoints.Unfinished:
-        return checkpoints.Unfinished(self.folder / "unfinished", trial.id)
-
     def _train(
         self, trial: Trial, baseline: dict[str, Any] | None = None, keep: bool = False
     ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
@@ -329,20 +132,20 @@ class _Runner:
 
         Returns the record and the state dict of the best epoch, None if the training diverged.
         """
-        recipe, unfinished = trial.recipe, self._unfinished(trial)
+        recipe, unfinished = trial.recipe, self.store.unfinished(trial)
         self._check(trial)
         state = parallel.from_first(unfinished.read)
         network, record = self._begin(trial) if state is None else self._go_on(trial, state)
         title = f"{trial.model} {trial.init}"
         logger = self.settings.logger if parallel.rank() == 0 else LoggerSettings()
-        with tracking(logger, trial.id, record, self.folder) as tracker:
+        with tracking(logger, trial.id, record, self.store.folder) as tracker:
             for row in state["rows"] if state else ():
                 tracker.epoch(row)
 
             def on_epoch(row: dict[str, float], reached: State) -> None:
                 if parallel.rank() > 0:
                     return
-                unfinished.write({**reached, "record": record}, row["epoch"])
+                unfinished.write({**reached, "record": record}, int(row["epoch"]))
                 tqdm.write(f"{title} {_epoch_line(row, recipe.epochs)}")
                 sys.stdout.flush()
                 tracker.epoch(row)
@@ -355,22 +158,19 @@ class _Runner:
                 "epochs": rows,
             }
             if parallel.rank() == 0:
-                records.save(record, self._record_file(trial))
+                records.save(record, self.store.record_file(trial))
             tracker.end(record, baseline, self.plot)
         if record["status"] == "diverged":
             best = None
         elif keep and parallel.rank() == 0:
-            checkpoints.write({"trial": trial.identity(), "state": best}, self._checkpoint_file(trial))
-        self._tidy(trial)
+            self.store.keep(trial, best)
+        if parallel.rank() == 0:
+            self.store.tidy(trial)
         return record, best
 
-    def _tidy(self, trial: Trial) -> None:
-        """Remove what is of no use when a trial has ended, files that a killed process was writing among it."""
-        if parallel.rank() > 0:
-            return
-        self._unfinished(trial).remove()
-        for file in self.folder.glob(f"*/.{trial.id}.*"):
-            file.unlink(missing_ok=True)
+    def _alone(self, trial: Trial) -> AbstractContextManager[None]:
+        """No other process trains this trial meanwhile, but those of this run, which train it together."""
+        return nullcontext() if parallel.rank() else self.store.alone(trial)
 
     def _check(self, trial: Trial) -> None:
         """Raise UserError, before a source is trained for nothing, if the data do not suit the trial."""
@@ -397,7 +197,7 @@ class _Runner:
             "classes": len(self.data.classes),
         }
         source = partial(self.network, trial.source) if trial.source else None
-        start = _start(self.settings, trial, len(self.data.classes))
+        start = planning.start(self.settings, trial, len(self.data.classes))
         network, facts = initialize(trial.init, replace(start, source=source))
         return network, record | {"initialization": facts}
 
@@ -476,14 +276,8 @@ def _read_users_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
             raise UserError(f"source_checkpoint: {error}") from error
     if "trial" not in checkpoint:
         raise UserError(f"source_checkpoint {file} holds no weights of a trained network: name one of checkpoints/")
-    _check_same_trial(file, checkpoint["trial"], trial.identity(), ["model", "dataset"])
+    check_same_trial(file, checkpoint["trial"], trial.identity(), ["model", "dataset"])
     return checkpoint["state"]
-
-
-def _check_same_trial(file: Path, found: dict[str, Any], wanted: dict[str, Any], keys: list[str]) -> None:
-    for key in keys:
-        if found.get(key) != wanted[key]:
-            raise UserError(f"{file} is of other settings: {key} is {found.get(key)!r} there, not {wanted[key]!r}")
 
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor]) -> None:

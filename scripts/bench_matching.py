@@ -19,7 +19,7 @@ import numpy as np
 import timm
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 import oracle
 from networks import PAPER, on_meta
 

@@ -8,7 +8,7 @@ plain     torch.utils.data.DataLoader with torchvision's transforms in a worker 
           what one would write without thinking of speed
 eager     timm's network in channels_last with a fused Adam, fed as ours is
 compiled  the same under torch.compile
-ours      experiments.training: augmentation on the device too, and on a GPU all of it in a CUDA graph
+ours      experiments.train.training: augmentation on the device too, and on a GPU all of it in a CUDA graph
 together  so many processes of ours side by side on the device, as `launch=joblib` runs the trials of a grid; a CPU's
           threads are shared among them; the images per second of all
 
@@ -38,10 +38,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from experiments import graphs, models
-from experiments.data import Data, Split, train_batches
-from experiments.malloc import keep_large_blocks
-from experiments.training import Recipe, Steps, adam, prepare
+from experiments import models
+from experiments.data.loading import Data, Split, train_batches
+from experiments.train import graphs
+from experiments.train.malloc import keep_large_blocks
+from experiments.train.training import Recipe, Steps, adam, prepare
 
 NINE = ("eff_b0", "eff_b1", "eff_b2", "mix_l", "mix_m", "rex", "rex_150", "mnas", "semnas")
 CLASSES, IMAGES, LR = 100, 2048, 4e-3

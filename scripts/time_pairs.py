@@ -22,8 +22,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dpiat import transfer  # noqa: E402
-from experiments import models, paper  # noqa: E402
-from experiments.records import provenance  # noqa: E402
+from experiments import models  # noqa: E402
+from experiments.results import paper  # noqa: E402
+from experiments.store.records import provenance  # noqa: E402
 
 
 def seconds(source: torch.nn.Module, target: torch.nn.Module, repeats: int) -> float:

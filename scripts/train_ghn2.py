@@ -30,10 +30,12 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from experiments import checkpoints, data, ghn2, ghn2_graph
-from experiments.data import Data, Split
-from experiments.records import atomic_write
+from experiments import ghn2, ghn2_graph
+from experiments.data import loading
+from experiments.data.loading import Data, Split
 from experiments.settings import DatasetSettings, UserError
+from experiments.store import checkpoints
+from experiments.store.files import atomic_write
 
 STYLES = ("plain", "residual", "mbconv", "mbconv", "mbconv with squeeze-excite", "mbconv with squeeze-excite")
 KERNELS = (3, 3, 3, 5, 5, 7, 9, 11)
@@ -188,7 +190,7 @@ def unseen(ghn: ghn2.GHN2, found: Data, arguments: argparse.Namespace, networks:
         predicted = ghn(ghn2_graph.trace(each, arguments.size))
         hits = [
             functional_call(each, predicted, x).argmax(1) == labels
-            for x, labels in data.test_batches(some, 64, arguments.size)
+            for x, labels in loading.test_batches(some, 64, arguments.size)
         ]
         accuracies.append(torch.cat(hits).float().mean())
     return torch.stack(accuracies)
@@ -215,7 +217,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
-        found = data.load(DatasetSettings(name=arguments.dataset, root=arguments.root), "~/.cache/dpiat")
+        found = loading.load(DatasetSettings(name=arguments.dataset, root=arguments.root), "~/.cache/dpiat")
         ghn = train(arguments, found)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -14,6 +14,7 @@ ALLOWED = {
     "dpiat.architecture": set(),
     "dpiat.files": set(),
     "dpiat.parametrized": set(),
+    "dpiat.recipe": set(),
     "dpiat.report": set(),
     "dpiat.stored": {"parametrized"},
     "dpiat.checkpoints": set(),
@@ -24,28 +25,49 @@ ALLOWED = {
     "dpiat.roles": set(),
     "dpiat.standardization": {"architecture", "parametrized"},
     "dpiat.layers": {"architecture", "parametrized", "roles", "standardization", "stored"},
-    "dpiat.structure": {"architecture", "layers", "parametrized", "roles", "standardization"},
+    "dpiat.context": {"architecture", "layers", "roles"},
+    "dpiat.levels": {"architecture", "roles", "standardization", "stored"},
+    "dpiat.branches": {"architecture", "levels", "operators", "standardization"},
+    "dpiat.structure": {
+        *("architecture", "branches", "context", "layers", "levels", "parametrized", "roles", "standardization"),
+    },
     "dpiat.reading": {"architecture", "standardization", "stored", "structure"},
     "dpiat.scoring": {"architecture"},
     "dpiat.matching": {"architecture", "scoring"},
-    "dpiat.alignment": {"architecture", "matching", "roles"},
+    "dpiat.alignment": {"architecture", "levels", "matching", "recipe", "roles"},
     "dpiat.assignment": {"alignment", "architecture", "matching", "scoring"},
     "dpiat.heads": {"architecture", "roles", "standardization"},
     "dpiat.pairing": {"alignment", "architecture", "layers", "matching", "standardization"},
     "dpiat.writing": {"operators", "parametrized", "standardization"},
-    "dpiat.filling": {"layers", "operators", "positions", "report", "roles", "sources", "standardization"},
+    "dpiat.new": {"architecture", "levels", "matching", "roles", "standardization"},
+    "dpiat.filling": {
+        *("branches", "layers", "operators", "positions", "recipe", "report", "roles", "sources", "standardization"),
+    },
     "dpiat.plan": {
-        *("filling", "heads", "layers", "operators", "parametrized", "reading", "report", "roles", "sources"),
+        *(
+            "branches",
+            "filling",
+            "heads",
+            "recipe",
+            "layers",
+            "operators",
+            "parametrized",
+            "reading",
+            "report",
+            "roles",
+            "sources",
+        ),
         *("standardization", "stored", "writing"),
     },
     "dpiat.transfer": {
-        *("assignment", "filling", "heads", "operators", "pairing", "plan", "reading", "report", "sources", "writing"),
+        *("alignment", "assignment", "branches", "filling", "heads", "new", "operators", "pairing", "plan", "reading"),
+        *("recipe", "report", "sources", "writing"),
     },
     "dpiat.channels": {"standardization"},
     "dpiat.stages": {"architecture", "roles", "standardization"},
     "dpiat.growing": {"channels", "layers", "reading", "report", "roles", "stages", "standardization", "writing"},
-    "dpiat.index": {"architecture", "files", "layers", "parametrized", "reading", "roles", "sources", "standardization"}
-    | {"structure"},
+    "dpiat.index": {"architecture", "context", "files", "layers", "parametrized", "reading", "roles", "sources"}
+    | {"standardization", "structure"},
     "dpiat.similarity": {"alignment", "architecture", "index", "matching", "reading", "sources", "stored"},
     "dpiat.plotting": {"architecture", "assignment", "files", "matching", "reading", "similarity", "standardization"},
     "dpiat.__main__": {
@@ -63,96 +85,103 @@ ALLOWED = {
         ),
         *("similarity", "sources", "standardization", "transfer"),
     },
-    "experiments.settings": set(),
-    "experiments.records": set(),
-    "experiments.checkpoints": {"records", "settings"},
-    "experiments.locks": {"settings"},
-    "experiments.augmentation": set(),
-    "experiments.layouts": {"records", "settings"},
-    "experiments.streaming": {"augmentation", "layouts", "settings"},
-    "experiments.data": {"augmentation", "checkpoints", "layouts", "locks", "settings", "streaming"},
+    # A wing of experiments/ may use what is named here, and its own modules, without going in a circle.
+    "experiments.datasets": set(),
+    "experiments.settings": {"datasets"},
+    "experiments.store": {"settings"},
+    "experiments.data": {"datasets", "settings", "store"},
+    "experiments.train": {"data", "settings", "store"},
     "experiments.models": {"settings"},
-    "experiments.check_weights": {"layouts", "models", "settings"},
     "experiments.ghn2_graph": {"settings"},
     "experiments.ghn2": {"ghn2_graph", "settings"},
     "experiments.initialization": {"ghn2", "models", "settings"},
-    "experiments.tracking": {"records", "settings"},
-    "experiments.parallel": set(),
-    "experiments.malloc": set(),
-    "experiments.batchnorm": {"parallel"},
-    "experiments.convolution": set(),
-    "experiments.graphs": {"settings"},
-    "experiments.stopping": {"parallel", "records", "settings"},
-    "experiments.training": {"batchnorm", "convolution", "data", "graphs", "parallel"},
-    "experiments.trial": {
-        *("checkpoints", "data", "initialization", "locks", "models", "parallel", "records", "settings", "tracking"),
-        *("malloc", "training"),
-    },
-    "experiments.grids": {"settings", "trial"},
-    "experiments.paper": {"models"},
-    "experiments.cells": {"grids", "paper", "records"},
-    "experiments.choosing": {"cells", "paper"},
-    "experiments.evidence": {"cells", "grids", "paper", "records"},
-    "experiments.verdicts": set(),
-    "experiments.claims": {"cells", "paper"},
-    "experiments.reproduction": {"cells", "grids", "methods", "paper", "records", "verdicts"},
-    "experiments.missing": {"cells", "grids", "layouts", "paper", "records", "trial"},
-    "experiments.methods": {"cells", "initialization", "models", "paper", "verdicts"},
-    "experiments.tables": {
-        *("cells", "choosing", "claims", "grids", "methods", "missing", "paper", "records", "reproduction", "settings"),
-    },
-    "experiments.figures": {"cells", "choosing", "methods", "paper", "records", "reproduction", "tables"},
-    "experiments.report": {"figures", "records", "tables"},
-    "experiments.callback": {"figures", "records", "tables"},
+    "experiments.tracking": {"settings", "store"},
+    "experiments.planning": {"data", "initialization", "models", "settings", "store", "tracking", "train"},
+    "experiments.trial": {"data", "initialization", "models", "planning", "settings", "store", "tracking", "train"},
+    "experiments.recipe": {"data", "models", "settings", "store", "train"},
+    "experiments.grids": {"planning", "settings"},
+    "experiments.results": {"datasets", "grids", "initialization", "models", "planning", "store"},
+    "experiments.tables": {"grids", "results", "settings", "store"},
+    "experiments.figures": {"grids", "results", "store"},
+    "experiments.evidence": {"grids", "results", "store"},
+    "experiments.check_weights": {"data", "models", "settings"},
+    "experiments.report": {"results", "store"},
+    "experiments.callback": {"figures", "results", "store", "tables"},
 }
+WINGS = {name for name in ALLOWED if (ROOT / name.replace(".", "/")).is_dir()}
 MAY_USE_DPIAT = {
-    *("experiments.models", "experiments.initialization", "experiments.trial", "experiments.paper"),
-    *("experiments.choosing", "experiments.methods", "experiments.figures"),
+    *("experiments.models", "experiments.initialization", "experiments.planning", "experiments.trial"),
+    "experiments.recipe",
+    *(f"experiments.results.{name}" for name in ("choosing", "drawing", "methods", "paper")),
 }
 NO_TORCH = {
-    *("experiments.records", "experiments.settings", "experiments.grids", "experiments.paper", "experiments.cells"),
-    *(
-        "experiments.choosing",
-        "experiments.tables",
-        "experiments.reproduction",
-        "experiments.verdicts",
-        "experiments.claims",
-    ),
+    *("experiments.datasets", "experiments.settings", "experiments.grids", "experiments.tables"),
+    *("experiments.store.records", "experiments.results.cells", "experiments.results.choosing"),
+    *(f"experiments.results.{name}" for name in ("claims", "ours", "outcomes", "paper", "reproduction", "verdicts")),
 }
+
+
+def sources() -> dict[str, Path]:
+    """The files of both packages by the names of their modules."""
+    files = [file for folder in ("dpiat", "experiments") for file in sorted((ROOT / folder).rglob("*.py"))]
+    named = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    return {name: file for name, file in named.items() if not name.endswith(".__init__")}
+
+
+def place(module: str) -> str:
+    """The key of ALLOWED that a module stands under: its wing, or itself."""
+    return next((wing for wing in WINGS if module.startswith(f"{wing}.")), module)
+
+
+def imported(text: str) -> list[str]:
+    """What a module's text imports of this repository, as names of modules, or of what they define."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in found if name.partition(".")[0] in ("dpiat", "experiments")]
 
 
 def violations(module: str, text: str) -> list[str]:
     """The imports of a module's text that its place does not allow."""
     package, found = module.partition(".")[0], []
-    for node in ast.walk(ast.parse(text)):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module in ("dpiat", "experiments"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module]
-        for name in names:
-            owner, _, rest = name.partition(".")
-            if owner == package and rest.partition(".")[0] not in ALLOWED[module]:
-                found.append(name)
-            if owner != package and (owner == "experiments" or (owner == "dpiat" and module not in MAY_USE_DPIAT)):
-                found.append(name)
+    for name in imported(text):
+        owner, _, rest = name.partition(".")
+        own_wing = place(module) in WINGS and place(name) == place(module)
+        if owner == package and not own_wing and rest.partition(".")[0] not in ALLOWED[place(module)]:
+            found.append(name)
+        if owner != package and (owner == "experiments" or module not in MAY_USE_DPIAT):
+            found.append(name)
     return found
 
 
-def sources() -> dict[str, Path]:
-    files = [file for folder in ("dpiat", "experiments") for file in sorted((ROOT / folder).glob("*.py"))]
-    return {f"{file.parent.name}.{file.stem}": file for file in files if file.stem != "__init__"}
-
-
 def test_every_module_has_its_place():
-    assert set(sources()) == set(ALLOWED)
+    assert {place(module) for module in sources()} == set(ALLOWED)
 
 
-@pytest.mark.parametrize("module", ALLOWED)
+@pytest.mark.parametrize("module", sources())
 def test_imports_go_one_way(module):
     assert violations(module, sources()[module].read_text()) == []
+
+
+def circle(graph: dict[str, set[str]]) -> set[str]:
+    """The modules that are on a circle of imports, or above one."""
+    left = dict(graph)
+    while ground := {module for module, uses in left.items() if not uses & left.keys()}:
+        left = {module: uses for module, uses in left.items() if module not in ground}
+    return set(left)
+
+
+def test_no_wing_has_a_circle():
+    modules = sources()
+    graph = {}
+    for module, file in modules.items():
+        names = imported(file.read_text())
+        graph[module] = {name if name in modules else name.rpartition(".")[0] for name in names} - {module}
+    assert circle(graph) == set()
+    assert circle(graph | {"experiments.store.files": {"experiments.store.records"}})
 
 
 @pytest.mark.parametrize(
@@ -161,8 +190,9 @@ def test_imports_go_one_way(module):
         ("dpiat.scoring", "from dpiat.matching import match"),
         ("dpiat.matching", "from experiments import models"),
         ("dpiat.architecture", "import dpiat.transfer"),
-        ("experiments.training", "from experiments.initialization import initialize"),
-        ("experiments.data", "from dpiat import transfer"),
+        ("experiments.train.training", "from experiments.initialization import initialize"),
+        ("experiments.data.loading", "from dpiat import transfer"),
+        ("experiments.store.records", "from experiments.results import cells"),
     ],
 )
 def test_a_planted_violation_is_found(module, line):

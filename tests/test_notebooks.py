@@ -22,6 +22,7 @@ def texts(notebook) -> list[str]:
     return ["".join(o.get("text") or o.get("data", {}).get("text/markdown", "") for o in outputs) for outputs in cells]
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_shows_what_was_committed(file, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -1,0 +1,127 @@
+"""What only the layers around a layer tell: of positions and patches, inputs side by side, stacked outputs, norms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from dpiat import roles
+from dpiat.architecture import Layer
+from dpiat.layers import LayerWeights
+
+TEXT = re.compile(r"(^|[._])(text|token|tok|word)")
+POWERS = frozenset(2**n for n in range(4, 20))
+Facts = Iterator[tuple[int, dict[str, Any]]]  # the place of a layer, and fields of `LayerWeights`
+
+
+def in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWeights]:
+    """The layers of a network, in order, with what they tell of one another."""
+    found: list[dict[str, Any]] = [{} for _ in weights]
+    for told in (_positions(weights), _inputs(weights, shapes_alone), _stacks(weights), _norms(weights)):
+        for place, facts in told:
+            found[place].update(facts)
+    return [layer._replace(**facts) if facts else layer for layer, facts in zip(weights, found, strict=True)]
+
+
+def _is_matrix(layer: Layer) -> bool:
+    return len(layer.shape) > 1 and layer.kind.startswith(("Linear", "Conv", "Depthwise"))
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+def _positions(weights: list[LayerWeights]) -> Facts:
+    """Of positions: the rows of tokens before them, where they begin, and their grid."""
+    places = [place for place, layer in enumerate(weights) if layer.plain.role == roles.POSITION]
+    if not places:
+        return
+    images = any(layer.plain.kind.startswith("Conv2d") for layer in weights)
+    prefix = sum(prod(layer.plain.shape[:-1]) for layer in weights if layer.plain.role.endswith(roles.TOKENS))
+    for place in places:
+        layer = weights[place]
+        of_image = images and not TEXT.search(layer.name)
+        yield place, {"prefix": prefix if of_image else None, "offset": _offset(layer), "grid": _grid(layer.module)}
+
+
+def _grid(module: nn.Module) -> tuple[int, int] | None:
+    """The grid of patches that positions are for, if a module beside them says."""
+    for child in (module, *module._modules.values()):
+        found = None if child is None else child.__dict__.get("grid_size")
+        if isinstance(found, (tuple, list)) and len(found) == 2:
+            return tuple(found)
+    return None
+
+
+def _offset(layer: LayerWeights) -> int:
+    """The row of the first position: libraries keep rows before it for padding."""
+    module = layer.module
+    weight = layer.tensors.get("weight")
+    rows = weight.shape[-2] if weight is not None and weight.dim() > 1 else 0
+    if isinstance(module, nn.Embedding) and isinstance(offset := module.__dict__.get("offset"), int):
+        return offset
+    if (isinstance(padding := module.__dict__.get("padding_idx"), int) and padding < 0) or rows - 2 in POWERS:
+        return 2 if rows - 2 in POWERS else 0
+    return padding + 1 if isinstance(padding, int) else 0
+
+
+# --- inputs and outputs -----------------------------------------------------------------------------------------------
+
+
+def _inputs(weights: list[LayerWeights], shapes_alone: bool) -> Facts:
+    """Of matrices and convolutions: what their inputs are, by the number of outputs of the layers before them."""
+    given, outs, first, flattened = 0, set(), True, False
+    before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
+    for place, layer in enumerate(weights):
+        plain, module = layer.plain, layer.module
+        if not _is_matrix(plain) or layer.split or "weight" not in layer.tensors:
+            given = layer.gives // 2 or given
+            continue
+        out, into, *kernel = plain.shape
+        depthwise = plain.kind.startswith("Depthwise")
+        if first and depthwise and into == 1 == module.__dict__.get("groups", 1):  # of grey images, and dense
+            plain = plain._replace(kind=plain.kind.removeprefix("Depthwise"))
+            yield place, {"plain": plain}
+        if "Transpose" in plain.kind:
+            out, into = into, out
+        parallel = plain.kind == before.kind and plain.shape[1:] == before.shape[1:]
+        if first and len(kernel) == 2:
+            side = tuple(kernel)
+            step = getattr(module, "stride", side if shapes_alone and side[0] > 3 else None)
+            yield place, {"patches": step == side and side[0] > 1}
+        elif plain.role == "" and given and not depthwise:
+            if into == 2 * given and (not parallel or (after_two and plain.shape != before.shape)):
+                yield place, {"halves": True}
+            elif plain.kind == "Linear" and into > given and not into % given and flattened:
+                yield place, {"flat": given}
+            elif into not in outs and module.__dict__.get("groups", 1) == 1:
+                yield place, {"joined": True}
+        first, given, flattened = False, out, bool(kernel)
+        before, after_two = plain, parallel
+        outs.add(out)
+
+
+def _stacks(weights: list[LayerWeights]) -> Facts:
+    """Of linear layers: their outputs are some times what the next one takes."""
+    taken = 0  # by the next layer
+    for place in reversed(range(len(weights))):
+        plain = weights[place].plain
+        if len(plain.shape) < 2:
+            continue
+        linear = plain.kind == "Linear"
+        stacked, rest = divmod(plain.shape[0], taken) if linear and taken else (0, 0)
+        if plain.role == "" and not rest and 1 < stacked < 5:
+            yield place, {"stack": stacked}
+        taken = plain.shape[1] if linear else 0
+
+
+def _norms(weights: list[LayerWeights]) -> Facts:
+    """Of matrices and convolutions: the layer of as many numbers as they have outputs, right behind them."""
+    for place, (layer, after) in enumerate(pairwise(weights)):
+        shape = layer.plain.shape
+        if len(shape) > 1 and len(after.plain.shape) == 1 and after.plain.shape[0] == shape[0]:
+            yield place, {"norm": after}

@@ -1,0 +1,302 @@
+"""Planned trials and committed records -> one row for each trial, and what its cell of a table says.
+
+A cell takes exactly the trials that its experiment plans at one scale, found by their ids: results of other settings
+cannot slip in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from experiments import grids
+from experiments.datasets import DATASETS
+from experiments.results import paper
+from experiments.store.records import best_accuracy, evidence
+
+Records = Mapping[str, dict[str, Any]]
+NOT_RUN, NOT_PLANNED = "not run", "–"
+
+
+class Table(NamedTuple):
+    """What is committed of a table: its cells in long form, and a page of Markdown."""
+
+    data: pd.DataFrame
+    page: str
+
+
+# Random init is the denominator of whole rows and the noisiest number of all: it is run more often than the targets.
+SEEDS_WANTED = 5
+BASELINES = ("init=random", "source=eff_b0", f"seed={','.join(map(str, range(SEEDS_WANTED)))}")
+# What an experiment takes besides `run.py -m experiment=NAME`.
+MORE_COMMANDS = {
+    **dict.fromkeys(("table01", "table06", "table07"), (BASELINES,)),
+    "imagenet_to_imagenette": (
+        ("init=random", "lr=4e-3", "source=eff_lite0"),
+        ("init=pretrained", "target=eff_lite0,eff_lite1,eff_lite2", "source=eff_lite0"),
+    ),
+    **dict.fromkeys(("imagenette_statistics", "imagenette_methods"), (("init=random", "lr=4e-3"),)),
+}
+SAME_RATE = "ratio to random init at the same rate"  # a column
+
+# What a scale runs of an experiment, for want of hours or of weights to download.
+AT_SCALE = {
+    ("table01", "scale=cpu"): ("seed=0",),
+    ("table12", "scale=cpu"): ("seed=0,1,2",),
+    ("figure15", "scale=cpu"): ("source_weights=scratch", "init=dpiat"),
+}
+
+# The experiments that show GHN-2, and which checkpoint: None for any, a row each.
+WITH_GHN2 = {"table02": None, "table03": "ImageNet"}
+GHN2_BATCH = {"eff_b2": 32}  # images; 64 elsewhere
+
+# The names of source_weights in tables and figures.
+SOURCES = {
+    "scratch": "trained from scratch",
+    "imagenet": "with ImageNet weights",
+    "imagenet_finetuned": "fine-tuned from ImageNet weights",
+}
+
+
+@cache
+def all_evidence() -> Records:
+    """Every committed record by its id. Raises ValueError for one that does not count, or that is there twice."""
+    found, places = {}, {}
+    for folder in sorted(file.parent for file in (paper.RESULTS / "trials").glob("*/records.jsonl")):
+        for record in evidence(folder):
+            name, before = record["id"], places.setdefault(record["id"], folder.name)
+            if name in found:
+                raise ValueError(f"{name} is twice in {folder.parent}, in {before} and in {folder.name}: keep one line")
+            found[name] = record
+    return found
+
+
+def commands(experiment: str, *scale: str) -> list[tuple[str, ...]]:
+    """The words after `run.py -m` of each multirun that an experiment consists of."""
+    said = {word.partition("=")[0] for word in scale}
+    limits = [word for name in scale for word in AT_SCALE.get((experiment, name), ())]
+    first = [word for word in limits if word.partition("=")[0] not in said]
+    return [(*scale, *more) for more in (first, *MORE_COMMANDS.get(experiment, ()))]
+
+
+def command_lines(experiment: str, *scale: str) -> list[str]:
+    """What one types for each multirun of an experiment."""
+    dataset = next(grids.sweep(experiment, *scale)).dataset.name
+    root = ("dataset.root=FOLDER",) if DATASETS[dataset].had_from == "the user" else ()
+    runs = ((f"experiment={experiment}", *root, *words) for words in commands(experiment, *scale))
+    return [f"python run.py -m {' '.join(words)}" for words in runs]
+
+
+def plan(experiment: str, *scale: str) -> list[grids.Planned]:
+    return [cell for words in commands(experiment, *scale) for cell in grids.grid(experiment, *words)]
+
+
+def frames(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
+    """The trials of one of the paper's experiments, for each scale that some of them have been run at.
+
+    Two scales may plan the same trials: these are of the scale that more has been run at.
+    """
+    here = [record["scale"] for record in records.values() if record["trial"]["dataset"] == paper.DATASETS[experiment]]
+    found, taken = {}, set()
+    for scale in sorted({*here} & {*grids.names("scale")}, key=lambda scale: (-here.count(scale), scale)):
+        planned = plan(experiment, f"scale={scale}")
+        run = {cell.trial.id for cell in planned} & records.keys()
+        if run - taken:
+            found[scale] = trials(planned, records, from_ghn2(experiment, planned, records))
+        taken |= run
+    return found
+
+
+def from_ghn2(experiment: str, planned: Iterable[grids.Planned], records: Records) -> list[grids.Planned]:
+    """What was run from GHN-2 beside the random init of planned cells, with random init in batches of the same size.
+
+    Found by their records, as a checkpoint is a file that not everyone has, and checked by their ids: nothing but the
+    paper's batches may be different.
+    """
+    learned = {}
+    if experiment in WITH_GHN2:
+        run = [record for record in records.values() if record["trial"]["init"] == "ghn2"]
+        learned = {record["trial"]["checkpoint"]: record["initialization"]["ghn2"] for record in run}
+    found = []
+    for cell in {cell.random.id: cell for cell in planned}.values() if learned else ():
+        recipe = replace(cell.random.recipe, batch_size=GHN2_BATCH.get(cell.random.model, 64))
+        random = replace(cell.random, recipe=recipe)
+        for checkpoint in sorted(name for name in learned if WITH_GHN2[experiment] in (None, learned[name])):
+            trial = replace(random, init="ghn2", checkpoint=checkpoint)
+            if trial.id in records:
+                found.append(cell._replace(trial=trial, random=random))
+    return found
+
+
+def trials(planned: Iterable[grids.Planned], records: Records, alone: Iterable[grids.Planned] = ()) -> pd.DataFrame:
+    """A row for each planned target and each random-init baseline, but of those `alone`; no record, no accuracy.
+
+    `accuracy` is the best test accuracy within 4 epochs, `best` that of all epochs, both in [0, 1]. `of random` is the
+    mean `accuracy` of random init over `random n` seeds, all that have a record, and `random sd` their deviation: one
+    seed of it is too noisy to divide by. `of pretrained` is that of the same seed from the target's own ImageNet
+    weights, which differ little between seeds and are run as often as what is divided by them.
+    """
+    rows, repeats = {}, baselines(records)
+    for cell in planned:
+        rows.setdefault(cell.trial.id, _row(cell, records, repeats))
+        baseline = cell._replace(trial=cell.random)
+        rows.setdefault(cell.random.id, _row(baseline, records, repeats))
+    rows |= {cell.trial.id: _row(cell, records, repeats) for cell in alone}
+    return pd.DataFrame(list(rows.values()), columns=COLUMNS)
+
+
+COLUMNS = (
+    *("id", "target", "init", "source", "weights", "mode", "operator", "matching", "head", "version", "lr", "seed"),
+    *("random", "similarity", "accuracy", "of random", "random sd", "random n", "of pretrained", "best", "sourceless"),
+    *("source id", "ghn2"),
+)
+
+
+def baselines(records: Records) -> dict[str, pd.Series]:
+    """The accuracies of random init within 4 epochs, one for each seed, by the trial but for its seed."""
+    found: dict[str, list[float]] = {}
+    for record in records.values():
+        if record["trial"]["init"] == "random":
+            found.setdefault(_but_for_the_seed(record["trial"]), []).append(best_accuracy(record))
+    return {trial: pd.Series(accuracies) for trial, accuracies in found.items()}
+
+
+def _but_for_the_seed(trial: dict[str, Any]) -> str:
+    return json.dumps(trial | {"recipe": trial["recipe"] | {"seed": None}}, sort_keys=True)
+
+
+def compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """`trials` with their `effectiveness`, and the accuracy (`random init`) and rate (`random lr`) that it divides by.
+
+    That is random init at the paper's learning rate, wherever the experiment plans it: a rate that suits random init
+    badly flatters the transfer. SAME_RATE has the ratio to random init at the transfer's own rate.
+    """
+    random = frame["init"] == "random"
+    at_paper_lr = frame[random & (frame["lr"] == paper.RANDOM_LR)].groupby("target")["of random"].first()
+    planned = frame["target"].isin(at_paper_lr.index) & ~random
+    divisor = frame["of random"].where(~planned, frame["target"].map(at_paper_lr)).astype(float)
+    rate = frame["random"].map(frame.set_index("id")["lr"]).where(~planned, paper.RANDOM_LR)
+    frame = frame.assign(**{"random init": divisor, "random lr": rate})
+    return frame.assign(
+        effectiveness=frame["accuracy"].astype(float) / divisor,
+        **{SAME_RATE: frame["accuracy"].astype(float) / frame["of random"].astype(float)},
+    )
+
+
+def _row(cell: grids.Planned, records: Records, repeats: Mapping[str, pd.Series]) -> dict[str, Any]:
+    trial, record = cell.trial, records.get(cell.trial.id)
+    accuracies = {
+        name: best_accuracy(records[each.id]) if each.id in records else None
+        for name, each in (("accuracy", trial), ("of pretrained", cell.pretrained))
+    }
+    random = repeats.get(_but_for_the_seed(cell.random.identity()), pd.Series(dtype=float))
+    return {
+        "id": trial.id,
+        "target": trial.model,
+        "init": trial.init,
+        "source": trial.source.model if trial.source else "",
+        "weights": cell.settings.source_weights if trial.source else "",
+        "mode": trial.mode,
+        "operator": trial.operator,
+        "matching": trial.matching,
+        "head": trial.head,
+        "version": trial.version,
+        "lr": trial.recipe.lr,
+        "seed": trial.recipe.seed,
+        "random": cell.random.id,
+        "similarity": record["initialization"].get("similarity") if record else None,
+        **accuracies,
+        "of random": random.mean(),
+        "random sd": random.std(),
+        "random n": len(random),
+        "best": best_accuracy(record, trial.recipe.epochs) if record else None,
+        "sourceless": sourceless(cell, records),
+        "source id": trial.source.id if trial.source and trial.source.recipe.epochs else "",
+        "ghn2": record["initialization"].get("ghn2", "") if record else "",
+    }
+
+
+def sourceless(cell: grids.Planned, records: Records) -> bool:
+    """Whether a trial cannot be run because its source's training diverged."""
+    source = cell.trial.source
+    return source is not None and records.get(source.id, {}).get("status") == "diverged"
+
+
+def summarize(values: pd.Series) -> dict[str, float]:
+    """Mean, standard deviation and number of the values that are there, and the number that was planned."""
+    return {"ours": values.mean(), "sd": values.std(), "n": int(values.count()), "planned": len(values)}
+
+
+def shown(values: pd.Series) -> str:
+    """Mean ± standard deviation (number of repeats) of the values that are there; "not run" where there is none."""
+    found = values.dropna()
+    spread = f" ± {found.std():.3f}" if len(found) > 1 else ""
+    return f"{found.mean():.3f}{spread} ({len(found)})" if len(found) else NOT_RUN
+
+
+def hardware(record: dict[str, Any]) -> str:
+    """What a trial ran on: all of them, if it was continued on another machine."""
+    machines = [record, *record.get("continued", ())]
+    return ", then ".join(each["cpu"] if each["device"] == "cpu" else each["device"] for each in machines)
+
+
+def baseline_line(frame: pd.DataFrame) -> str:
+    """By what `trials` are divided: how many seeds of random init, and how far they are apart."""
+    random = frame[frame["init"] == "random"]
+    rows = random[random["lr"] == paper.RANDOM_LR].drop_duplicates("target")
+    rows = (rows if len(rows) else random.drop_duplicates("target")).query("`random n` > 0")
+    if rows.empty:
+        return "Effectiveness divides by random init's mean over its seeds, of which none is run."
+    few, many = rows["random n"].min(), rows["random n"].max()
+    wanted = "" if few >= SEEDS_WANTED else f"; at least {SEEDS_WANTED} are wanted"
+    relative = rows["random sd"] / rows["of random"]
+    spread = (relative**2).mean() ** 0.5
+    apart = f"; one seed is {spread:.0%} off that mean, as a standard deviation" if spread > 0 else ""
+    return (
+        f"Effectiveness divides by random init's mean over all its seeds, at a learning rate of {rows['lr'].iloc[0]:g} "
+        f"({few if few == many else f'{few} to {many}'} for each target{wanted}{apart})."
+    )
+
+
+def scale_line(frame: pd.DataFrame, records: Records, scale: str = "") -> str:
+    """What a reader of a table must know about the scale of its trials, from their records, if it is not said."""
+    found = [records[name] for name in frame["id"] if name in records]
+    trials = [record["trial"] for record in found]
+    weights = frame.loc[frame["weights"] != "", "weights"].map(SOURCES)
+
+    def each(values: Iterable[Any]) -> str:
+        return ", ".join(dict.fromkeys(f"{value:,}" if isinstance(value, int) else value for value in values))
+
+    parts = (
+        f"Scale {scale or each(record['scale'] for record in found)}: {each(trial['dataset'] for trial in trials)}",
+        f"{each(record['train_images'] for record in found)} training images at "
+        f"{each(trial['recipe']['image_size'] for trial in trials)} px",
+        f"{each(record['test_images'] for record in found)} test images",
+        f"{each(trial['recipe']['epochs'] for trial in trials)} epochs",
+        *([f"sources {each(weights)}"] if len(weights) else []),
+        each(hardware(record) for record in found),
+    )
+    diverged = sum(record["status"] == "diverged" for record in found)
+    more = f", {diverged} of them diverged and count with their best epoch" if diverged else ""
+    if without := int(frame["sourceless"].sum()):
+        more += f", {without} cannot be: their source diverged"
+    line = f"{', '.join(parts)}. " if found else ""
+    return f"{line}{len(found)} of {len(frame)} trials are run{more}."
+
+
+def markdown(table: pd.DataFrame, digits: int = 3) -> str:
+    """A table as Markdown, floats rounded, what is missing left empty."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if pd.isna(value) else f"{value:.{digits}f}"
+        return str(value)
+
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    rows += [[text(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"

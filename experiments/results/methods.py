@@ -1,0 +1,270 @@
+"""Several methods of transfer on the same pairs of networks: which one helps more?"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cache
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.results import paper, verdicts
+from experiments.results.cells import NOT_RUN, Table, markdown
+
+DISAGREE = (
+    "We disagree on a method where the two ratios to the first one differ by more than the errors of both, at "
+    f"{verdicts.LEVEL:.0%} and each method by itself."
+)
+METHOD = ["mode", "operator", "matching", "head", "version"]
+PAIR = ["target", "source"]
+RATES = ["lr", "random lr"]
+WITH_SIMILARITY, ENOUGH = "with similarity", 10  # a column; over fewer pairs it says nothing
+# What was looked at where ours and the paper's disagree on an operator or matching.
+CHECKED = {
+    "clip_normalized": (
+        "What was checked: the rule is that of the authors' code, and `tests/dpiat/test_operators.py` compares the "
+        "spread of every weight that it writes with that rule. What was not: the networks that they trained."
+    ),
+}
+
+
+def several(frame: pd.DataFrame) -> bool:
+    """Whether an experiment, by its `cells.compared`, varies how weights move, and not just where."""
+    return len(frame.loc[frame["source"] != "", METHOD].drop_duplicates()) > 1
+
+
+def pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each pair and method of `cells.compared`, in their order, with means over seeds.
+
+    `method` names what varies of it.
+    """
+    frame = frame[frame["source"] != ""]
+    varied = [key for key in METHOD if frame[key].nunique() > 1]
+    if frame.groupby("mode")["version"].nunique().max() == 1 and "version" in varied:
+        varied.remove("version")  # the mode tells it
+    frame["method"] = [_named(row, varied) for _, row in frame.iterrows()]
+    means = ["similarity", "random init", "accuracy", "effectiveness"]
+    groups = frame.groupby([*PAIR, *METHOD, "method"], sort=False)
+    counts = groups["accuracy"].agg(sd="std", n="count", planned="size")
+    return groups[means].mean().astype(float).join(groups[RATES].first()).join(counts).reset_index()
+
+
+def _named(row: pd.Series, varied: list[str]) -> str:
+    return ", ".join(f"version {row[key]}" if key == "version" else f"{row[key]} {key}" for key in varied)
+
+
+def table(title: str, line: str, data: pd.DataFrame) -> Table:
+    """The means over pairs of each method, against the first one on the same pairs; then pair by pair."""
+    return Table(data, f"{title}\n\n{line}\n\n{means(data)}\n{by_pair(data)}")
+
+
+def by_pair(data: pd.DataFrame) -> str:
+    """Markdown: accuracy and effectiveness of each pair with each method."""
+    cell = data["accuracy"].map("{:.3f}".format) + data["effectiveness"].map(" {:.2f}×".format)
+    shown = data.assign(cell=cell.where(data["accuracy"].notna(), NOT_RUN))
+    wide = shown.pivot(index=PAIR, columns="method", values="cell")[data["method"].unique()]
+    random = data.groupby(PAIR)["random init"].first().map("{:.3f}".format).replace("nan", NOT_RUN)
+    wide = wide.loc[list(dict.fromkeys(zip(data["target"], data["source"], strict=True)))]
+    wide.insert(0, "random init", random)
+    return markdown(wide.reset_index())
+
+
+def means(data: pd.DataFrame) -> str:
+    """The means over pairs of each method, as Markdown."""
+    data = data.assign(same=same_start(data))
+    found, more = summary(data), noise(data)
+    first, rates = data["method"].iloc[0], (", ".join(map("{:g}".format, data[rate].unique())) for rate in RATES)
+    explained = [
+        "Accuracy is the best within 4 epochs, at a learning rate of {}; random init has {}.".format(*rates),
+        "± is the standard error over pairs.",
+        f"`same start`: pairs to which the method gives the same weights as `{first}`; differences leave them out.",
+        f"`p`: of the mean difference to `{first}`, its sign flipped pair by pair, after Holm's correction.",
+    ]
+    if of_table12(data):
+        of_paper = paper_of(data)
+        said = of_paper["paper"].map("{:.2f}".format) + of_paper["paper's ±"].map(" ± {:.2f}".format)
+        found.insert(3, "paper's effectiveness", list(said))
+        explained.append("The paper's effectiveness is that of its Table 12.")
+        more = [*agreement(data), *more]
+    if WITH_SIMILARITY in found:
+        explained.append(f"`{WITH_SIMILARITY}`: the rank correlation of the difference with the pair's similarity.")
+    return "\n\n".join([" ".join(explained), markdown(found).rstrip("\n"), *more]) + "\n"
+
+
+def of_table12(data: pd.DataFrame) -> bool:
+    """Whether what varies is what varies in the paper's Table 12."""
+    return data["operator"].nunique() > 1 and data["matching"].nunique() > 1
+
+
+def paper_of(data: pd.DataFrame) -> pd.DataFrame:
+    """The paper's means and errors of each method of `pairs`, in their order: method, operator, matching, paper, ±."""
+    return data.drop_duplicates("method")[["method", "operator", "matching"]].merge(paper.methods(), how="left")
+
+
+def agreement(data: pd.DataFrame) -> list[str]:
+    """How the methods compare with one another, here and in the paper: each over the pairs that it and the first have.
+
+    Their order is compared over the pairs that are run with each.
+    """
+    same, rows = together(data), paper_of(data).set_index("method")
+    said = ["No pair is run with every method yet, so that nothing is said of their order."]
+    if pairs := len(same.drop_duplicates(PAIR)):
+        rank = same.groupby("method")["effectiveness"].mean().rank().corr(rows["paper"].rank())
+        said = [f"Rank correlation of the methods with the paper's, over {pairs} pairs: {rank:.2f}. {DISAGREE}"]
+    run = data.dropna(subset="accuracy")
+    values = {method: found.set_index(PAIR)["effectiveness"].sort_index() for method, found in run.groupby("method")}
+    first, *others = rows.index
+    agree = []
+    for name in others:
+        both = pd.concat([values.get(each, pd.Series(dtype=float)) for each in (name, first)], axis=1).dropna()
+        if len(both) < 2:
+            continue
+        (ratio, error), (printed, its) = verdicts.ratio_of_means(*both.to_numpy().T), _printed(rows, name, first)
+        if abs(np.log(ratio / printed)) <= verdicts.NORMAL * np.hypot(error, its) + 1e-9:
+            agree.append(f"`{name}`")
+            continue
+        here = f"{ratio:.2f} ± {ratio * error:.2f} here and {printed:.2f} ± {printed * its:.2f} in the paper"
+        choice = rows.loc[name, ["operator", "matching"]]
+        checked = " ".join(CHECKED[key] for key in choice if key in CHECKED)
+        said.append(f"We disagree on `{name}`: of the effectiveness of `{first}` it has {here}. {checked}".rstrip())
+    if agree:
+        said.append(f"Within the errors of both, we agree on what these have of it: {', '.join(agree)}.")
+    return said
+
+
+def _printed(rows: pd.DataFrame, name: str, first: str) -> tuple[float, float]:
+    """A method's mean over the first one's, in the paper, and the error of its logarithm, as if of other pairs."""
+    relative = rows["paper's ±"] / rows["paper"]
+    return rows.loc[name, "paper"] / rows.loc[first, "paper"], float(np.hypot(relative[name], relative[first]))
+
+
+def together(data: pd.DataFrame) -> pd.DataFrame:
+    """Of `pairs`, those that are run with every method: over others, the means of methods are not comparable."""
+    run = data.dropna(subset="accuracy")
+    return run[run.groupby(PAIR)["method"].transform("nunique") == data["method"].nunique()]
+
+
+def summary(data: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method, from `pairs` with `same`: means over pairs, and the difference to the first method."""
+    difference, similarity = differences(data), of_first(data, "similarity")
+    groups = dict(list(data.groupby("method", sort=False)))
+    others = {method: difference.loc[found.index[~found["same"]]].dropna() for method, found in groups.items()}
+    first, *rest = groups
+    ps = dict(zip(rest, verdicts.holm([verdicts.sign_flip_p(others[method]) for method in rest]), strict=True))
+    rows = []
+    for method, found in groups.items():
+        other, compared = others[method], method != first and len(others[method]) > 0
+        rank = other.rank().corr(similarity.loc[other.index].rank()) if compared and len(other) >= ENOUGH else np.nan
+        rows.append(
+            {
+                "method": method,
+                "pairs": f"{found['accuracy'].count()} of {len(found)}",
+                "effectiveness": _mean(found["effectiveness"]),
+                "accuracy": _mean(found["accuracy"]),
+                "same start": "" if method == first else found["same"].sum(),
+                "difference in accuracy": _mean(other, "+") if compared else "",
+                "p": f"{ps[method]:.4f}" if compared else "",
+                "better in": f"{(other > 0).sum()} of {len(other)}" if compared else "",
+                "of": _of(data.loc[other.index]) if compared else "",
+                WITH_SIMILARITY: "" if np.isnan(rank) else f"{rank:.2f}",
+            }
+        )
+    found = pd.DataFrame(rows)
+    return found if found[WITH_SIMILARITY].any() else found.drop(columns=WITH_SIMILARITY)
+
+
+def _of(rows: pd.DataFrame) -> str:
+    """Of how many targets and seeds these rows of `pairs` are."""
+    targets, (few, many) = rows["target"].nunique(), (rows["n"].min(), rows["n"].max())
+    seeds = f"{few}" if few == many else f"{few} to {many}"
+    return f"{targets} target{'s' if targets > 1 else ''}, {seeds} seed{'s' if many > 1 else ''}"
+
+
+def differences(data: pd.DataFrame) -> pd.Series:
+    """The accuracy of each row of `pairs`, less that of the first method on the same pair."""
+    return data["accuracy"] - of_first(data, "accuracy")
+
+
+def of_first(data: pd.DataFrame, column: str) -> pd.Series:
+    """For each row of `pairs`, what the first method on the same pair has in a column."""
+    first = data[data["method"] == data["method"].iloc[0]].set_index(PAIR)[column]
+    return pd.Series(data.set_index(PAIR).index.map(first), data.index)
+
+
+def noise(data: pd.DataFrame) -> list[str]:
+    """How far accuracies are apart that began with the same parameters.
+
+    Methods that begin alike mostly train alike, so that it is pairs that count, and not each of their methods.
+    """
+    again = data["same"] & (data["method"] != data["method"].iloc[0])
+    found = differences(data)[again].dropna()
+    if found.empty:
+        return []
+    by_pair = found.groupby([data[key] for key in PAIR]).mean()
+    return [
+        f"Where the start is the same, the difference is {_mean(by_pair, '+')} over {len(by_pair)} pairs, at most "
+        f"{found.abs().max():.3f}. That is no effect of a method: buffers, and the rounding of another commit or "
+        "processor, do it."
+    ]
+
+
+def same_start(data: pd.DataFrame) -> list[bool]:
+    """For each row of `pairs`, whether its target begins with the same parameters as with the first method.
+
+    What is not run begins nowhere.
+    """
+    first = data[METHOD].iloc[0]
+    rows = zip(*(data[key] for key in PAIR), data[METHOD].itertuples(index=False), data["n"], strict=True)
+    return [n > 0 and _start(*pair, *method) == _start(*pair, *first) for *pair, method, n in rows]
+
+
+@cache
+def _start(target: str, source: str, mode: str, operator: str, matching: str, head: str, version: int) -> str:
+    """A digest of the parameters that a target begins with.
+
+    Rules of the default mode that are older than today's are no longer in the code. A file of the last commit with
+    those of version 1 says of each pair that was trained with them whether the paper's mode gave the same parameters.
+    What it says nothing of counts as different, and so is left in the differences between methods.
+    """
+    import torch  # not for the other tables
+
+    from dpiat import transfer
+    from dpiat.reading import VERSION
+    from experiments.initialization import Method
+
+    if mode == "default" and version < VERSION:
+        starts = pd.read_csv(paper.RESULTS / "imagenette_statistics_starts.csv").set_index(PAIR)["same"]
+        same = version == 1 and starts.get((target, source), default=False)
+        return _start(target, source, "paper", operator, matching, head, Method.version) if same else "another"
+
+    network = _network(target, seed=0)
+    before = deepcopy(network.state_dict())
+    transfer(_network(source, seed=1), network, **Method(mode, matching, operator, head, version).arguments(seed=0))
+    tensors = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    network.load_state_dict(before)
+    return sha256(tensors.numpy()).hexdigest()
+
+
+@cache
+def _network(name: str, seed: int) -> Any:
+    """A network with all its parameters drawn at random, those too that begin at 0 or 1."""
+    import torch
+
+    from experiments import models
+
+    torch.manual_seed(seed)
+    network = models.build(name, 10)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+    return network
+
+
+def _mean(values: pd.Series, sign: str = "") -> str:
+    """Mean ± standard error of the values that are there."""
+    found = values.dropna()
+    if found.empty:
+        return NOT_RUN
+    return f"{found.mean():{sign}.3f}" + (f" ± {found.sem():.3f}" if len(found) > 1 else "")

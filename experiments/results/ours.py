@@ -1,0 +1,161 @@
+"""Our own grids: targets by initialization, as tables and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from experiments import grids
+from experiments.results import cells, methods, paper
+from experiments.results.cells import NOT_PLANNED, NOT_RUN, Table, markdown
+from experiments.store.records import time_to
+
+
+def table(experiment: str, records: cells.Records) -> Table:
+    """Accuracy within 4 epochs, and its ratio to random init, of each target from each initialization."""
+    frame = trials(experiment, records)
+    if methods.several(frame):
+        line = f"{cells.scale_line(frame, records)} {cells.baseline_line(frame)}"
+        return methods.table(grids.title(experiment), line, methods.pairs(frame))
+    keys = ["target", "column", "lr"]
+    data = pd.DataFrame(
+        {
+            **dict(zip(keys, key, strict=True)),
+            "similarity": cell["similarity"].mean(),
+            **{f"{name} {what}": value for name in RATIOS for what, value in cells.summarize(cell[name]).items()},
+            "epochs to random init's best": _epochs(cell["epochs"]),
+        }
+        for key, cell in frame.groupby(keys, sort=False)
+    )
+    parts = [grids.title(experiment), cells.scale_line(frame, records), cells.baseline_line(frame)]
+    same_rate = (frame["lr"] == paper.RANDOM_LR).all()
+    for name, caption in list(RATIOS.items())[: 2 if same_rate else 3]:
+        shown = frame if name == "accuracy" else frame[frame["init"] != "random"]
+        parts.append(f"{caption}\n\n{wide(shown, name)}".rstrip("\n"))
+    parts.append(f"{TIME}\n\n{wide(frame[frame['init'] != 'random'], 'epochs', _epochs)}")
+    return Table(data, "\n\n".join(parts))
+
+
+RATIOS = {
+    "accuracy": "Best test accuracy within 4 epochs:",
+    "effectiveness": f"Effectiveness, the ratio to random init at the paper's learning rate, {paper.RANDOM_LR:g}:",
+    cells.SAME_RATE: "The ratio to random init at the same learning rate as the transfer:",
+}
+TIME = (
+    "Epochs until the accuracy of random init within 4 epochs, at the better of its learning rates (means over seeds), "
+    "for each seed of the target (the counterpart of Tables 4 and 5):"
+)
+
+
+def headline(experiment: str, records: cells.Records) -> str:
+    """The README's table: accuracy and effectiveness, means over so many seeds, of targets that are run."""
+    every = trials(experiment, records)
+    frame = same_seeds(every)
+    targets = frame.loc[(frame["init"] != "random") & frame["accuracy"].notna(), "target"].unique()
+    means = frame.groupby(["target", "column"], sort=False)[["accuracy", "effectiveness"]].mean().reset_index()
+    compared = means["effectiveness"].notna() & ~means["column"].str.startswith("random")
+    ratio = means["effectiveness"].map(" {:.2f}×".format).where(compared, "")
+    means["cell"] = (means["accuracy"].map("{:.3f}".format) + ratio).where(means["accuracy"].notna(), NOT_RUN)
+    shown = _in_order(means.pivot(index="target", columns="column", values="cell").loc[targets])
+    run = frame.dropna(subset="accuracy").groupby("target")["seed"].nunique()
+    shown.insert(1, "seeds", shown["target"].map(run))
+    lines = f"{cells.scale_line(every, records)} {cells.baseline_line(every)}"
+    return f"{lines}\n\n{markdown(shown)}\n{_above_1(frame)} {_after_one_epoch(every)}\n"
+
+
+def _above_1(frame: pd.DataFrame) -> str:
+    """Of `same_seeds`, how many pairs of different networks gain: at the paper's rate, and at the better of both."""
+    run = frame[(frame["source"] != "") & (frame["source"] != frame["target"])]
+    ratios = run.groupby(["target", "source"])[["effectiveness", cells.SAME_RATE]].mean().dropna()
+    of_better = ratios.min(axis=1)
+    return (
+        f"The mean effectiveness of the {len(ratios)} pairs of different networks is "
+        f"{ratios['effectiveness'].mean():.2f}; divided by random init at the transfer's own rate, it would be "
+        f"{ratios[cells.SAME_RATE].mean():.2f}. At the better of both rates, {(of_better > 1).sum()} of "
+        f"{len(ratios)} are above 1."
+    )
+
+
+def _after_one_epoch(frame: pd.DataFrame) -> str:
+    """How many pairs of `trials` need one epoch for what random init needs four for."""
+    run = frame[(frame["source"] != "") & (frame["source"] != frame["target"]) & frame["epochs"].notna()]
+    after_one = (run["epochs"] == 1).groupby([run["target"], run["source"]]).all()
+    return (
+        f"In {after_one.sum()} of {len(after_one)} pairs, each seed of the target is after one epoch at least as "
+        "accurate as random init is within 4, at the better of its rates."
+    )
+
+
+def trials(experiment: str, records: cells.Records) -> pd.DataFrame:
+    """The trials of a grid of ours with the columns of its table and their ratios to random init's means over seeds."""
+    frame = cells.trials(cells.plan(experiment), records)
+    versions = frame.loc[frame["mode"] == "default", "version"].nunique() > 1
+    frame["column"] = [_column(row, versions) for row in frame.itertuples()]
+    frame["epochs"] = _epochs_to_random(frame, records)
+    return cells.compared(frame)
+
+
+def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float]:
+    """Epochs of each trial until random init's accuracy within 4, at any of its learning rates; infinite if never.
+
+    NaN until the trial, and random init at each of the rates, are run.
+    """
+    random = frame[frame["init"] == "random"].groupby(["target", "lr"])["of random"].first()
+    best = random.groupby("target").agg(lambda rates: rates.max(skipna=False))
+    found = []
+    for row in frame.itertuples():
+        accuracy = best[row.target]
+        known = row.id in records and not math.isnan(accuracy)
+        found.append(time_to(records[row.id], accuracy)[0] or math.inf if known else math.nan)
+    return found
+
+
+def _epochs(cell: pd.Series) -> str:
+    """The epochs of each seed, in their order."""
+    found = ["not reached" if math.isinf(epochs) else f"{epochs:.0f}" for epochs in cell.dropna()]
+    return ", ".join(found) or NOT_RUN
+
+
+def same_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of `trials`, those of the seeds that all cells of a target's row have: a row compares like with like."""
+    kept = []
+    for _, row in frame.groupby("target", sort=False):
+        seeds = [set(cell["seed"]) for _, cell in row.dropna(subset="accuracy").groupby("column")]
+        shared = set.intersection(*seeds) if seeds else set()
+        kept.append(row[row["seed"].isin(shared)] if shared else row)
+    return pd.concat(kept)
+
+
+def _column(row: Any, versions: bool) -> str:
+    """The column of a trial, which names all that its grid may vary; `versions`: those of the default mode, too."""
+    if not row.source:
+        named = {"random": f"random init, lr {row.lr:g}", "pretrained": "own ImageNet weights"}
+        return named.get(row.init, row.init)
+    init = "" if row.init == "dpiat" else f", {row.init}"
+    mode = "" if row.mode == "paper" else f", {row.mode} mode" + (f", version {row.version}" if versions else "")
+    method = "" if (row.operator, row.matching) == ("clip", "dp") else f", {row.operator} {row.matching}"
+    head = "" if row.head == "auto" else f", head {row.head}"
+    return f"{row.source}{init}{mode}{method}{head}"
+
+
+def wide(frame: pd.DataFrame, value: str, text: Callable[[pd.Series], str] = cells.shown) -> str:
+    """Markdown: a row for each target, a column for each initialization, and what `text` says of each cell's trials."""
+    shown = frame.groupby(["target", "column"], sort=False)[value].agg(text).unstack()
+    return markdown(_in_order(shown.loc[frame["target"].unique()]))
+
+
+def _in_order(shown: pd.DataFrame) -> pd.DataFrame:
+    """The columns with random init and own weights first."""
+    order = sorted(shown.columns, key=lambda name: (not name.startswith("random"), not name.startswith("own"), name))
+    return shown[order].fillna(NOT_PLANNED).rename_axis(columns=None).reset_index()
+
+
+def transfers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The transfers of `trials` that are run: target, source, similarity, value (mean over `same_seeds`)."""
+    frame = same_seeds(frame)
+    found = frame[(frame["source"] != "") & frame["effectiveness"].notna()]
+    means = found.groupby(["target", "source"], sort=False)[["similarity", "effectiveness"]].mean()
+    return means.rename(columns={"effectiveness": "value"}).reset_index()

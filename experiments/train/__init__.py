@@ -1,0 +1,1 @@
+"""The one training loop: epochs of a network on a data set, whatever its first weights were."""

@@ -1,0 +1,26 @@
+"""Net2Net and FNA as first weights of a trial's target."""
+
+import pytest
+import timm
+import torch
+from functions import differ, randomized
+
+from experiments.initialization import Start, initialize
+from experiments.planning import plan
+from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
+
+
+@pytest.mark.parametrize("init", ["net2net", "fna"])
+def test_a_trial_starts_from_it(init):
+    source = randomized(timm.create_model("mobilenetv2_050", num_classes=10))
+    start = Start("mobilenetv2_100", 10, seed=0, source_model="mobilenetv2_050", source=lambda: source)
+    network, facts = initialize(init, start)
+    assert facts["filled"] > 0.2
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    assert init != "net2net" or differ(source, network.eval(), images) < 0.5  # with its noise
+
+
+def test_a_trial_that_is_not_admissible_is_told_before_anything_is_trained():
+    settings = Settings(DatasetSettings(name="digits"), InitSettings(name="net2net"), source="eff_b2", target="eff_b0")
+    with pytest.raises(UserError, match=r"eff_b0 cannot grow from eff_b2: .* fewer than"):
+        plan(settings)
