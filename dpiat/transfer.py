@@ -78,12 +78,16 @@ def transfer(
     filled as that is, by the numbers of its tokens, unless it is skipped.
 
     `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
-    that gives a `Matching`; `operator` is "clip", "clip_normalized", "full", "magnitude", "uniform", or a function (see
+    that gives a `Matching`; `operator` is "clip" (the centre crop in paper mode, the leading channels in default mode), "clip_normalized", "full", "magnitude", "uniform", or a function (see
     `dpiat.operators`); the names of the paper's Table 12 will do too. `optimizer`, the source's and the target's, also
     moves the state of Adam or SGD.
 
     `inputs` says what input channels get that the source's first convolution does not have: "repeat" gives them the
     others' weights in turn, at an equal response to what is the same in all; "zero" keeps the response to the old ones.
+
+    `new` says what a residual block starts as that the source has no block for, or none of its own: "identity", with
+    zeros in its last layers and else as it would be, so that a network with more blocks computes what the source does;
+    or "random", as it was, or like the source's block that others come from as well.
 
     A weight that is computed from others (torch.nn.utils.parametrize, weight_norm, spectral_norm, pruning) comes as
     near to what it receives as they can bring it.

@@ -81,8 +81,10 @@ def test_the_report_is_what_happens(mode):
                 expected[to[0]] = 0
             expected[to] = given[entry.source][by]
             assert expected[to].numel() == entry.filled
+        elif entry.action == "zero":
+            expected.zero_()
         assert torch.equal(after, expected)
-        assert (entry.action == "left") == (entry.filled == 0) == bool(entry.note)
+        assert (entry.action in ("left", "zero")) == (entry.filled == 0) == bool(entry.note)
     assert [entry.target for entry in report.entries] == list(before)
     assert sum(report.elements.values()) == sum(tensor.numel() for tensor in before.values())
 
