@@ -185,7 +185,7 @@ def test_a_transposed_layer_of_another_width_is_cropped_along_its_outputs():
         nn.Sequential(nn.Embedding(9, width), Conv1D(3 * width, width), nn.Linear(3 * width, 2)) for width in (8, 6)
     )
     transfer(source, target, head="copy")
-    assert torch.equal(target[1].weight[:, 0:18], source[1].weight[1:7, 3:21])
+    assert torch.equal(target[1].weight, source[1].weight[:6, :18])
 
 
 # --- norms in convolutions --------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_inflation_meets_other_widths():
     source, target = (nn.Sequential(c(3, w, 3), nn.ReLU(), c(w, 5, 1)) for c, w in ((nn.Conv2d, 8), (nn.Conv3d, 12)))
     zeroed(target)
     transfer(source, target, head="copy")
-    torch.testing.assert_close(target[0].weight.sum(2)[2:10], source[0].weight)
+    torch.testing.assert_close(target[0].weight.sum(2)[:8], source[0].weight)
 
 
 @pytest.mark.parametrize(("wanted", "kind"), [(1, "conv"), (4, "conv"), (6, "patches")])
