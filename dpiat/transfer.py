@@ -78,9 +78,9 @@ def transfer(
     filled as that is, by the numbers of its tokens, unless it is skipped.
 
     `matching` is "dp", "bipartite", "nbipartite", "random", or a function of two architectures, source and target,
-    that gives a `Matching`; `operator` is "clip" (the centre crop in paper mode, the leading channels in default mode), "clip_normalized", "full", "magnitude", "uniform", or a function (see
-    `dpiat.operators`); the names of the paper's Table 12 will do too. `optimizer`, the source's and the target's, also
-    moves the state of Adam or SGD.
+    that gives a `Matching`; `operator` is "clip" (the leading channels, in paper mode the centre crop),
+    "clip_normalized", "full", "magnitude", "uniform", or a function (see `dpiat.operators`); the names of the paper's
+    Table 12 will do too. `optimizer`, the source's and the target's, also moves the state of Adam or SGD.
 
     `inputs` says what input channels get that the source's first convolution does not have: "repeat" gives them the
     others' weights in turn, at an equal response to what is the same in all; "zero" keeps the response to the old ones.
