@@ -317,7 +317,8 @@ HEAD = f"""# The recipe of default mode, row by row
 Accuracy after {EPOCHS} epochs on {TRAIN_IMAGES:,} images of Imagenette at {SIZE} px (Adam at {RATE:g}, batches of
 {BATCH}), on {TEST_IMAGES:,} test images with the statistics of batches in the batch norms; sources with ImageNet
 weights. One seed: on {TEST_IMAGES:,} images, the standard error of one accuracy is about 0.015. Recipes were chosen on
-the development pairs alone. `runs.csv` has a line for each run; this page is by `python -m experiments.recipe --table`."""
+the development pairs alone. `runs.csv` has a line for each run;
+`python -m experiments.recipe --table` makes this page."""
 FEWEST = 3  # pairs, for a mean to be shown
 RATIO = "geometric mean of the ratio (95% of t over pairs)"
 T = {
