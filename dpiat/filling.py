@@ -27,6 +27,7 @@ from dpiat.operators import (
     OPERATORS,
     OUT,
     TOKEN,
+    ClipWithNormalization,
     Index,
     Indices,
     Operator,
@@ -76,8 +77,9 @@ class Settings:
 
     @property
     def chosen(self) -> Operator:
-        """The operator, where "clip" stands for the leading channels in default mode."""
-        return leading if self.operator is clip and self.mode != "paper" and self.recipe.leading else self.operator
+        """The operator, where those that crop take the leading channels in default mode."""
+        crops = self.operator is clip or isinstance(self.operator, ClipWithNormalization)
+        return leading if crops and self.mode != "paper" and self.recipe.leading else self.operator
 
 
 def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
