@@ -279,7 +279,7 @@ def table13() -> Table:
     data = data.merge(ours.reset_index(), on="method", how="left").fillna("")
     line = (
         "the last three columns are measured on each pair of the paper's networks, with random weights "
-        "(`python scripts/measure_table13.py`): the pairs that a method takes, the median time on one thread, and the "
+        "(`python scripts/measure_table13.py`): the pairs that a method takes, the median time of a processor, and the "
         "targets that begin with the source's function"
     )
     partly = measured[~measured["method"].map(groups["admissible"].all())]
