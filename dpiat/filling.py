@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dpiat import roles
-from dpiat.branches import as_whole, own
+from dpiat.branches import are_slices, as_whole, own
 from dpiat.layers import RECURRENT
 from dpiat.operators import (
     GATE,
@@ -128,10 +128,10 @@ def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings
     axes = {
         local: way.axes.get(local, (OUT, IN, *[KERNEL] * (t.dim() - 2))[: t.dim()]) for local, t in to.tensors.items()
     }
-    return Route(way.source, to, own(fitting, to), way.rules, axes)
+    return Route(way.source, to, own(fitting, to, way.source), way.rules, axes)
 
 
-def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) -> Index | None:
+def unfilled(axes: tuple[str, ...], to: Index, tensor: Tensor) -> Index | None:
     """Of the rows that an index fills in part, the index of all of them; None if it fills them whole.
 
     A row is what one output is computed from: its inputs and its kernel.
@@ -139,24 +139,16 @@ def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) 
     inner = [is_inner(axes, d) for d in range(tensor.dim())]
     if not any(inner):
         return None
-    to = index[0]
-    if all(isinstance(places, slice) for places in to):
-        whole = all(
-            not within or places.stop - places.start == size
-            for within, places, size in zip(inner, to, tensor.shape, strict=True)
-        )
-        if whole or any(places.stop <= places.start for places in to):
+    if are_slices(to, tensor.dim()):
+        parts = list(zip(inner, to, tensor.shape, strict=True))
+        if all(not within or places.stop - places.start == size for within, places, size in parts):
             return None
-        return tuple(slice(None) if within else places for within, places in zip(inner, to, strict=True))
-    rows = [places for within, places in zip(inner, to, strict=True) if not within]
-    if any(isinstance(places, slice) for places in rows):
-        return None  # an operator of the user's
-    rows = torch.broadcast_tensors(*rows) if rows else []
-    filled = torch.zeros(
-        [size for within, size in zip(inner, tensor.shape, strict=True) if not within], dtype=torch.bool
-    )
-    filled[tuple(rows)] = True
-    found = iter(filled.nonzero(as_tuple=True))
+        return tuple(slice(None) if within else places for within, places, _ in parts)
+    filled = torch.zeros(tensor.shape, dtype=torch.bool, device="cpu")
+    filled[to] = True
+    inside = [d for d, within in enumerate(inner) if within]
+    some = filled.sum(inside) > 0  # by rows
+    found = iter(some.nonzero(as_tuple=True))
     return tuple(slice(None) if within else next(found) for within in inner)
 
 

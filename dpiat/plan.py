@@ -330,10 +330,9 @@ class Plan:
         t = way.target.tensors[local]
         if not self.recipe.zeros or filled == t.numel() or t.dim() < 2 or local not in way.axes or not fractional(t):
             return None
-        index = None if way.indices is None else way.indices[local]
-        return unfilled(
-            way.axes[local], centre(way.source.tensors[local].shape, t.shape) if index is None else index, t
-        )
+        if way.indices is None:
+            return unfilled(way.axes[local], centre(way.source.tensors[local].shape, t.shape)[0], t)
+        return unfilled(way.axes[local], way.indices[local][0], t)
 
     def drop(self, name: str) -> Plan:
         """The plan without a layer, a block or a tensor of the target, given by its name: it keeps its values.

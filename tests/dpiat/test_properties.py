@@ -105,7 +105,7 @@ def test_no_element_outside_the_plan_changes_and_shares_add_up(source, target, m
     assert [entry.target for entry in report.entries] == list(marked)
     for entry in report.entries:
         changed = int((target.state_dict()[entry.target] != -9).sum())
-        assert changed == entry.filled <= entry.elements and (entry.action == "left") == (changed == 0)
+        assert changed == entry.filled + entry.zeros <= entry.elements and (entry.action == "left") == (changed == 0)
     assert sum(report.elements.values()) == sum(tensor.numel() for tensor in marked.values())
 
 
