@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -181,16 +182,30 @@ def as_whole(layer: LayerWeights) -> LayerWeights:
     return layer._replace(tensors=tensors, views={}, plain=plain, branch=None)
 
 
-def own(indices: Indices, layer: LayerWeights) -> Indices:
+def own(indices: Indices, layer: LayerWeights, source: LayerWeights) -> Indices:
     """What of the indices for the whole layer falls to a branch of it, in the places that it has itself."""
     found = {}
     for local, (to, by) in indices.items():
-        starts, sizes = layer.branch.starts[: layer.tensors[local].dim()], layer.tensors[local].shape
-        if all(isinstance(places, slice) for places in (*to, *by)):
-            found[local] = _own_slices(to, by, starts, sizes)
+        tensor, given = layer.tensors[local], source.tensors[local]
+        rank, place = tensor.dim(), layer.branch
+        whole = place.shape if local == "weight" else place.shape[:1]
+        if are_slices(to, rank) and are_slices(by, rank):
+            found[local] = _own_slices(to, by, place.starts[:rank], tensor.shape)
         else:
-            found[local] = _own_places(to, by, starts, sizes)
+            found[local] = _own_places(_places(to, whole), _places(by, given.shape), place.starts[:rank], tensor.shape)
     return found
+
+
+def are_slices(index: Index, rank: int) -> bool:
+    """Is an index a slice of known ends along every dimension?"""
+    return (
+        isinstance(index, tuple)
+        and len(index) == rank
+        and all(
+            isinstance(places, slice) and None not in (places.start, places.stop) and places.step in (None, 1)
+            for places in index
+        )
+    )
 
 
 def _own_slices(to: Index, by: Index, starts: Sequence[int], sizes: Sequence[int]) -> tuple[Index, Index]:
@@ -203,33 +218,22 @@ def _own_slices(to: Index, by: Index, starts: Sequence[int], sizes: Sequence[int
     return tuple(ours), tuple(theirs)
 
 
-def _own_places(to: Index, by: Index, starts: Sequence[int], sizes: Sequence[int]) -> tuple[Index, Index]:
-    ours, theirs = (_as_tensors(index) for index in (to, by))
-    inside = torch.ones((), dtype=torch.bool)
+def _own_places(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]
+) -> tuple[Index, Index]:
+    inside = torch.ones_like(ours[0], dtype=torch.bool)
     for mine, start, size in zip(ours, starts, sizes, strict=True):
-        inside = inside & (mine >= start) & (mine < start + size)
-    shape = inside.shape
+        inside &= (mine >= start) & (mine < start + size)
     return (
-        tuple(mine.expand(shape)[inside] - start for mine, start in zip(ours, starts, strict=True)),
-        tuple(other.expand(shape)[inside] for other in theirs),
+        tuple(mine[inside] - start for mine, start in zip(ours, starts, strict=True)),
+        tuple(other[inside] for other in theirs),
     )
 
 
-def _as_tensors(index: Index) -> list[Tensor]:
-    """Places along each dimension, so that they broadcast to those of all elements.
-
-    Slices among tensors stand for dimensions of their own, at the end.
-    """
-    slices = [places for places in index if isinstance(places, slice)]
-    found, passed = [], 0
-    for places in index:
-        if isinstance(places, slice):
-            passed += 1
-            line = torch.arange(places.start, places.stop)
-            found.append(line.view(-1, *[1] * (len(slices) - passed)))
-        else:
-            found.append(places.view(*places.shape, *[1] * len(slices)))
-    return found
+def _places(index: Index, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """The places along each dimension of all elements that an index chooses, whatever it is made of."""
+    numbers = torch.arange(prod(shape), device="cpu").view(tuple(shape))[index].flatten()
+    return torch.unravel_index(numbers, tuple(shape))
 
 
 def of_one(partner: Mapping[str, str], weights: Sequence[LayerWeights]) -> set[str]:

@@ -130,7 +130,7 @@ def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings
     axes = {
         local: way.axes.get(local, (OUT, IN, *[KERNEL] * (t.dim() - 2))[: t.dim()]) for local, t in to.tensors.items()
     }
-    return Route(way.source, to, own(fitting, to), way.rules, axes)
+    return Route(way.source, to, own(fitting, to, way.source), way.rules, axes)
 
 
 def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) -> Index | None:
