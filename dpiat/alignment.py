@@ -214,8 +214,8 @@ def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
     return list(map(told, layers))
 
 
-def _widest(blocks: Sequence[Block]) -> dict[int | None, np.ndarray]:
-    """By level, the logarithms of the most that a block takes, has inside and gives; NaN where none tells.
+def _widest(blocks: Sequence[Block], by_level: bool) -> dict[int | None, np.ndarray]:
+    """By level, or of all, the logarithms of the most that a block takes, has inside and gives; NaN where none tells.
 
     Of the widest, and not of the mean, so that a deeper network is not taken for another width.
     """
@@ -225,13 +225,14 @@ def _widest(blocks: Sequence[Block]) -> dict[int | None, np.ndarray]:
             continue
         inside = max((layer.shape[0] for layer in main[:-1]), default=0)
         sizes = np.array([np.log(size) if size else np.nan for size in (ends(block)[0], inside, ends(block)[1])])
-        found[block.level] = np.fmax(found.get(block.level, sizes), sizes)
+        level = block.level if by_level else None
+        found[level] = np.fmax(found.get(level, sizes), sizes)
     return found
 
 
-def _ratios(source: Sequence[Block], target: Sequence[Block]) -> np.ndarray:
+def _ratios(source: Sequence[Block], target: Sequence[Block], by_level: bool) -> np.ndarray:
     """How much wider the target is than the source: in what blocks take, have inside and give; 1 of all else."""
-    theirs, ours = _widest(source), _widest(target)
+    theirs, ours = _widest(source, by_level), _widest(target, by_level)
     rows = np.array([ours[level] - theirs[level] for level in ours.keys() & theirs.keys()]).reshape(-1, 3)
     known = ~np.isnan(rows)
     means = np.where(known, rows, 0).sum(0) / np.maximum(known.sum(0), 1)
@@ -296,7 +297,9 @@ class _Alignment:
             _outline(network, other, recipe.gates) for network, other in ((source, target), (target, source))
         )
         s, t = self.source, self.target
-        ratios = _ratios(s.blocks, t.blocks) if recipe.relative else None
+        self.levels = _levels(t.blocks, s.blocks) if recipe.levels else None
+        told = all(block.level is not None for side in (t, s) for block in side.blocks if not block.run)
+        ratios = _ratios(s.blocks, t.blocks, told and recipe.levels) if recipe.relative else None
         self.plain = _layer_scores(s, t, ratios)  # (target layers + 1, source layers + 1), the last row and column 0
         self.trusted = _alike(t.names, s.names)  # (different blocks of the target, of the source)
         self.roles = _numbered(t.roles, s.roles)
@@ -361,8 +364,8 @@ class _Alignment:
                     may[:, end] &= np.arange(len(run_t)) == np.arange(len(run_t))[end]
         if (stages := t.stages[-1:]) and stages == s.stages[-1:] and stages[0] > 1:
             may &= np.array(t.stages)[:, None] == np.array(s.stages)
-        if self.recipe.levels and (levels := _levels(t.blocks, s.blocks)):
-            may &= (levels[0][:, None] == levels[1]) | (run_t[:, None] & run_s)
+        if self.levels is not None:
+            may &= (self.levels[0][:, None] == self.levels[1]) | (run_t[:, None] & run_s)
         known_t, known_s = (set(side.towers) - {""} for side in (t, s))
         if len(known_t & known_s) > 1:
             towers_t, towers_s = np.array(t.towers), np.array(s.towers)

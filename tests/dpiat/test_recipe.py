@@ -373,3 +373,15 @@ def test_a_plan_on_the_meta_device_silences_the_same():
 def test_the_plan_says_what_new_blocks_start_as():
     with pytest.raises(ValueError, match="new must be one of identity, random"):
         plan(vit(1), vit(2), new="zero")
+
+
+def test_relative_widths_do_not_need_levels():
+    """A state dict tells none: the widths of whole networks are compared then."""
+    source, target = (on_meta(name) for name in ("mobilenetv2_050", "mobilenetv2_140"))
+    whole, stored = (
+        plan(given, target, replace(BEST, levels=False, skip=1.0)) for given in (source, source.state_dict())
+    )
+    pairs = [[(e.target, e.source) for e in each.report.entries] for each in (whole, stored)]
+    assert pairs[0] == pairs[1]
+    found = plan(source.state_dict(), target).report.entries
+    assert [e.target for e in found if e.source and e.source.rpartition(".")[0] != e.target.rpartition(".")[0]] == []
