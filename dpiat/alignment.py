@@ -23,11 +23,11 @@ from dpiat.architecture import Architecture, Block, Layer, Places
 from dpiat.levels import ends, is_main
 from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
 from dpiat.recipe import BEST, Recipe
+from dpiat.standardization import MATRICES, NORMS
 
 OTHER_NAME = 0.25  # what a pair of other names is worth where two blocks name their layers alike
 TRUSTED = 0.75  # the part of the smaller block's names that such blocks share
 TOWERS = ("encoder", "decoder", "text", "vision", "visual", "image", "audio", "generator", "discriminator")
-NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "Norm")
 DENSE = ("Linear", "Conv")
 GATES = (roles.REDUCE, roles.EXPAND)
 RANK = {role: rank for rank, role in enumerate(roles.ORDER)}
@@ -36,6 +36,9 @@ LARGE = 2**20  # so many numbers at once
 Place = tuple[int, int]  # the number of a block, and of a layer in it
 SIZES = 5  # of a layer: outputs, inputs, and up to three of a kernel
 INTO, INSIDE, OUT, NO_WIDTH = range(4)  # what a width of a layer is to its block
+SKIP = {None: 0, False: -1, True: 1}  # does a block add its input? Of two, the product is -1 if one alone does
+# Similarity compares widths as Eq. 1 does: a source of the target's own widths has more to give than one of half of it.
+PLAIN = replace(BEST, relative=False)
 
 
 def align(source: Architecture, target: Architecture, recipe: Recipe = BEST) -> Matching:
@@ -58,10 +61,6 @@ def align_scores(source: Architecture, target: Architecture) -> tuple[float, flo
     """The scores of `align(source, target)` and of `align(target, source)`, by the widths as they are."""
     there = _Alignment(source, target, PLAIN)
     return there.score(), there.back().score()
-
-
-# Similarity compares widths as Eq. 1 does: a source of the target's own widths has more to give than one of half of it.
-PLAIN = replace(BEST, relative=False)
 
 
 def family(layer: Layer, gates: bool = BEST.gates) -> str:
@@ -98,7 +97,7 @@ def _family(kind: str, shape: tuple[int, ...], role: str, gates: bool) -> str:
 @lru_cache(maxsize=2**14)
 def sizes_of(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """What Eq. 1 compares, the same for a linear layer and a 1 × 1 convolution, and the dimensions of the kernel."""
-    if len(shape) < 2 or not kind.startswith((*DENSE, "Depthwise")):  # some keep a matrix as a vector
+    if len(shape) < 2 or not kind.startswith(MATRICES):  # some keep a matrix as a vector
         sizes = [size for size in shape if size > 1] or [1]
         if len(sizes) > SIZES:
             sizes = [*sizes[: SIZES - 1], prod(sizes[SIZES - 1 :])]
@@ -206,7 +205,7 @@ def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
     known = {out: OUT, into: INTO, 1: NO_WIDTH}
 
     def told(layer: Layer) -> tuple[int, int]:
-        if not layer.kind.startswith((*DENSE, *NORMS, "Depthwise", "BatchNorm")):
+        if not layer.kind.startswith((*MATRICES, *NORMS, "BatchNorm")):
             return NO_WIDTH, NO_WIDTH
         first, second = (*layer.shape, 1)[:2]
         return known.get(first, INSIDE), known.get(second, INSIDE)
@@ -260,14 +259,12 @@ def _stages(blocks: Sequence[Block]) -> list[int]:
 
 
 def _levels(target: Sequence[Block], source: Sequence[Block]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The levels of the blocks of both, as far as both have them; None where one has no more than one.
+    """The levels of the blocks of both, as far as both have them; None where one has no more than one, or no block.
 
     What works at a higher resolution than all blocks of the other network is of the highest level that both have.
     """
     sides = [[block.level for block in side if not block.run] for side in (target, source)]
-    if any(not side or None in side for side in sides):
-        return None
-    most = min(map(max, sides))
+    most = min(max(side, default=0) for side in sides)
     if most == 0:
         return None
     ours, theirs = (np.array([min(block.level or 0, most) for block in side]) for side in (target, source))
@@ -285,9 +282,6 @@ def _tower(name: str) -> str:
     return next((tower for word in words for tower in TOWERS if word == tower), "")
 
 
-_SKIP = {None: 0, False: -1, True: 1}
-
-
 class _Alignment:
     """The scores of all different layers, of all different blocks, and of the whole."""
 
@@ -297,9 +291,9 @@ class _Alignment:
             _outline(network, other, recipe.gates) for network, other in ((source, target), (target, source))
         )
         s, t = self.source, self.target
-        self.levels = _levels(t.blocks, s.blocks) if recipe.levels else None
-        told = all(block.level is not None for side in (t, s) for block in side.blocks if not block.run)
-        ratios = _ratios(s.blocks, t.blocks, told and recipe.levels) if recipe.relative else None
+        told = recipe.levels and all(b.level is not None for side in (t, s) for b in side.blocks if not b.run)
+        self.levels = _levels(t.blocks, s.blocks) if told else None
+        ratios = _ratios(s.blocks, t.blocks, told) if recipe.relative else None
         self.plain = _layer_scores(s, t, ratios)  # (target layers + 1, source layers + 1), the last row and column 0
         self.trusted = _alike(t.names, s.names)  # (different blocks of the target, of the source)
         self.roles = _numbered(t.roles, s.roles)
@@ -308,7 +302,7 @@ class _Alignment:
         blocks = different[t.index[:, None], s.index] if different.size else np.zeros((len(t.blocks), len(s.blocks)))
         self.blocks = np.where(self._may_match(), blocks, 0.0)  # (target blocks, source blocks)
         if recipe.skip < 1:
-            ours, theirs = (np.array([_SKIP[block.skip] for block in side.blocks]) for side in (t, s))
+            ours, theirs = (np.array([SKIP[block.skip] for block in side.blocks]) for side in (t, s))
             self.blocks *= np.where(ours[:, None] * theirs == -1, recipe.skip, 1.0)
         self._match_blocks()
 
@@ -398,10 +392,10 @@ class _Alignment:
         pairs = []
         for kind in ours.keys() & theirs.keys():
             both = set.intersection(*({_compared(layer) for _, layer in side[kind]} for side in (ours, theirs)))
-            rows, columns = (
-                _in_order([pair for pair in side[kind] if _compared(pair[1]) in both]) for side in (ours, theirs)
-            )
             if both:
+                rows, columns = (
+                    _in_order([pair for pair in side[kind] if _compared(pair[1]) in both]) for side in (ours, theirs)
+                )
                 equal = np.array([[_equal(a, b) for _, b in columns] for _, a in rows], dtype=float)
                 pairs += [(*rows[i], columns[j][1]) for i, j in next(_traced(equal[None]))]
         return [LayerPair(source, target) for _, target, source in sorted(pairs, key=lambda pair: pair[0])]

@@ -8,7 +8,7 @@ branch gets what would come to its place in it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.levels import is_main
-from dpiat.operators import Index, Indices
+from dpiat.operators import Index, Indices, are_slices
 from dpiat.standardization import DEPTHWISE, Branch, LayerWeights, Network
 
 
@@ -196,18 +196,6 @@ def own(indices: Indices, layer: LayerWeights, source: LayerWeights) -> Indices:
     return found
 
 
-def are_slices(index: Index, rank: int) -> bool:
-    """Is an index a slice of known ends along every dimension?"""
-    return (
-        isinstance(index, tuple)
-        and len(index) == rank
-        and all(
-            isinstance(places, slice) and None not in (places.start, places.stop) and places.step in (None, 1)
-            for places in index
-        )
-    )
-
-
 def _own_slices(to: Index, by: Index, starts: Sequence[int], sizes: Sequence[int]) -> tuple[Index, Index]:
     ours, theirs = [], []
     for mine, other, start, size in zip(to, by, starts, sizes, strict=True):
@@ -234,8 +222,3 @@ def _places(index: Index, shape: Sequence[int]) -> tuple[Tensor, ...]:
     """The places along each dimension of all elements that an index chooses, whatever it is made of."""
     numbers = torch.arange(prod(shape), device="cpu").view(tuple(shape))[index].flatten()
     return torch.unravel_index(numbers, tuple(shape))
-
-
-def of_one(partner: Mapping[str, str], weights: Sequence[LayerWeights]) -> set[str]:
-    """The names of the source's layers that partners name and that are made of branches."""
-    return {layer.branch.whole for layer in weights if layer.branch is not None} & set(partner.values())

@@ -13,6 +13,7 @@ from torch import nn
 from dpiat import roles
 from dpiat.architecture import Layer
 from dpiat.layers import LayerWeights
+from dpiat.standardization import is_matrix
 
 TEXT = re.compile(r"(^|[._])(text|token|tok|word)")
 POWERS = frozenset(2**n for n in range(4, 20))
@@ -26,10 +27,6 @@ def in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWei
         for place, facts in told:
             found[place].update(facts)
     return [layer._replace(**facts) if facts else layer for layer, facts in zip(weights, found, strict=True)]
-
-
-def _is_matrix(layer: Layer) -> bool:
-    return len(layer.shape) > 1 and layer.kind.startswith(("Linear", "Conv", "Depthwise"))
 
 
 # --- positions --------------------------------------------------------------------------------------------------------
@@ -78,7 +75,7 @@ def _inputs(weights: list[LayerWeights], shapes_alone: bool) -> Facts:
     before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
     for place, layer in enumerate(weights):
         plain, module = layer.plain, layer.module
-        if not _is_matrix(plain) or layer.split or "weight" not in layer.tensors:
+        if not is_matrix(plain) or layer.split or "weight" not in layer.tensors:
             given = layer.gives // 2 or given
             continue
         out, into, *kernel = plain.shape

@@ -32,6 +32,7 @@ from dpiat.operators import (
     Indices,
     Operator,
     Weights,
+    are_slices,
     centre,
     clip,
     fractional,
@@ -127,10 +128,7 @@ def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings
         and way.source.tensors[local].dim() == t.dim()
         and (way.indices is None or local in way.indices)
     }
-    axes = {
-        local: way.axes.get(local, (OUT, IN, *[KERNEL] * (t.dim() - 2))[: t.dim()]) for local, t in to.tensors.items()
-    }
-    return Route(way.source, to, own(fitting, to, way.source), way.rules, axes)
+    return Route(way.source, to, own(fitting, to, way.source), way.rules, way.axes)
 
 
 def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) -> Index | None:
@@ -142,7 +140,7 @@ def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) 
     if not any(inner):
         return None
     to = index[0]
-    if all(isinstance(places, slice) for places in to):
+    if are_slices(to, tensor.dim()):
         whole = all(
             not within or places.stop - places.start == size
             for within, places, size in zip(inner, to, tensor.shape, strict=True)
@@ -151,8 +149,6 @@ def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) 
             return None
         return tuple(slice(None) if within else places for within, places in zip(inner, to, strict=True))
     rows = [places for within, places in zip(inner, to, strict=True) if not within]
-    if any(isinstance(places, slice) for places in rows):
-        return None  # an operator of the user's
     rows = torch.broadcast_tensors(*rows) if rows else []
     filled = torch.zeros(
         [size for within, size in zip(inner, tensor.shape, strict=True) if not within], dtype=torch.bool, device="cpu"

@@ -23,6 +23,7 @@ from dpiat.standardization import (
     CONVOLUTIONS,
     DEPTHWISE,
     DIMENSIONS,
+    NO_VIEWS,
     LayerWeights,
     View,
     known_class,
@@ -31,7 +32,6 @@ from dpiat.standardization import (
 )
 from dpiat.stored import Stored
 
-NO_VIEWS: Mapping[str, View] = {}  # one for all, as there are many layers
 USUAL = frozenset((Tensor, nn.Parameter))  # classes of tensors that leave nothing to ask
 CONSTANT = "Constant"  # what a network computes from its own settings, such as a sinusoid: no knowledge
 RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1

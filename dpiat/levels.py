@@ -15,7 +15,7 @@ from torch import nn
 
 from dpiat import roles
 from dpiat.architecture import Block, Layer
-from dpiat.standardization import CONVOLUTIONS, LayerWeights
+from dpiat.standardization import CONVOLUTIONS, LayerWeights, is_matrix
 from dpiat.stored import Stored
 
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
@@ -35,7 +35,7 @@ def leveled(blocks: Sequence[Block], weights: Sequence[LayerWeights], network: n
     return tuple(
         block
         if block.run
-        else replace(block, level=halved - done, skip=step == 0 and _adds(block, _module(network, block.name)))
+        else replace(block, level=halved - done, skip=step == 0 and _adds(block, submodule(network, block.name)))
         for block, (done, step) in zip(blocks, steps, strict=True)
     )
 
@@ -48,7 +48,8 @@ def _halvings(module: nn.Module | None) -> int:
     return -times if "Transpose" in type(module).__name__ else times
 
 
-def _module(network: nn.Module, name: str) -> nn.Module | None:
+def submodule(network: nn.Module, name: str) -> nn.Module | None:
+    """The module of a dotted name, None if there is none, as in a state dict or of a block of bare parameters."""
     for key in name.split("."):
         network = network._modules.get(key) if network is not None else None
     return network
@@ -74,8 +75,4 @@ def ends(block: Block) -> tuple[int, int]:
 
 def is_main(layer: Layer) -> bool:
     """Is it a matrix or a convolution on the way through a block, beside its shortcut and its gates?"""
-    return (
-        len(layer.shape) > 1
-        and layer.kind.startswith(("Linear", "Conv", "Depthwise"))
-        and layer.role not in (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)
-    )
+    return is_matrix(layer) and layer.role not in (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)

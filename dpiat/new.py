@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from dpiat import roles
 from dpiat.architecture import Block
-from dpiat.levels import ends, is_main
+from dpiat.levels import ends, is_main, submodule
 from dpiat.matching import Matching
-from dpiat.standardization import CONVOLUTIONS, LayerWeights, Network
+from dpiat.standardization import CONVOLUTIONS, NORMS, LayerWeights, Network
 
 WAYS = ("identity", "random")  # what a new block starts as
 SILENT, CONSTANT_GATE = "zero, so that a new block does nothing at first", "zero, so that the gate is constant"
-NORMS = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "Norm")
 
 
 def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]:
@@ -35,9 +34,7 @@ def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]
     return found
 
 
-def silent_blocks(
-    source: Network, target: Network, network: nn.Module, matched: Matching, partner: Mapping[str, str]
-) -> dict[str, str]:
+def silent_blocks(target: Network, network: nn.Module, matched: Matching, partner: Mapping[str, str]) -> dict[str, str]:
     """The layers that are zero so that new blocks of the target do nothing.
 
     New is a block that nothing comes to, in a network that something comes to. Where the source's block goes to
@@ -50,22 +47,18 @@ def silent_blocks(
     tried: dict[tuple, bool] = {}  # once for blocks that are alike
     found = {}
     for block in new:
-        kind = type(_module(network, block.name)), tuple(_shapes(block))
+        module = submodule(network, block.name)
+        if module is None:
+            continue
+        kind = type(module), tuple(_shapes(block))
         for place, names in enumerate(_candidates(block)):
             layers = [weights[name] for name in names if name in weights]
             if layers and (*kind, place) not in tried:
-                tried[*kind, place] = _does_nothing(network, block, layers)
+                tried[*kind, place] = _does_nothing(module, block, layers)
             if layers and tried[*kind, place]:
                 found |= {layer.name: SILENT for layer in layers}
                 break
     return found
-
-
-def _module(network: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return network.get_submodule(name)
-    except AttributeError:
-        return None
 
 
 def _new_blocks(target: Network, matched: Matching, partner: Mapping[str, str]) -> Iterator[Block]:
@@ -98,7 +91,11 @@ def _candidates(block: Block) -> Iterator[list[str]]:
     main = [place for place, layer in enumerate(layers) if is_main(layer)]
     if not main:
         return
-    behind = [layer.name for layer in layers[main[-1] + 1 :] if layer.kind.startswith(NORMS) and len(layer.shape) == 1]
+    behind = [
+        layer.name
+        for layer in layers[main[-1] + 1 :]
+        if layer.kind.startswith(("BatchNorm", *NORMS)) and len(layer.shape) == 1
+    ]
     if behind:
         yield behind[:1]
     for place in reversed(main[-2:]):  # after the last one may come a small convolution over channels, which is a gate
@@ -106,20 +103,18 @@ def _candidates(block: Block) -> Iterator[list[str]]:
 
 
 @torch.no_grad()
-def _does_nothing(network: nn.Module, block: Block, layers: Sequence[LayerWeights]) -> bool:
+def _does_nothing(module: nn.Module, block: Block, layers: Sequence[LayerWeights]) -> bool:
     """Is a block the identity when these layers are zero? Tried where it can be called with what it takes alone."""
-    module = _module(network, block.name)
     into, out = ends(block)
-    if module is None or not into:
+    if not into:
         return False
     named = all(layer.plain.role.endswith((roles.PROJECTED, roles.OUT_OF)) for layer in layers)
     try:
         copy = _on_cpu(module)
-        start = len(block.name) + 1
+        tensors, start = copy.state_dict(keep_vars=True), len(block.name) + 1
         for layer in layers:
             for local in layer.tensors:
-                path = layer.path(local)[start:]
-                copy.state_dict(keep_vars=True)[path].zero_()
+                tensors[layer.path(local)[start:]].zero_()
         given = _example(module, into)
         result = copy(given)
     except Exception:  # a block that takes more than its input: whatever its code raises
@@ -142,7 +137,7 @@ def _on_cpu(module: nn.Module) -> nn.Module:
 def _example(module: nn.Module, channels: int) -> Tensor:
     """An input of a block, of numbers above 0, as they come out of most activations."""
     convolutions = [part for part in module.modules() if isinstance(part, CONVOLUTIONS)]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     rank = len(convolutions[0].kernel_size) if convolutions else 0
     shape = (1, channels, *[8] * rank) if rank else (1, 4, channels)
-    return torch.rand(shape, generator=generator)
+    return torch.rand(shape, generator=generator, device="cpu")  # whatever the default device

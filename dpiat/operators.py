@@ -127,6 +127,18 @@ def _fixed(axis: str, rows: tuple[list[int], list[int]] | None, s: int, t: int) 
     return (slice(0, min(s, t)),) * 2 if axis == TOKEN else None
 
 
+def are_slices(index: Index, rank: int) -> bool:
+    """Is an index a slice of known ends along every dimension?"""
+    return (
+        isinstance(index, tuple)
+        and len(index) == rank
+        and all(
+            isinstance(places, slice) and None not in (places.start, places.stop) and places.step in (None, 1)
+            for places in index
+        )
+    )
+
+
 def is_centred(source: Weights, target: Weights) -> bool:
     """Does `clip` give the centre crop of every tensor of this pair?"""
     return source.groups == target.groups == 1 and not any(TOKEN in target.axes_of(name) for name in target.tensors)

@@ -181,8 +181,7 @@ class Plan:
         The plan may come from a text or have been edited, and the networks may have changed since: whatever does not
         fit raises ValueError.
         """
-        named = {entry.source.rpartition(".")[0] for entry in self.report.entries}
-        given, wanted = _pieces([*source.weights, *joined(source, named)]), _places(target.weights)
+        given, wanted = self._given(source), _places(target.weights)
         planned, there = Counter(entry.target for entry in self.report.entries), Counter(list(wanted))
         if differ := (planned - there) + (there - planned):
             raise ValueError(f"the target and the plan do not have {min(differ)} alike: make a new plan")
@@ -208,6 +207,11 @@ class Plan:
                 raise ValueError(f"{entry.target} is now the same tensor as {first}: make a new plan")
             now = _entry(outcomes)
             yield now._replace(note=entry.note or now.note) if NOTHING in entry.parts else now, _writes(outcomes)
+
+    def _given(self, source: Network) -> dict[str, Place]:
+        """The pieces of the source, with what its branches make together where an entry names it."""
+        named = {entry.source.rpartition(".")[0] for entry in self.report.entries}
+        return _pieces([*source.weights, *joined(source, named)])
 
     def _repeated(
         self,
@@ -413,9 +417,7 @@ class Plan:
             rule = INPUTS if self.mode == "default" and other_inputs(*networks, {to.name: by.name}) else ""
             for outcome in self.filled(by, to, rule):
                 outcomes.setdefault(to.path(outcome.local), []).append(outcome)
-        named = {entry.source.rpartition(".")[0] for entry in self.report.entries}
-        given = _pieces([*networks[0].weights, *joined(networks[0], named)])
-        places = _places(networks[1].weights)
+        given, places = self._given(networks[0]), _places(networks[1].weights)
         before = {entry.target: entry for entry in self.report.entries}
         entries = []
         for path, now in outcomes.items():

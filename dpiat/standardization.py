@@ -25,6 +25,8 @@ ALIASES = {"syncbatchnorm": "BatchNorm2d", "frozenbatchnorm": "BatchNorm2d", "rm
 DIMENSIONS = {5: "Conv3d", 4: "Conv2d", 3: "Conv1d", 2: "Linear", 1: "Norm"}  # the kinds that shapes alone give away
 # A convolution whose groups see one input channel each is of a kind of its own, except in paper mode.
 DEPTHWISE = "Depthwise"
+MATRICES = ("Linear", "Conv", DEPTHWISE)  # beginnings of the kinds that are matrices or convolutions
+NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "Norm")  # likewise, of norms but for batch norms
 # What Algorithm 1 counts to decide whether a list of layers is a block of its own.
 COUNTED = frozenset(prefix + cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear) for prefix in ("", DEPTHWISE))
 
@@ -59,6 +61,9 @@ class View(NamedTuple):
         return tensor
 
 
+NO_VIEWS: Mapping[str, View] = {}  # one for all, as there are many layers
+
+
 class LayerWeights(NamedTuple):
     """A layer with its parameters and saved buffers, by their names in the layer; "" for a tensor that is a layer.
 
@@ -78,7 +83,7 @@ class LayerWeights(NamedTuple):
     name: str
     module: nn.Module
     tensors: dict[str, Tensor]
-    views: Mapping[str, View] = {}
+    views: Mapping[str, View] = NO_VIEWS
     plain: Layer | None = None
     role: str = ""
     heads: int = 0
@@ -150,6 +155,11 @@ class LayerWeights(NamedTuple):
     def stored(self, local: str) -> Tensor:
         """The tensor that a tensor of the layer is a view of."""
         return self.views[local].stored if local in self.views else self.tensors[local]
+
+
+def is_matrix(layer: Layer) -> bool:
+    """Is it a matrix or a convolution?"""
+    return len(layer.shape) > 1 and layer.kind.startswith(MATRICES)
 
 
 class Rows(NamedTuple):

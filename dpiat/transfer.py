@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,22 +12,21 @@ from torch.optim import Optimizer
 from dpiat.alignment import align
 from dpiat.architecture import Architecture
 from dpiat.assignment import MATCHINGS, Matcher, best, check_matching
-from dpiat.branches import joined, of_one, spread
+from dpiat.branches import joined, spread
 from dpiat.filling import CLASSES, NEW_INPUTS
 from dpiat.heads import HEADS, Head, other_inputs, treat_heads
 from dpiat.new import WAYS, neutral_gates, silent_blocks
 from dpiat.operators import OPERATORS, Operator
 from dpiat.pairing import complete, keep_norms, reasons
 from dpiat.plan import Plan, read_both
-from dpiat.reading import MODES
+from dpiat.reading import MODES, unwrapped
 from dpiat.recipe import BEST, Recipe
 from dpiat.report import Report
 from dpiat.sources import Source, load
+from dpiat.stored import Stored
 from dpiat.writing import Write
 
-NO_STRIDES = (
-    "the source tells no strides, so that blocks of other resolutions can match: a module would, not a state dict"
-)
+NO_STRIDES = "the source is a state dict, which tells no strides: blocks of other resolutions can match"
 # Those of Table 12.
 PAPER_NAMES = {
     "ClipTransfer": "clip",
@@ -170,12 +168,13 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
     source = load(source, like=target)
     giver, taker = read_both(source, target, mode, recipe)
     architectures = giver.architecture, taker.architecture
-    matched = partial(align, recipe=recipe)(*architectures) if _aligns(matcher, mode) else matcher(*architectures)
+    aligned = matcher is best and mode == "default"
+    matched = align(*architectures, recipe) if aligned else matcher(*architectures)
     if matcher not in MATCHINGS.values():
         check_matching(matched, *architectures)
     partner = {pair.target.name: pair.source.name for pair in matched.layers}
     if mode == "default":
-        if matcher is best:
+        if aligned:
             keep_norms(giver, taker, partner, recipe.gates)
         complete(giver, taker, matched, partner)
     kept, mapped = treat_heads(*architectures, partner, head, mode)
@@ -184,26 +183,21 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
         rules |= dict.fromkeys(other_inputs(giver, taker, partner), NEW_INPUTS[inputs])
         if recipe.gates:
             silent |= neutral_gates(taker, partner)
-        if new == "identity" and matcher is best:
-            silent |= silent_blocks(giver, taker, target, matched, partner)
+        if new == "identity" and aligned:
+            silent |= silent_blocks(taker, unwrapped(target), matched, partner)
         spread(giver, taker, partner)
-        made = joined(giver, of_one(partner, giver.weights))
+        made = joined(giver, set(partner.values()))
         why = reasons(giver, taker, partner)
     planned = Plan(source, target, Report(()), mode, operator, mapped, recipe)
     givers = [*giver.weights, *made]
     found = list(planned.entries(givers, taker.weights, partner, kept, rules, why, silent, taker.order))
-    report = Report(tuple(entry for entry, _ in found), _notes(*architectures))
+    report = Report(tuple(entry for entry, _ in found), _notes(source, taker.architecture))
     return replace(planned, report=report), [write for _, writes in found for write in writes]
 
 
-def _aligns(matcher: Matcher, mode: str) -> bool:
-    return matcher is best and mode == "default"
-
-
-def _notes(source: Architecture, target: Architecture) -> tuple[str, ...]:
-    """What is to be known of a plan: a state dict tells no strides."""
-    told = [any(block.level for block in network.blocks) for network in (source, target)]
-    return (NO_STRIDES,) if told == [False, True] and target.structured else ()
+def _notes(source: nn.Module, target: Architecture) -> tuple[str, ...]:
+    """What is to be known of a plan: a state dict tells no strides, where the target's blocks have any."""
+    return (NO_STRIDES,) if isinstance(source, Stored) and any(block.level for block in target.blocks) else ()
 
 
 def _chosen(key: str, value: Any, known: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dpiat import Plan, plan, standardize, transfer
 from dpiat.alignment import align
+from dpiat.operators import Weights, shared
 from dpiat.recipe import BEFORE, BEST, Recipe
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -385,3 +386,26 @@ def test_relative_widths_do_not_need_levels():
     assert pairs[0] == pairs[1]
     found = plan(source.state_dict(), target).report.entries
     assert [e.target for e in found if e.source and e.source.rpartition(".")[0] != e.target.rpartition(".")[0]] == []
+
+
+@pytest.mark.parametrize("default", ["cpu", "meta"])
+def test_new_blocks_are_silenced_whatever_wraps_the_target_and_wherever_tensors_are_made(default):
+    source, target = vit(2), vit(4)
+    expected = [entry.action for entry in plan(source, target).report.entries]
+    with torch.device(default):
+        found = plan(source, nn.DataParallel(target)).report.entries
+    assert [entry.action for entry in found] == expected and "zero" in expected
+
+
+def test_an_operator_of_the_users_writes_no_zeros_around_the_branches_of_a_layer():
+    def corner(source: Weights, target: Weights) -> dict:
+        both = {name: tuple(map(slice, map(min, s.shape, t.shape))) for name, s, t in shared(source, target)}
+        return {name: (index, index) for name, index in both.items()}
+
+    source, target = (on_meta(name) for name in ("mnasnet_100", "mixnet_m"))
+    entries = plan(source, target, operator=corner, new="random").report.entries
+    branches = [entry for entry in entries if "conv_dw.1" in entry.target and entry.filled]
+    assert branches and not any(entry.zeros for entry in branches)
+    assert any(
+        entry.zeros for entry in plan(source, target, new="random").report.entries if "conv_dw.1" in entry.target
+    )

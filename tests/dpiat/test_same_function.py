@@ -176,7 +176,9 @@ def test_a_network_and_its_state_dict_give_the_same_plan_but_for_strides(source,
 
 def test_a_plan_says_that_a_state_dict_tells_no_strides():
     source, target = (on_meta(timm.create_model, name) for name in ("mnasnet_100", "rexnet_100"))
-    assert plan(source, target).report.notes == ()
+    assert plan(source, target).report.notes == plan(target, source).report.notes == ()
+    assert plan(on_meta(timm.create_model, "vit_tiny_patch16_224"), target).report.notes == ()
+    assert plan(nn.Linear(3, 4), target).report.notes == ()
     planned = plan(source.state_dict(), target)
     assert "tells no strides" in planned.report.summary()
     assert Plan.from_json(planned.to_json(), source.state_dict(), target).report == planned.report
