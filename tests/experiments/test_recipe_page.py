@@ -1,0 +1,39 @@
+"""The ablation of default mode: its page is what its runs give, and its command says what is wrong."""
+
+import pytest
+
+from experiments import recipe
+
+
+def test_the_page_is_what_the_runs_give():
+    found = recipe.read(recipe.FOLDER / "runs.csv")
+    assert (recipe.FOLDER / "README.md").read_text() == recipe.page(found)
+    assert len(recipe.known(found)) == len(found)  # no run twice, and none of settings that its row no longer has
+
+
+def test_the_interval_is_that_of_t():
+    assert recipe.interval([1.0, 2.0, 4.0]) == "2.000 (0.357 to 11.190)"
+
+
+def test_a_run_is_added_to_those_that_are_there(tmp_path):
+    row = dict.fromkeys(recipe.FIELDS, "1")
+    for count in (1, 2):
+        recipe.add(tmp_path / "recipe" / "runs.csv", row)
+        assert recipe.read(tmp_path / "recipe" / "runs.csv") == [row] * count
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rows", "best"], "invalid choice: 'best'"),
+        (["--pairs", "eff_lite0"], "a pair is source:target, got 'eff_lite0'"),
+        (["--seeds", "one"], "invalid int value: 'one'"),
+        (["--pairs", "eff_lite0:no_such_network"], "no_such_network"),
+        (["--root", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        recipe.main(words)
+    said = capsys.readouterr().err.splitlines()[-1:] or [str(stopped.value)]
+    assert message in said[0] and "Traceback" not in said[0]
