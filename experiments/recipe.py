@@ -359,9 +359,9 @@ def main(arguments: list[str] | None = None) -> None:
         write_text(options.file.with_name("README.md"), page(read(options.file)))
         return
     pairs = options.pairs or (CONFIRM if options.confirm else DEVELOPMENT)
-    runs = [Run(row, *pair, seed) for seed in options.seeds for pair in pairs for row in options.rows]
+    runs = [Run(row, one, other, seed) for seed in options.seeds for one, other in pairs for row in options.rows]
     try:
-        for name in {name for pair in pairs for name in pair}:
+        for name in {name for both in pairs for name in both}:
             models.check(name)
         torch.set_num_threads(1)
         keep_large_blocks()
