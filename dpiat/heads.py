@@ -18,6 +18,7 @@ Head = str | Classes | Mapping[str, Classes]
 
 HEADS = ("auto", "copy", "skip")
 UNMATCHED = "a classifier, and no classifier matched"
+OTHER = "a classifier of "  # so many classes, of others in the source
 SKIPPED = "the classifier, which head='skip' leaves"
 DENSE = frozenset(cls.__name__ for cls in CONVOLUTIONS)  # the kinds of convolutions that see all input channels
 # Parts of names that libraries give to what tells classes, wherever it stands in the network.
@@ -78,12 +79,17 @@ def treat_heads(
         elif given not in heads:
             kept[layer.name] = UNMATCHED
         elif rows[given] != classes:
-            kept[layer.name] = f"a classifier of {classes} classes, of {rows[given]} in the source"
+            kept[layer.name] = f"{OTHER}{classes} classes, of {rows[given]} in the source"
     if target.structured:
         kept |= _beside(source, target, partner, kept)
     if head == "auto":
         kept = {name: why for name, why in _other_outputs(source, target, partner).items() if name not in chosen} | kept
     return kept, chosen
+
+
+def new_heads(kept: Mapping[str, str]) -> dict[str, str]:
+    """Of what keeps its values, the classifiers that have none of the source's classes, with the reason."""
+    return {name: why for name, why in kept.items() if why == UNMATCHED or why.startswith(OTHER)}
 
 
 def _inside(

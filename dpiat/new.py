@@ -1,4 +1,4 @@
-"""What the target has and the source has not: blocks that do nothing at first, and gates that are constant.
+"""What the target has and the source has not: blocks that do nothing at first, constant gates, silent classifiers.
 
 A residual block without a counterpart, and one whose counterpart is that of another block already, starts as the
 identity: its last layers are zero, so that it adds nothing to its input. So a network with more blocks than the source
@@ -13,15 +13,18 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dpiat import roles
 from dpiat.architecture import Block
 from dpiat.levels import ends, is_main, submodule
 from dpiat.matching import Matching
+from dpiat.operators import fractional
 from dpiat.standardization import CONVOLUTIONS, NORMS, LayerWeights, Network
 
 WAYS = ("identity", "random")  # what a new block starts as
 SILENT, CONSTANT_GATE = "zero, so that a new block does nothing at first", "zero, so that the gate is constant"
+NO_ANSWER = "zero, so that all classes are alike at first"
 
 
 def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]:
@@ -32,6 +35,38 @@ def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]
             gates = (layer.name for layer in block.layers if layer.role == roles.EXPAND and layer.shape)
             found |= {name: CONSTANT_GATE for name in gates if name not in partner}
     return found
+
+
+def silent_heads(target: Network, names: Mapping[str, str]) -> dict[str, str]:
+    """Of new classifiers, those that can start with zero weights: random ones would disturb the features they read.
+
+    The step of an optimizer is as large for a feature that helps as for one that a random classifier asks for. Biases
+    stay as they are, because they may hold how frequent a class is.
+    """
+    layers = (layer for layer in target.weights if layer.name in names)
+    return {layer.name: f"{NO_ANSWER}: {names[layer.name]}" for layer in layers if _is_linear(layer)}
+
+
+@torch.no_grad()
+def _is_linear(layer: LayerWeights) -> bool:
+    """Is what a layer gives proportional to its weight? Tried with two of its rows.
+
+    One that normalizes its weight, or computes it from others, has no answer at zero.
+    """
+    weight = layer.tensors.get("weight")
+    if weight is None or layer.module._parameters.get("weight") is None or not fractional(weight):
+        return False
+    rows = (2, *layer.module.weight.shape[1:])
+    given, bias = torch.ones(1, *rows[1:], device="cpu"), torch.ones(2, device="cpu")
+    try:
+        given_by = [
+            functional_call(layer.module, {"weight": torch.full(rows, value, device="cpu"), "bias": bias}, given)
+            for value in (0.0, 1.0, 2.0)
+        ]
+    except Exception:  # a module that takes more than its input: whatever its code raises
+        return False
+    at_zero, at_one, at_two = given_by
+    return bool((at_zero == 1).all() and (at_one != 1).all() and torch.allclose(at_two - 1, 2 * (at_one - 1)))
 
 
 def silent_blocks(target: Network, network: nn.Module, matched: Matching, partner: Mapping[str, str]) -> dict[str, str]:

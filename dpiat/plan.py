@@ -275,8 +275,8 @@ class Plan:
         for to, by in zip(targets, partners, strict=True):
             reason = kept.get(to.name) or ("" if by else unmatched.get(to.name, "no source layer matched"))
             outcomes = _left(to, reason) if reason else self.filled(by, to, rules.get(to.name, ""))
-            if to.name in silent:
-                outcomes = list(_silenced(outcomes, silent[to.name]))
+            if to.name in silent and not any(id(to.stored(local)) in writer for local in to.tensors):
+                outcomes = list(_silenced(outcomes, silent[to.name], bias=to.name not in kept))
             for outcome in outcomes:
                 found.setdefault(to.path(outcome.local), []).append(outcome)
         for path in sorted(found, key=lambda path: order.get(path, len(order))) if order else found:
@@ -544,11 +544,11 @@ def _entry(outcomes: Sequence[Outcome]) -> Entry:
     return Entry(path, shape, action, filled, source, source_shape, _notes(outcomes), first.rule, "", parts, zeros)
 
 
-def _silenced(outcomes: Iterable[Outcome], why: str) -> Iterator[Outcome]:
+def _silenced(outcomes: Iterable[Outcome], why: str, bias: bool) -> Iterator[Outcome]:
     """Zeros in the place of what would come to a layer's weight and bias; its statistics are as they would be."""
     for outcome in outcomes:
         to, local = outcome.to, outcome.local
-        if local in ("weight", "bias", "") and fractional(to.tensors[local]):
+        if (local in ("weight", "") or (local == "bias" and bias)) and fractional(to.tensors[local]):
             zeros = to.tensors[local].numel()
             yield Outcome(to, local, why, _nothing_at(to, local), to, local, zeros=zeros)
         else:

@@ -11,7 +11,7 @@ from dpiat.stored import WRAPPERS, Stored
 from dpiat.structure import read_structure
 
 MODES = ("default", "paper")
-VERSION = 3  # of the default mode: networks that it matches otherwise than before begin a new one
+VERSION = 4  # of the default mode: networks that it matches otherwise than before begin a new one
 
 
 def standardize(module: nn.Module, mode: str = "default") -> Architecture:

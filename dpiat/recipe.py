@@ -22,6 +22,7 @@ class Recipe:
 
     `leading`: "clip" takes the leading channels, as sums of different widths do, and not the centre.
     `zeros`: in rows that are filled, there are zeros where nothing arrives.
+    `head`: a classifier of other classes starts with zero weights, so that its random answers disturb no feature.
     """
 
     merge: bool = False
@@ -32,6 +33,7 @@ class Recipe:
 
     leading: bool = False
     zeros: bool = False
+    head: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.skip <= 1:
@@ -39,4 +41,4 @@ class Recipe:
 
 
 BEFORE = Recipe()  # version 2 of the default mode
-BEST = Recipe(merge=True, gates=True, levels=True, skip=0.6, relative=True, leading=True, zeros=True)
+BEST = Recipe(merge=True, gates=True, levels=True, skip=0.6, relative=True, leading=True, zeros=True, head=True)

@@ -14,8 +14,8 @@ from dpiat.architecture import Architecture
 from dpiat.assignment import MATCHINGS, Matcher, best, check_matching
 from dpiat.branches import joined, spread
 from dpiat.filling import CLASSES, NEW_INPUTS
-from dpiat.heads import HEADS, Head, other_inputs, treat_heads
-from dpiat.new import WAYS, neutral_gates, silent_blocks
+from dpiat.heads import HEADS, Head, new_heads, other_inputs, treat_heads
+from dpiat.new import WAYS, neutral_gates, silent_blocks, silent_heads
 from dpiat.operators import OPERATORS, Operator
 from dpiat.pairing import complete, keep_norms, reasons
 from dpiat.plan import Plan, read_both
@@ -71,7 +71,7 @@ def transfer(
             alone. A `dpiat.recipe.Recipe` is the default mode with its ideas switched one by one.
         head: What happens to a classifier. "auto" fills a classifier only from a classifier of as many classes; "skip"
             never; "copy" also like any other layer, cropped rows of other classes included (as "auto" and "copy" do in
-            paper mode). A mapping {target class: source class} fills the classes that it names, and {layer: {target
+            paper mode). With "auto" and `new="identity"`, a classifier of other classes starts with zero weights. A mapping {target class: source class} fills the classes that it names, and {layer: {target
             class: source class}} those of layers by their names (* and ? stand for what they do in file names).
         matching: Which source layer fills which target layer: "dp", "bipartite", "nbipartite", "random", or a function
             of two architectures, source and target, that gives a `Matching`. The names of the paper's Table 12 will do
@@ -185,6 +185,8 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
             silent |= neutral_gates(taker, partner)
         if new == "identity" and aligned:
             silent |= silent_blocks(taker, unwrapped(target), matched, partner)
+        if new == "identity" and recipe.head:
+            silent |= silent_heads(taker, new_heads(kept))
         spread(giver, taker, partner)
         made = joined(giver, set(partner.values()))
         why = reasons(giver, taker, partner)

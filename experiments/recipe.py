@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dpiat
-from dpiat.recipe import BEFORE, Recipe
+from dpiat.recipe import BEFORE, BEST, Recipe
 from experiments import models
 from experiments.data import loading
 from experiments.data.loading import Data
@@ -66,10 +66,15 @@ CONFIRM = [
 
 @dataclass(frozen=True)
 class Row:
-    """One way to start: an argument `mode` of `dpiat.transfer` and what new blocks start as; None without a source."""
+    """One way to start: an argument `mode` of `dpiat.transfer` and what new blocks start as; None without a source.
+
+    `silent`: the classifier's weights become zero afterwards, which default mode does by itself. As a control, it tells
+    how much of a gain comes from the classifier alone.
+    """
 
     mode: str | Recipe | None
     new: str = "random"
+    silent: bool = False
 
 
 STEPS = BEFORE  # version 2 of the default mode
@@ -78,7 +83,9 @@ FOUR = replace(LEADING, merge=True, gates=True, zeros=True)
 PLACED = replace(FOUR, levels=True, relative=True)
 ROWS = {
     "random": Row(None),
+    "random, silent": Row(None, silent=True),
     "paper": Row("paper"),
+    "paper, silent": Row("paper", silent=True),
     "version 2": Row(STEPS),
     "leading": Row(LEADING),
     "four": Row(FOUR),
@@ -87,11 +94,15 @@ ROWS = {
     "four, levels, relative": Row(PLACED),
     "four, levels, relative, new": Row(PLACED, "identity"),
     "all": Row(replace(PLACED, skip=0.6)),
-    "all, new": Row(replace(PLACED, skip=0.6), "identity"),
-    "all but leading": Row(replace(PLACED, leading=False)),
-    "all but zeros": Row(replace(PLACED, zeros=False)),
-    "all but gates": Row(replace(PLACED, gates=False)),
-    "all but merge": Row(replace(PLACED, merge=False)),
+    "all, new": Row(replace(BEST, head=False), "identity"),
+    "all, new, head": Row(BEST, "identity"),
+    "all but leading": Row(replace(BEST, leading=False), "identity"),
+    "all but zeros": Row(replace(BEST, zeros=False), "identity"),
+    "all but gates": Row(replace(BEST, gates=False), "identity"),
+    "all but merge": Row(replace(BEST, merge=False), "identity"),
+    "all but levels": Row(replace(BEST, levels=False), "identity"),
+    "all but relative": Row(replace(BEST, relative=False), "identity"),
+    "all but skip": Row(replace(BEST, skip=1.0), "identity"),
 }
 FIELDS = (
     *("row", "source", "target", "seed", "accuracy", "test_loss", "accuracies", "filled", "seconds", "settings"),
@@ -126,11 +137,14 @@ def started(run: Run, classes: int) -> tuple[nn.Module, float]:
     """The network of a run with its first weights, and the part of them that the source has filled."""
     torch.manual_seed(run.seed)
     target, row = models.build(run.target, classes), ROWS[run.row]
-    if row.mode is None:
-        return target, 0.0
-    with torch.random.fork_rng(devices=[]):
-        source = models.build(run.source, 1000, imagenet=True)
-    return target, dpiat.transfer(source, target, mode=row.mode, new=row.new).share
+    filled = 0.0
+    if row.mode is not None:
+        with torch.random.fork_rng(devices=[]):
+            source = models.build(run.source, 1000, imagenet=True)
+        filled = dpiat.transfer(source, target, mode=row.mode, new=row.new).share
+    if row.silent:
+        nn.init.zeros_(target.get_classifier().weight)
+    return target, filled
 
 
 def trained(network: nn.Module, data: Data, seed: int) -> Iterator[tuple[float, float]]:
@@ -208,7 +222,7 @@ def prepared(network: nn.Module) -> nn.Module:
 def settings_of(name: str) -> str:
     row = ROWS[name]
     mode = asdict(row.mode) if isinstance(row.mode, Recipe) else row.mode
-    return json.dumps({"mode": mode, "new": row.new}, sort_keys=True)
+    return json.dumps({"mode": mode, "new": row.new} | ({"silent": True} if row.silent else {}), sort_keys=True)
 
 
 def record(run: Run, data: Data, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -274,7 +288,9 @@ def run_all(runs: Sequence[Run], data: Data, file: Path) -> None:
 
 MEANING = {
     "random": "random init",
+    "random, silent": "random init, the classifier's weights zero",
     "paper": "the paper's mode",
+    "paper, silent": "the paper's mode, the classifier's weights zero",
     "version 2": "the default mode before, version 2",
     "leading": "version 2 with leading channels",
     "four": "leading channels, zeros, convolutions side by side as one, gates by their like or constant",
@@ -283,7 +299,9 @@ MEANING = {
     "four, levels, relative": "`four`, blocks within one resolution, relative widths",
     "four, levels, relative, new": "the same, new blocks as the identity",
     "all": "`four, levels, relative`, and a pair of blocks of which one alone has a shortcut counts 0.6",
-    "all, new": "`all`, and new blocks as the identity: the default mode",
+    "all, new": "`all`, and new blocks as the identity",
+    "all, new, head": "the same, and the weights of a classifier of other classes are zero: the default mode",
+    **{f"all but {name}": f"the default mode without `{name}` of `dpiat.recipe.Recipe`" for name in asdict(BEST)},
 }
 
 
