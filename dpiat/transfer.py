@@ -71,7 +71,7 @@ def transfer(
             alone. A `dpiat.recipe.Recipe` is the default mode with its ideas switched one by one.
         head: What happens to a classifier. "auto" fills a classifier only from a classifier of as many classes; "skip"
             never; "copy" also like any other layer, cropped rows of other classes included (as "auto" and "copy" do in
-            paper mode). With "auto" and `new="identity"`, a classifier of other classes starts with zero weights. A mapping {target class: source class} fills the classes that it names, and {layer: {target
+            paper mode). A mapping {target class: source class} fills the classes that it names, and {layer: {target
             class: source class}} those of layers by their names (* and ? stand for what they do in file names).
         matching: Which source layer fills which target layer: "dp", "bipartite", "nbipartite", "random", or a function
             of two architectures, source and target, that gives a `Matching`. The names of the paper's Table 12 will do
@@ -85,8 +85,9 @@ def transfer(
             to the old channels.
         new: What a residual block starts as that the source does not have. With "identity", the last layers of the
             block are zero, so that the block does nothing at first. The same holds for all but the first of several
-            blocks that one block of the source fills. With "random", a new block keeps the target's values, and a copy
-            is a copy.
+            blocks that one block of the source fills. A classifier of other classes starts with zero weights too, so
+            that no random answer disturbs the features. With "random", a new block and a new classifier keep the
+            target's values, and a copy is a copy.
 
     Returns:
         A report with one entry for each tensor of the target: parameters and saved buffers.

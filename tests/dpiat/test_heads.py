@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpiat import plan, transfer
+from dpiat import Plan, plan, transfer
 
 as_given = pytest.mark.parametrize("stored", [False, True], ids=["module", "state dict"])
 
@@ -99,9 +99,69 @@ detectors = pytest.mark.parametrize(("make", "classes", "rest"), DETECTORS.value
 )
 def test_a_class_head_is_left_wherever_it_is(make, classes, rest, stored, head, given, wanted):
     source, target = make(given), make(wanted)
-    report = transfer(source.state_dict() if stored else source, target, head=head)
+    report = transfer(source.state_dict() if stored else source, target, head=head, new="random")
     chosen = [entry for entry in report.entries if fnmatch.fnmatch(entry.target, classes)]
     assert chosen and all(entry.action == "left" and entry.note for entry in chosen)
+
+
+@detectors
+@as_given
+def test_a_class_head_of_other_classes_gives_its_own_bias_at_first(make, classes, rest, stored):
+    source, target = make(91), make(5)
+    own = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    report = transfer(source.state_dict() if stored else source, target)
+    chosen = [entry for entry in report.entries if fnmatch.fnmatch(entry.target, classes)]
+    silent = {entry.target for entry in chosen if entry.action == "zero"}
+    now = target.state_dict()
+    assert silent and all(name.endswith("weight") and not now[name].any() for name in silent)
+    assert all(torch.equal(now[e.target], own[e.target]) for e in chosen if e.target not in silent and not e.shared)
+
+
+class Normalized(nn.Linear):
+    """A classifier by angles, as for faces: zero weights have none."""
+
+    def forward(self, x):
+        return nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight))
+
+
+@pytest.mark.parametrize(
+    "last", [lambda n: Normalized(16, n), lambda n: nn.utils.parametrizations.weight_norm(nn.Linear(16, n))]
+)
+def test_a_classifier_that_cannot_be_zero_is_left(last):
+    source, target = (nn.Sequential(nn.Linear(3, 16), nn.ReLU(), last(n)) for n in (20, 6))
+    own = target[2].weight.detach().clone()
+    report = transfer(source, target)
+    assert torch.equal(target[2].weight, own)
+    assert not any(entry.action == "zero" for entry in report.entries)
+
+
+class Tied(nn.Module):
+    """A language model whose classifier, which stands first, is its embedding."""
+
+    def __init__(self, tokens: int, tied: bool):
+        super().__init__()
+        self.lm_head = nn.Linear(16, tokens, bias=False)
+        self.wte = nn.Embedding(tokens, 16)
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        if tied:
+            self.wte.weight = self.lm_head.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_classifier_that_is_an_embedding_is_not_zero(tied):
+    source, target = numbered(Tied(50, True)), Tied(60, tied)
+    transfer(source, target)
+    assert (target.wte.weight[:50] > 0).all()
+    assert target.wte.weight[50:].all()
+
+
+def test_a_plan_that_was_kept_makes_a_classifier_zero_too():
+    source, target, other = Several(20, 4), Several(6, 4), Several(6, 4)
+    kept = plan(source, target).to_json()
+    Plan.from_json(kept, source, other).apply()
+    transfer(source, target)
+    assert not other.heads["species"].weight.any() and not target.heads["species"].weight.any()
+    assert other.heads["species"].bias.any()
 
 
 @detectors
@@ -153,7 +213,7 @@ def test_a_mapping_names_several_heads_by_a_pattern():
 def test_of_several_heads_each_follows_its_own_classes():
     source, target = numbered(Several(20, 4)), Several(6, 4)
     own = target.heads["species"].weight.detach().clone()
-    transfer(source, target)
+    transfer(source, target, new="random")
     assert torch.equal(target.heads["species"].weight, own)
     assert torch.equal(target.heads["colour"].weight, source.heads["colour"].weight)
 

@@ -222,7 +222,7 @@ def classifier(classes: int, width: int = 8) -> nn.Module:
 def test_a_classifier_of_other_classes_is_left():
     source, target = classifier(1000), classifier(10, 6)
     before = state(target)
-    report = transfer(source, target)
+    report = transfer(source, target, new="random")
     assert torch.equal(target[3].weight, before["3.weight"]) and torch.equal(target[3].bias, before["3.bias"])
     assert "a classifier of 10 classes, of 1000 in the source" in str(report)
     assert torch.equal(target[0].weight, source[0].weight[:6])
