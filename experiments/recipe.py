@@ -73,7 +73,7 @@ FAMILIES = [
     ("experiments.families:vit", "experiments.families:vit_deep"),
     ("densenet121", "densenet169"),
 ]
-SOURCE_EPOCHS = 8
+SOURCE_EPOCHS = 5
 GROUPS = {
     "Development pairs": DEVELOPMENT,
     "Pairs that no recipe was chosen by": CONFIRM,
