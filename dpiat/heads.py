@@ -1,4 +1,8 @@
-"""The classifiers of a network, and the first layer's inputs: what a whole network tells of a layer."""
+"""Which layers are classifiers, and which convolution sees the image: facts that only a whole network tells.
+
+A network has no mark on its classifiers. Names tell most of them ("class_embed", "cls_score"). Where no name does, the
+last layer is a classifier, and so are the layers beside it that read the same inputs.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +39,13 @@ def treat_heads(
     head: Head = "auto",
     mode: str = "default",
 ) -> tuple[dict[str, str], dict[str, Classes]]:
-    """The target's heads that are not to be filled, with the reason, and those that are filled by a mapping of classes.
+    """Decide for each classifier of the target whether it is filled, and by which classes.
 
-    Classifiers that fit become partners. In paper mode there are no other heads. Raises ValueError if classes are
-    mapped and a network has no classifier or not the classes that are named.
+    Gives the layers that keep their values, each with the reason, and the mapping of classes of each layer that `head`
+    names. Also writes into `partner`: a classifier of as many classes becomes the partner of its like. In paper mode
+    only "skip" and mappings change anything.
+
+    Raises ValueError if `head` maps classes and a network has no classifier, or not the classes that are named.
     """
     if mode == "paper" and head in ("auto", "copy"):
         return {}, {}
@@ -88,14 +95,17 @@ def treat_heads(
 
 
 def new_heads(kept: Mapping[str, str]) -> dict[str, str]:
-    """Of what keeps its values, the classifiers that have none of the source's classes, with the reason."""
+    """The classifiers among the layers that keep their values because the source has other classes, with the reason."""
     return {name: why for name, why in kept.items() if why == UNMATCHED or why.startswith(OTHER)}
 
 
 def _inside(
     target: Architecture, theirs: Sequence[Layer], ours: set[str], partner: MutableMapping[str, str]
 ) -> dict[str, str]:
-    """The target's inner layers that a classifier of the source would fill, unless they are as large as it is."""
+    """The target's inner layers whose partner is a classifier of another shape, with the reason to leave them.
+
+    A classifier of equal shape may fill an inner layer: a network with one more layer at its end is matched so.
+    """
     shapes = {layer.name: layer.shape for layer in theirs}
     return {
         layer.name: "an inner layer, and a classifier matched"
@@ -105,7 +115,10 @@ def _inside(
 
 
 def _other_outputs(source: Architecture, target: Architecture, partner: Mapping[str, str]) -> dict[str, str]:
-    """The target's layers whose outputs no layer takes, where the source's has other outputs of as many inputs."""
+    """The target's layers that end the network beside its classifier, and whose partner gives another number of outputs.
+
+    Such a layer is an output of the network, as boxes or keypoints are: no later layer takes as many inputs as it gives.
+    """
     if not target.structured:
         return {}
     theirs = {layer.name: layer for layer in source.layers if layer.shape}
@@ -140,7 +153,11 @@ def _numbers(classes: Mapping[Any, Any]) -> dict[int, int]:
 def _named(
     source: Architecture, target: Architecture, partner: MutableMapping[str, str], named: Mapping[str, Classes]
 ) -> dict[str, Classes]:
-    """The target's layers that patterns name, with their classes; their partners are the source's of like names."""
+    """The target's layers that the patterns of `head` name, each with its classes.
+
+    Also writes into `partner`: the k-th layer that a pattern finds in the target gets the k-th that it finds in the
+    source.
+    """
     chosen = {}
     for pattern, classes in named.items():
         ours, theirs = (_called(network, pattern) for network in (target, source))
@@ -181,7 +198,7 @@ def _alike(source: Layer, target: Layer) -> bool:
 
 
 def _pair(theirs: Sequence[Layer], ours: Layer, partner: MutableMapping[str, str]) -> None:
-    """Give our classifier theirs, unless it has another of their heads that fits to the last input."""
+    """Make one of the source's classifiers the partner, unless another one that fits in each size is it already."""
     best = next((layer for layer in reversed(theirs) if _last(layer) == _last(ours)), theirs[-1])
     shape = (best.shape[0], *ours.shape[1:])
     if partner.get(ours.name) not in {layer.name for layer in theirs if layer.shape == shape}:
@@ -211,7 +228,11 @@ def _says_so(layer: Layer) -> bool:
 
 
 def _by_words(architecture: Architecture) -> list[Layer]:
-    """What its name calls a classifier; where that is a module of several layers, the last one, or a list of heads."""
+    """The layers whose names say that they classify.
+
+    If a name belongs to a module of several layers, the last one classifies, unless the module is a list of heads of
+    equal sizes.
+    """
     if not architecture.structured:
         return []
     found: dict[str, list[Layer]] = {}
@@ -230,7 +251,7 @@ def _by_words(architecture: Architecture) -> list[Layer]:
 def _beside(
     source: Architecture, target: Architecture, partner: Mapping[str, str], kept: Mapping[str, str]
 ) -> dict[str, str]:
-    """The target's layers with some outputs for each class of a classifier that is kept, such as a detector's boxes."""
+    """The layers beside a classifier that is kept, with several outputs for each of its classes: a detector's boxes."""
     rows = {layer.name: layer.shape[0] for layer in source.layers if layer.shape}
     ours = {layer.name: layer for layer in target.layers if layer.shape}
     found = {}
@@ -251,10 +272,10 @@ def _beside(
 def _at_the_end(architecture: Architecture) -> list[Layer]:
     """The classifier, at the end, and the others like it that give outputs of the network.
 
-    The classifier is the last layer with weights, if it is linear or a 1 × 1 convolution. A backbone that ends in a
-    norm has none. Side by side with it are heads of the same inputs, such as that of a distillation token or the boxes
-    of a detector; others elsewhere have as many rows as one of these, such as auxiliary classifiers and what is beside
-    those. No later layer takes what a head gives. An attention's last projection is none.
+    The classifier is the last layer with weights, if that is linear or a 1 × 1 convolution. A backbone that ends in a
+    norm does not have one. Beside the classifier stand heads that read the same inputs, such as the head of a
+    distillation token or the boxes of a detector. Auxiliary classifiers stand elsewhere: they have as many rows as one
+    of these, and no later layer takes what they give. The last projection of an attention is not a classifier.
     """
     layers = [layer for layer in architecture.layers if layer.shape and not _of_loss(layer)]
     outputs, taken = set(), set()
@@ -271,7 +292,7 @@ def _at_the_end(architecture: Architecture) -> list[Layer]:
 
 
 def _of_loss(layer: Layer) -> bool:
-    """Is it a vector of a loss's, such as the weights of classes, beside the network?"""
+    """Does a vector belong to a loss that is a part of the module, such as the weights of classes?"""
     return len(layer.shape) == 1 and any(word in f"{layer.name} {layer.kind}".lower() for word in ("loss", "criteri"))
 
 
@@ -292,7 +313,10 @@ def _classifies(layer: Layer, any_kernel: bool = False) -> bool:
 
 
 def other_inputs(source: Network, target: Network, partner: Mapping[str, str]) -> list[str]:
-    """The target's first convolution, if its partner is the source's and takes another number of input channels."""
+    """The target's first convolution, as a list of one name, if its partner is the source's first one with other inputs.
+
+    The list is empty if both take as many input channels, or if one of the two has groups or a computed weight.
+    """
     first, ours = (_first_convolution(network.architecture) for network in (source, target))
     if not first or not ours or partner.get(ours.name) != first.name or first.shape[1] == ours.shape[1]:
         return []
