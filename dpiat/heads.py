@@ -115,9 +115,9 @@ def _inside(
 
 
 def _other_outputs(source: Architecture, target: Architecture, partner: Mapping[str, str]) -> dict[str, str]:
-    """The target's layers that end the network beside its classifier, and whose partner gives another number of outputs.
+    """The target's layers that are outputs beside the classifier, and whose partner gives another number of outputs.
 
-    Such a layer is an output of the network, as boxes or keypoints are: no later layer takes as many inputs as it gives.
+    Boxes and keypoints are such: no later layer takes as many inputs as the layer gives.
     """
     if not target.structured:
         return {}
@@ -313,7 +313,7 @@ def _classifies(layer: Layer, any_kernel: bool = False) -> bool:
 
 
 def other_inputs(source: Network, target: Network, partner: Mapping[str, str]) -> list[str]:
-    """The target's first convolution, as a list of one name, if its partner is the source's first one with other inputs.
+    """The name of the target's first convolution, in a list, if its partner is the source's first with other inputs.
 
     The list is empty if both take as many input channels, or if one of the two has groups or a computed weight.
     """
