@@ -61,6 +61,12 @@ CONFIRM = [
     ("eff_lite0", "mobilenetv2_110d"),
     ("eff_lite1", "fbnetc_100"),
     ("eff_lite2", "spnasnet_100"),
+    ("eff_lite0", "efficientnet_es"),
+    ("eff_lite0", "ghostnet_100"),
+    ("eff_lite1", "hardcorenas_a"),
+    ("eff_lite2", "tinynet_a"),
+    ("eff_lite0", "regnetx_004"),
+    ("eff_lite1", "mobilenetv4_conv_small"),
 ]
 # Families beyond those of mobile networks. No weights are at hand: their sources are trained here.
 FAMILIES = [
