@@ -310,14 +310,20 @@ def _largest(norms: Tensor, count: int) -> list[int]:
 def uniform(source: Weights, target: Weights) -> Indices:
     """The uniform selection of "Initializing Models with Larger Ones" (arXiv 2311.18823): evenly spaced entries.
 
-    Entry i of n is entry floor(i · N / n) of the source's N, along every dimension. Where the target is larger, the
-    source fills its centre.
+    Along every dimension, n of the source's N entries are those from the first to the last at equal distances, rounded;
+    but every N/n-th from the first where N is a multiple of n. So does the authors' code. Where the target is larger,
+    the source fills its centre.
     """
     return _each(source, target, lambda name, axis, d, s, t: _evenly(s, t))
 
 
 def _evenly(s: int, t: int) -> tuple[Places, Places]:
-    return _centre(s, t) if t >= s else (list(range(t)), [i * s // t for i in range(t)])
+    if t >= s:
+        return _centre(s, t)
+    if t and s % t == 0:
+        return list(range(t)), list(range(0, s, s // t))
+    # Theirs too: halves go to the even number, and the distances are in single precision.
+    return list(range(t)), torch.linspace(0, s - 1, t, dtype=torch.float32, device="cpu").round().long().tolist()
 
 
 def _mesh(dimensions: Sequence[tuple[Places, Places]]) -> tuple[Index, Index]:
