@@ -70,11 +70,19 @@ def shared(source: Weights, target: Weights) -> Iterator[tuple[str, Tensor, Tens
 def clip(source: Weights, target: Weights) -> Indices:
     """ClipTransfer: the centre crop of the source goes to the centre crop of the target (appendix A.2).
 
+    As an argument of `transfer`, `clip` is the crop of the mode: this one in paper mode, `leading` in default mode.
+    `centred` is this one in both.
+
     Along each dimension the larger of the two is cropped to the smaller one, from the 0-based start
     floor((x - y) / 2). A convolution with groups is cropped as the dense one that it stands for. The rows of an
     embedding are tokens or places, which both networks number from the first one.
     """
     return _each(source, target, lambda name, axis, d, s, t: _centre(s, t))
+
+
+def centred(source: Weights, target: Weights) -> Indices:
+    """The centre crop of `clip`, in every mode."""
+    return clip(source, target)
 
 
 def leading(source: Weights, target: Weights) -> Indices:
@@ -337,6 +345,8 @@ def _mesh(dimensions: Sequence[tuple[Places, Places]]) -> tuple[Index, Index]:
 
 OPERATORS: dict[str, Operator] = {
     "clip": clip,
+    "centre": centred,
+    "leading": leading,
     "clip_normalized": ClipWithNormalization(),
     "full": FullTransfer(),
     "magnitude": magnitude,

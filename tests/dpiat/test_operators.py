@@ -11,6 +11,7 @@ from torch import nn
 
 from dpiat import Plan, plan, standardize, transfer
 from dpiat.operators import OPERATORS, FullTransfer, Weights, centre, clip, magnitude, shared, uniform
+from dpiat.recipe import Recipe
 
 
 def test_centre_crops_start_at_the_lower_half():
@@ -56,6 +57,17 @@ def test_groups_are_cropped_as_the_dense_convolution_that_they_stand_for(source,
     expected[to_index] = dense(by)[by_index]
     possible = dense(nn.Conv2d(target[1], target[0], 3, groups=target[2])) != 0
     assert torch.equal(dense(to), torch.where(possible, expected, 0))
+
+
+@torch.no_grad()
+def test_clip_is_the_crop_of_the_mode():
+    """ "leading" in default mode and "centre" in paper mode, which mean the same in both."""
+    source, target = nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(nn.Conv2d(3, 4, 3))
+    first, middle = source[0].weight[:4], source[0].weight[2:6]
+    for mode, clipped in (("default", first), ("paper", middle), (Recipe(leading=False), middle)):
+        for operator, expected in (("leading", first), ("centre", middle), ("clip", clipped)):
+            transfer(source, target, mode=mode, operator=operator, head="copy")
+            assert torch.equal(target[0].weight, expected), (mode, operator)
 
 
 @torch.no_grad()
