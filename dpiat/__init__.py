@@ -10,7 +10,7 @@ from dpiat.growing import fna, net2net
 from dpiat.matching import LayerPair, Matching, match
 from dpiat.plan import Plan
 from dpiat.reading import standardize
-from dpiat.report import Entry, Report
+from dpiat.report import Check, Entry, Report, StageCheck
 from dpiat.similarity import Candidate, coverage, rank, similarity
 from dpiat.sources import load
 from dpiat.transfer import plan, transfer
@@ -20,12 +20,14 @@ __all__ = [
     "Architecture",
     "Block",
     "Candidate",
+    "Check",
     "Entry",
     "Layer",
     "LayerPair",
     "Matching",
     "Plan",
     "Report",
+    "StageCheck",
     "coverage",
     "fna",
     "load",

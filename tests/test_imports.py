@@ -14,7 +14,10 @@ ALLOWED = {
     "dpiat.architecture": set(),
     "dpiat.files": set(),
     "dpiat.parametrized": set(),
-    "dpiat.report": set(),
+    "dpiat.report": {"plotting"},
+    "dpiat.agreement": set(),
+    "dpiat.observing": {"architecture", "heads", "levels", "reading", "sources"},
+    "dpiat.checking": {"agreement", "observing", "reading", "report", "sources", "stored"},
     "dpiat.webpage": {"architecture", "report"},
     "dpiat.stored": {"parametrized"},
     "dpiat.checkpoints": set(),
@@ -47,6 +50,7 @@ ALLOWED = {
     "dpiat.plan": {
         *(
             "branches",
+            "checking",
             "filling",
             "heads",
             "layers",
@@ -66,7 +70,9 @@ ALLOWED = {
     },
     "dpiat.channels": {"standardization"},
     "dpiat.stages": {"architecture", "roles", "standardization"},
-    "dpiat.growing": {"channels", "layers", "reading", "report", "roles", "stages", "standardization", "writing"},
+    "dpiat.growing": {
+        *("channels", "checking", "layers", "reading", "report", "roles", "stages", "standardization", "writing"),
+    },
     "dpiat.index": {
         "architecture",
         "branches",
