@@ -6,6 +6,7 @@ transfer(source, target)  # target, any architecture, now starts from what sourc
 """
 
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.calibration import calibrate
 from dpiat.growing import fna, net2net
 from dpiat.matching import LayerPair, Matching, match
 from dpiat.plan import Plan
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "Report",
     "StageCheck",
+    "calibrate",
     "coverage",
     "fna",
     "load",

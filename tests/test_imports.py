@@ -16,6 +16,7 @@ ALLOWED = {
     "dpiat.parametrized": set(),
     "dpiat.report": {"plotting"},
     "dpiat.agreement": set(),
+    "dpiat.calibration": {"observing"},
     "dpiat.observing": {"architecture", "heads", "levels", "reading", "sources"},
     "dpiat.checking": {"agreement", "observing", "reading", "report", "sources", "stored"},
     "dpiat.webpage": {"architecture", "report"},
