@@ -6,11 +6,12 @@ transfer(source, target)  # target, any architecture, now starts from what sourc
 """
 
 from dpiat.architecture import Architecture, Block, Layer
+from dpiat.calibration import calibrate
 from dpiat.growing import fna, net2net
 from dpiat.matching import LayerPair, Matching, match
 from dpiat.plan import Plan
 from dpiat.reading import standardize
-from dpiat.report import Entry, Report
+from dpiat.report import Check, Entry, Report, StageCheck
 from dpiat.similarity import Candidate, coverage, rank, similarity
 from dpiat.sources import load
 from dpiat.transfer import plan, transfer
@@ -20,12 +21,15 @@ __all__ = [
     "Architecture",
     "Block",
     "Candidate",
+    "Check",
     "Entry",
     "Layer",
     "LayerPair",
     "Matching",
     "Plan",
     "Report",
+    "StageCheck",
+    "calibrate",
     "coverage",
     "fna",
     "load",

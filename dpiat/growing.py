@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dpiat.channels import Flow, follow, signatures
+from dpiat.checking import Networks
 from dpiat.layers import CONSTANT
 from dpiat.reading import read
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report
@@ -87,7 +88,7 @@ def net2net(
                 by = pairs[to.name][0]
                 value = _grown(by, to, local, old, new, chosen, noise, generator)
                 found.append(_found(by, to, local, value, value.numel()))
-    return _written(found, source)
+    return _written(found, source, target)
 
 
 @torch.no_grad()
@@ -128,7 +129,7 @@ def fna(source: nn.Module, target: nn.Module) -> Report:
             else:
                 value, filled = _adapted(theirs, tensor)
                 found.append(_found(by, to, local, value, filled))
-    return _written(found, source)
+    return _written(found, source, target)
 
 
 def _both(source: nn.Module, target: nn.Module) -> tuple[Network, Network]:
@@ -151,12 +152,12 @@ def _found(by: LayerWeights, to: LayerWeights, local: str, value: Tensor, filled
     return entry, Write(to, by, local, value, made=True)
 
 
-def _written(found: Sequence[tuple[Entry, Write | None]], source: nn.Module) -> Report:
+def _written(found: Sequence[tuple[Entry, Write | None]], source: nn.Module, target: nn.Module) -> Report:
     writes = [write for _, write in found if write is not None]
     check(writes, source)
     for write in writes:
         put(write.target, write.source, None)
-    return Report(tuple(entry for entry, _ in found))
+    return Report(tuple(entry for entry, _ in found), networks=Networks(source, target))
 
 
 # --- Net2Net ----------------------------------------------------------------------------------------------------------

@@ -70,11 +70,19 @@ def shared(source: Weights, target: Weights) -> Iterator[tuple[str, Tensor, Tens
 def clip(source: Weights, target: Weights) -> Indices:
     """ClipTransfer: the centre crop of the source goes to the centre crop of the target (appendix A.2).
 
+    As an argument of `transfer`, `clip` is the crop of the mode: this one in paper mode, `leading` in default mode.
+    `centred` is this one in both.
+
     Along each dimension the larger of the two is cropped to the smaller one, from the 0-based start
     floor((x - y) / 2). A convolution with groups is cropped as the dense one that it stands for. The rows of an
     embedding are tokens or places, which both networks number from the first one.
     """
     return _each(source, target, lambda name, axis, d, s, t: _centre(s, t))
+
+
+def centred(source: Weights, target: Weights) -> Indices:
+    """The centre crop of `clip`, in every mode."""
+    return clip(source, target)
 
 
 def leading(source: Weights, target: Weights) -> Indices:
@@ -310,14 +318,20 @@ def _largest(norms: Tensor, count: int) -> list[int]:
 def uniform(source: Weights, target: Weights) -> Indices:
     """The uniform selection of "Initializing Models with Larger Ones" (arXiv 2311.18823): evenly spaced entries.
 
-    Entry i of n is entry floor(i · N / n) of the source's N, along every dimension. Where the target is larger, the
-    source fills its centre.
+    Along every dimension, n of the source's N entries are those from the first to the last at equal distances, rounded;
+    but every N/n-th from the first where N is a multiple of n. So does the authors' code. Where the target is larger,
+    the source fills its centre.
     """
     return _each(source, target, lambda name, axis, d, s, t: _evenly(s, t))
 
 
 def _evenly(s: int, t: int) -> tuple[Places, Places]:
-    return _centre(s, t) if t >= s else (list(range(t)), [i * s // t for i in range(t)])
+    if t >= s:
+        return _centre(s, t)
+    if t and s % t == 0:
+        return list(range(t)), list(range(0, s, s // t))
+    # Theirs too: halves go to the even number, and the distances are in single precision.
+    return list(range(t)), torch.linspace(0, s - 1, t, dtype=torch.float32, device="cpu").round().long().tolist()
 
 
 def _mesh(dimensions: Sequence[tuple[Places, Places]]) -> tuple[Index, Index]:
@@ -331,6 +345,8 @@ def _mesh(dimensions: Sequence[tuple[Places, Places]]) -> tuple[Index, Index]:
 
 OPERATORS: dict[str, Operator] = {
     "clip": clip,
+    "centre": centred,
+    "leading": leading,
     "clip_normalized": ClipWithNormalization(),
     "full": FullTransfer(),
     "magnitude": magnitude,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpiat.branches import joined, split
+from dpiat.checking import Networks
 from dpiat.filling import (
     CLASSES,
     FOLDED,
@@ -164,7 +165,7 @@ class Plan:
             assign(write.to.module, own, value)
         if optimizer is not None:
             move_state(writes, *optimizer)
-        return self.report
+        return replace(self.report, networks=Networks(self.source, self.target))
 
     def _written(self, writes: Iterable[Write]) -> Iterator[Weights]:
         """The layers that an operator may finish: what it wrote of each, and in paper mode all that was not dropped."""

@@ -128,6 +128,39 @@ def plot_similarity(
     return axes
 
 
+def plot_bars(
+    rows: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    title: str,
+    file: str | Path | None = None,
+    *,
+    axes: Axes | None = None,
+) -> Axes:
+    """Draw bars from 0 to 1, one for each of `values` in every row, and return the axes; NaN is no bar."""
+    _require_matplotlib()
+    _check_suffix(file)
+    if axes is None:
+        from matplotlib.figure import Figure
+
+        axes = Figure(figsize=(7.0, 1.3 + 0.42 * len(rows)), layout="constrained").add_subplot()
+    thick = 0.8 / len(values)
+    for number, ((name, lengths), colour) in enumerate(zip(values.items(), COLOURS.values(), strict=False)):
+        places = np.arange(len(rows)) + (number - (len(values) - 1) / 2) * thick
+        axes.barh(places, np.nan_to_num(lengths), 0.9 * thick, color=colour, label=name)
+        for place, length in zip(places, lengths, strict=True):
+            if np.isfinite(length):
+                axes.text(max(length, 0) + 0.01, place, f"{length:.2f}", va="center", fontsize=SMALL)
+    axes.set(xlim=(min(0, *map(np.nanmin, values.values())), 1.1), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(range(len(rows)), rows, fontsize=NORMAL, parse_math=False)
+    axes.tick_params(axis="x", labelsize=NORMAL)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=NORMAL, loc="left", parse_math=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(values), fontsize=NORMAL, frameon=False)
+    _save(axes, file)
+    return axes
+
+
 def _require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401

@@ -20,7 +20,8 @@ class Recipe:
     `skip`: what a pair of blocks is worth of which one alone has a shortcut, in (0, 1].
     `relative`: Eq. 1 compares widths after dividing by the ratio of the networks' widths.
 
-    `leading`: "clip" takes the leading channels, as sums of different widths do, and not the centre.
+    `leading`: the operator "clip" is "leading", which takes the leading channels, as sums of different widths do;
+    otherwise it is "centre", the paper's crop.
     `zeros`: in rows that are filled, there are zeros where nothing arrives.
     `head`: a classifier of other classes starts with zero weights, so that its random answers disturb no feature.
     """

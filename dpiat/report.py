@@ -1,12 +1,15 @@
-"""What a transfer does, tensor by tensor: plain data that prints as a table."""
+"""What a transfer does, tensor by tensor, and what survives it, stage by stage: plain data that prints as tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from math import isnan, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
 WARNING = "warning: "  # begins the note of what is likely to be wrong
@@ -73,6 +76,38 @@ class Report:
 
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
+    networks: Any = field(default=None, repr=False, compare=False)  # what `check` reaches them by
+
+    def check(self, images: Any, labels: Any = None, source: Any = None, target: Any = None) -> Check:
+        """What survived the transfer: compare both networks on some images, before training.
+
+        Takes one forward pass of each network, without gradients, on its own device. Batch norms take the statistics of
+        the images, as they do in training, and keep their own; all other modules are in eval mode. Neither network is
+        changed. A good transfer agrees in the last stages: in the first ones a random network agrees too.
+
+        Args:
+            images: What both networks take: a batch, or a mapping of their arguments. At least 4 images; of fewer than
+                about 100 the numbers are rough. Labels are not needed.
+            labels: A class for each image. Then a ridge regression reads the classes from what comes before the
+                classifier: learned from one half of the images, measured on the other.
+            source: The network that gave, where it is no longer in memory (as one that was given by its name or file,
+                or of a report from another process), or cannot compute (a state dict). The report keeps no network.
+            target: The network that received, likewise.
+
+        Returns:
+            A `Check`: agreement and share of random entries for each stage, which prints as a table.
+
+        Raises:
+            ValueError: If a network is gone, is a state dict, is on the meta device or does not take the images; for
+                fewer than 4 images or other numbers of labels.
+
+        Examples:
+            >>> report = transfer(source, target)
+            >>> print(report.check(images))
+        """
+        if self.networks is None:
+            raise ValueError("the report is of a plan that is not applied: there is nothing to check")
+        return self.networks.check(self, images, labels, source=source, target=target)
 
     @property
     def elements(self) -> dict[str, int]:
@@ -125,9 +160,116 @@ class Report:
             else (e.target, times(e.shape), e.action, "0%", _note(e).strip())
             for e in self.entries
         ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        table = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
-        return "\n".join([*("  ".join(row).rstrip() for row in table), self.summary()])
+        return "\n".join([*_aligned(head, *rows), self.summary()])
+
+
+class StageCheck(NamedTuple):
+    """What survived in one stage of the target.
+
+    Attributes:
+        stage: The names of its first and its last block; or "stem", "before the classifier", "classifier".
+        source: The stage of the source that it is compared with, "" if there is none.
+        agreement: Linear CKA of both stages' outputs, means over places: 1 for the same but for a rotation and a scale,
+            about 0 for what has nothing in common, NaN where there is nothing to compare.
+        random: The share of its parameters' elements that keep the target's values, in [0, 1].
+        elements: The number of its parameters' elements.
+    """
+
+    stage: str
+    source: str
+    agreement: float
+    random: float
+    elements: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """What survived a transfer, stage by stage. `print()` shows it as a table.
+
+    Attributes:
+        stages: In the order of the target.
+        images: The number of images.
+        probes: With labels, the accuracies of a ridge regression on what comes before the classifier, of the source and
+            of the target: on one half of the images, learned from the other half.
+        chance: With labels, the share of the images in the largest class.
+
+    Examples:
+        >>> print(transfer(source, target).check(images, labels))
+    """
+
+    stages: tuple[StageCheck, ...]
+    images: int
+    probes: tuple[float, float] | None = None
+    chance: float | None = None
+
+    @property
+    def random(self) -> float:
+        """The share of the elements of all parameters that keep the target's values, in [0, 1]."""
+        total = sum(stage.elements for stage in self.stages)
+        return sum(stage.random * stage.elements for stage in self.stages) / total if total else 0.0
+
+    def summary(self) -> str:
+        """The check in one line."""
+        text = f"{self.images} images; {percent(self.random, 1)} of the target's parameters keep their own values"
+        if self.probes is None:
+            return text
+        source, target = self.probes
+        return f"{text}; a probe has {source:.2f} on the source, {target:.2f} on the target, chance {self.chance:.2f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The check as plain data, such as for JSON.
+
+        Returns:
+            The fields; "stages" is a list with a mapping for each stage.
+        """
+        return {**asdict(self), "stages": [stage._asdict() for stage in self.stages]}
+
+    def to_dataframe(self) -> DataFrame:
+        """A row for each stage. Needs pandas.
+
+        Returns:
+            A `pandas.DataFrame` with the fields of `StageCheck`.
+        """
+        from pandas import DataFrame
+
+        return DataFrame(self.stages, columns=StageCheck._fields)
+
+    def plot(self, file: str | Path | None = None, *, axes: Axes | None = None) -> Axes:
+        """Draw two bars for each stage: its agreement with the source, and the share that is random. Needs matplotlib.
+
+        Args:
+            file: Where the picture is saved: .png, .svg or .pdf.
+            axes: Where it is drawn, if not in a figure of its own.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: For another suffix.
+            ModuleNotFoundError: Without matplotlib.
+
+        Examples:
+            >>> report.check(images).plot("check.png")
+        """
+        from dpiat.plotting import plot_bars
+
+        values = {"agreement with the source": [s.agreement for s in self.stages]}
+        values["share that is random"] = [s.random for s in self.stages]
+        return plot_bars([s.stage for s in self.stages], values, self.summary().replace("; ", "\n"), file, axes=axes)
+
+    def __str__(self) -> str:
+        head = ("stage", "compared with", "agreement", "random")
+        rows = [
+            (s.stage, s.source or "–", "–" if isnan(s.agreement) else f"{s.agreement:.2f}", percent(s.random))
+            for s in self.stages
+        ]
+        return "\n".join([*_aligned(head, *rows), self.summary()])
+
+
+def _aligned(*rows: Sequence[str]) -> list[str]:
+    """The rows of a table as lines, cells below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def percent(share: float, digits: int = 0) -> str:

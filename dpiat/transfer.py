@@ -76,9 +76,10 @@ def transfer(
         matching: Which source layer fills which target layer: "dp", "bipartite", "nbipartite", "random", or a function
             of two architectures, source and target, that gives a `Matching`. The names of the paper's Table 12 will do
             too.
-        operator: Which entries of a source layer fill which entries of a target layer: "clip" (the leading channels;
-            in paper mode the centre), "clip_normalized", "full", "magnitude", "uniform", or a function (see
-            `dpiat.operators`). The names of Table 12 will do too.
+        operator: Which entries of a source layer fill which entries of a target layer: "leading" channels, the
+            "centre" crop, "clip" (the crop of the mode: "leading" in default mode, "centre" in paper mode),
+            "clip_normalized" (the same crop, then the spread of a fresh network), "full", "magnitude", "uniform", or a
+            function (see `dpiat.operators`). The names of Table 12 will do too.
         optimizer: The source's and the target's optimizer. The state of Adam or SGD then goes the way of the weights.
         inputs: What input channels get that the source's first convolution does not have. "repeat" gives them the
             others' weights in turn, at an equal response to what is the same in all channels; "zero" keeps the response

@@ -14,7 +14,11 @@ ALLOWED = {
     "dpiat.architecture": set(),
     "dpiat.files": set(),
     "dpiat.parametrized": set(),
-    "dpiat.report": set(),
+    "dpiat.report": {"plotting"},
+    "dpiat.agreement": set(),
+    "dpiat.calibration": {"observing"},
+    "dpiat.observing": {"architecture", "heads", "levels", "reading", "sources"},
+    "dpiat.checking": {"agreement", "observing", "reading", "report", "sources", "stored"},
     "dpiat.webpage": {"architecture", "report"},
     "dpiat.stored": {"parametrized"},
     "dpiat.checkpoints": set(),
@@ -47,6 +51,7 @@ ALLOWED = {
     "dpiat.plan": {
         *(
             "branches",
+            "checking",
             "filling",
             "heads",
             "layers",
@@ -66,7 +71,9 @@ ALLOWED = {
     },
     "dpiat.channels": {"standardization"},
     "dpiat.stages": {"architecture", "roles", "standardization"},
-    "dpiat.growing": {"channels", "layers", "reading", "report", "roles", "stages", "standardization", "writing"},
+    "dpiat.growing": {
+        *("channels", "checking", "layers", "reading", "report", "roles", "stages", "standardization", "writing"),
+    },
     "dpiat.index": {
         "architecture",
         "branches",

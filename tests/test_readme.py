@@ -38,11 +38,14 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, **sizes)).save_pretrained("Llama-3.2-1B")
     names |= {f"{role}_adam": torch.optim.Adam(names[role].parameters()) for role in ("source", "target")}
     names |= {"my_matching": dpiat.match, "my_operator": uniform, "Path": Path, "load": dpiat.load, "rank": dpiat.rank}
+    names |= {"images": torch.rand(8, 3, 64, 64), "labels": [0, 1] * 4, "calibrate": dpiat.calibrate}
     for code in re.findall(r"```python\n(.*?)```", LIBRARY, flags=re.DOTALL):
         exec(code, names)
     assert Path("report.html").read_text().startswith("<!DOCTYPE html>")
-    ranked = capsys.readouterr().out.splitlines()
-    assert len(ranked) == 3 and all(0 < float(line.split()[1]) < 1 for line in ranked)
+    *checked, first, second, third = capsys.readouterr().out.splitlines()
+    ranked = [first, second, third]
+    assert checked[0].startswith("stage") and checked[-1].startswith("8 images")
+    assert all(0 < float(line.split()[1]) < 1 for line in ranked)
 
 
 def test_the_commands_exist():

@@ -11,6 +11,7 @@ from torch import nn
 
 from dpiat import Plan, plan, standardize, transfer
 from dpiat.operators import OPERATORS, FullTransfer, Weights, centre, clip, magnitude, shared, uniform
+from dpiat.recipe import Recipe
 
 
 def test_centre_crops_start_at_the_lower_half():
@@ -56,6 +57,17 @@ def test_groups_are_cropped_as_the_dense_convolution_that_they_stand_for(source,
     expected[to_index] = dense(by)[by_index]
     possible = dense(nn.Conv2d(target[1], target[0], 3, groups=target[2])) != 0
     assert torch.equal(dense(to), torch.where(possible, expected, 0))
+
+
+@torch.no_grad()
+def test_clip_is_the_crop_of_the_mode():
+    """ "leading" in default mode and "centre" in paper mode, which mean the same in both."""
+    source, target = nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(nn.Conv2d(3, 4, 3))
+    first, middle = source[0].weight[:4], source[0].weight[2:6]
+    for mode, clipped in (("default", first), ("paper", middle), (Recipe(leading=False), middle)):
+        for operator, expected in (("leading", first), ("centre", middle), ("clip", clipped)):
+            transfer(source, target, mode=mode, operator=operator, head="copy")
+            assert torch.equal(target[0].weight, expected), (mode, operator)
 
 
 @torch.no_grad()
@@ -167,8 +179,35 @@ def test_magnitude_takes_the_channels_of_largest_norm_in_their_order():
 def test_uniform_takes_evenly_spaced_entries():
     source = Weights({"weight": torch.arange(8.0)})
     assert filled(uniform, source, Weights({"weight": torch.zeros(4)})).tolist() == [0, 2, 4, 6]
-    assert filled(uniform, source, Weights({"weight": torch.zeros(3)})).tolist() == [0, 2, 5]
+    assert filled(uniform, source, Weights({"weight": torch.zeros(3)})).tolist() == [0, 4, 7]
+    assert filled(uniform, source, Weights({"weight": torch.zeros(1)})).tolist() == [0]
+    assert filled(uniform, source, Weights({"weight": torch.zeros(0)})).tolist() == []
     assert filled(uniform, source, Weights({"weight": torch.zeros(10)}))[1:9].tolist() == list(range(8))
+
+
+def selected(weight: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The uniform selection as the authors of weight selection publish it, dimension by dimension."""
+    for dimension, size in enumerate(shape):
+        whole = weight.shape[dimension]
+        if whole % size == 0:
+            indices = torch.arange(size) * (whole // size)
+        else:
+            indices = torch.round(torch.linspace(0, whole - 1, size)).long()
+        weight = torch.index_select(weight, dimension, indices)
+    return weight
+
+
+@pytest.mark.parametrize("mode", ["default", "paper"])
+@pytest.mark.parametrize(("out", "into", "kernel"), [(24, 12, 5), (24, 16, 3), (17, 16, 3), (40, 23, 4), (7, 13, 7)])
+@torch.no_grad()
+def test_uniform_is_the_published_selection(mode, out, into, kernel):
+    """Multiples of the target's size and others, in whatever mode."""
+    source = nn.Sequential(nn.Conv2d(3, 48, 1), nn.Conv2d(48, 40, 7))
+    target = nn.Sequential(nn.Conv2d(3, into, 1), nn.Conv2d(into, out, kernel))
+    transfer(source, target, mode=mode, operator="uniform")
+    for theirs, ours in zip(source, target, strict=True):
+        assert torch.equal(ours.weight, selected(theirs.weight, ours.weight.shape))
+        assert torch.equal(ours.bias, selected(theirs.bias, ours.bias.shape))
 
 
 def test_full_repeats_source_entries_around_the_centre():

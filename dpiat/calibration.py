@@ -1,0 +1,70 @@
+"""Batch-norm statistics from images without labels, for a network whose weights come from another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dpiat.observing import Images, called
+
+
+@torch.no_grad()
+def calibrate(target: nn.Module, images: Images | Iterable[Any]) -> None:
+    """Give the batch norms of a network the statistics that images have in it, in place of those that it has.
+
+    For a network that is used in eval mode before any training, and whose statistics are those of a new network, as
+    after a transfer in paper mode. A transfer in default mode brings the source's statistics: they come from more
+    images, and often are the better ones. Training makes its own statistics either way. No weight changes, and
+    `transfer` never calls this.
+
+    Args:
+        target: The network. Its batch norms' running statistics become the mean over batches; each batch counts alike.
+        images: What the network takes: a batch, a mapping of its arguments, or an iterable of batches such as a
+            DataLoader. Of a tuple or list, as (images, labels), the first element is taken.
+
+    Raises:
+        ValueError: If the network has no batch norm that keeps statistics, or there is no batch. Then, as after any
+            error, the statistics are what they were.
+
+    Note:
+        Batch norms are in training mode for the time of the call, and everything else, dropout say, in eval mode.
+        Modes and momenta are what they were afterwards.
+
+    Examples:
+        >>> transfer(source, target)
+        >>> calibrate(target, images)
+    """
+    norms = [
+        module for module in target.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    if not norms:
+        raise ValueError("the target has no batch norm that keeps statistics: there is nothing to calibrate")
+    batches = [images] if isinstance(images, (Tensor, Mapping)) else images
+    flags = [(module, module.training) for module in target.modules()]
+    before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
+    count = 0
+    try:
+        for module, _ in flags:
+            module.training = False  # `eval()` may be a method of the user's that does more
+        for norm in norms:
+            norm.training, norm.momentum = True, None
+            norm.reset_running_stats()
+        for batch in batches:
+            called(target, batch[0] if isinstance(batch, (tuple, list)) else batch)
+            count += 1
+        if not count:
+            raise ValueError("there is no batch of images to calibrate with")
+    except BaseException:
+        for norm, _, kept in before:
+            for buffer, value in zip(norm.buffers(), kept, strict=True):
+                buffer.copy_(value)
+        raise
+    finally:
+        for module, training in flags:
+            module.training = training
+        for norm, momentum, _ in before:
+            norm.momentum = momentum
