@@ -28,6 +28,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dpiat
+from dpiat.new import New
+from dpiat.reading import Mode
 from dpiat.recipe import BEFORE, Recipe
 from experiments import models
 from experiments.data import loading
@@ -68,8 +70,8 @@ CONFIRM = [
 class Row:
     """One way to start: an argument `mode` of `dpiat.transfer` and what new blocks start as; None without a source."""
 
-    mode: str | Recipe | None
-    new: str = "random"
+    mode: Mode | Recipe | None
+    new: New = "random"
 
 
 STEPS = BEFORE  # version 2 of the default mode
