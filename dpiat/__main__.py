@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,13 +31,29 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
     try:
         _check_architecture(arguments)
-        arguments.command(arguments)
+        with _log_on_stderr():
+            arguments.command(arguments)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"dpiat: {sources.first_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Print what the library logs, as the lines of this program."""
+    logger, handler = logging.getLogger("dpiat"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("dpiat: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import fsum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from dpiat.matching import BlockPair, LayerPair, Matching, match
 from dpiat.scoring import score
 
 Matcher = Callable[[Architecture, Architecture], Matching]
+MatchingName = Literal["dp", "bipartite", "nbipartite", "random"]
 
 
 def bipartite(source: Architecture, target: Architecture) -> Matching:
@@ -117,7 +118,7 @@ def best(source: Architecture, target: Architecture) -> Matching:
     return (align if source.structured and target.structured else match)(source, target)
 
 
-MATCHINGS: dict[str, Matcher] = {
+MATCHINGS: dict[MatchingName, Matcher] = {
     "dp": best,
     "bipartite": bipartite,
     "nbipartite": nbipartite,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ from dpiat.standardization import CONVOLUTIONS, LayerWeights, known_kind, paper_
 
 INPUTS, ZEROS, CLASSES = "input channels", "zero input channels", "classes"
 OF_THE_NETWORK = (INPUTS, ZEROS, CLASSES)  # rules for layers that the whole network tells
-NEW_INPUTS = {"repeat": INPUTS, "zero": ZEROS}  # what becomes of input channels that the source does not have
+NewInputs = Literal["repeat", "zero"]  # what becomes of input channels that the source does not have
+NEW_INPUTS: dict[NewInputs, str] = {"repeat": INPUTS, "zero": ZEROS}
 RULE_AND_RULE = ", "  # between the names of two rules that one tensor goes through
 TIME, GRID, OFFSETS, PATCHES, FOLDED = "time", "grid", "offsets", "patches", "folded norm"
 

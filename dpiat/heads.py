@@ -11,16 +11,17 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from fnmatch import fnmatch
 from itertools import groupby
 from operator import index
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dpiat import roles
 from dpiat.architecture import Architecture, Layer
 from dpiat.standardization import CONVOLUTIONS, COUNTED, DEPTHWISE, Network
 
 Classes = Mapping[int, int]  # target class -> source class
-Head = str | Classes | Mapping[str, Classes]
+HeadName = Literal["auto", "copy", "skip"]
+Head = HeadName | Classes | Mapping[str, Classes]
 
-HEADS = ("auto", "copy", "skip")
+HEADS = get_args(HeadName)
 UNMATCHED = "a classifier, and no classifier matched"
 OTHER = "a classifier of "  # so many classes, of others in the source
 SKIPPED = "the classifier, which head='skip' leaves"

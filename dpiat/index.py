@@ -20,31 +20,25 @@ from pathlib import Path
 
 import torch
 
-from dpiat import (
-    architecture,
-    branches,
-    context,
-    layers,
-    levels,
-    parametrized,
-    reading,
-    roles,
-    standardization,
-    structure,
-)
+from dpiat import reading
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.files import draft
 from dpiat.sources import first_line
 
+logger = logging.getLogger(__name__)
+
+# Raise it with the layout of the file, and with any change in how a network is read that has no new version of the
+# default mode. What users have in their caches would be wrong, and is built again.
+FORMAT = 1
 BROKEN = (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError)  # what a damaged file may raise
 
 
 def timm_architectures(names: Sequence[str] | None = None) -> dict[str, Architecture]:
     """The architectures of timm by name, in its order, without the names of their layers; `names` None: of all of timm.
 
-    Reads the index in the user's cache folder. Where there is none for this version of timm, of torch and of the rules
-    of standardization, it is built on all cores, which takes minutes; progress goes to stderr, and so do the names of
-    architectures that cannot be built, with the reason: they are left out.
+    Reads the index in the user's cache folder. If there is none for this version of timm, of torch and of the default
+    mode, builds it on all cores, which takes minutes: a terminal shows a bar. Leaves out architectures that cannot be
+    built, and logs their names with the reason.
 
     Raises ModuleNotFoundError without timm.
     """
@@ -56,14 +50,14 @@ def timm_architectures(names: Sequence[str] | None = None) -> dict[str, Architec
     except (FileNotFoundError, NotADirectoryError):
         pass
     except BROKEN as error:
-        print(f"dpiat: {file} cannot be read and is built again ({error})", file=sys.stderr)
+        logger.warning("%s cannot be read and is built again (%s)", file, error)
     built = _built(names)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with draft(file) as written:
             written.write_bytes(gzip.compress(json.dumps(_packed(built), separators=(",", ":")).encode(), mtime=0))
     except OSError as error:
-        print(f"dpiat: the index cannot be kept and will be built again ({error})", file=sys.stderr)
+        logger.warning("the index cannot be kept and will be built again (%s)", error)
     return built
 
 
@@ -81,31 +75,28 @@ def import_timm():
 
 
 def cache_file(names: Iterable[str]) -> Path:
-    """Where the index of these names is kept: another file for all that could change what is in it."""
-    read_by = (branches, context, layers, levels, parametrized, reading, roles, standardization, structure)
-    modules = (architecture, *read_by)
-    rules = [Path(module.__file__).read_bytes() for module in modules]
-    rules.append(Path(__file__).read_bytes())
-    digest = hashlib.sha256(b"\0".join([*rules, torch.__version__.encode(), *(name.encode() for name in names)]))
+    """Where the index of these names is kept: another file for each version of what decides its content."""
+    decisive = (str(FORMAT), str(reading.VERSION), torch.__version__, *names)
+    digest = hashlib.sha256("\0".join(decisive).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpiat"
     return folder / f"timm-{import_timm().__version__}-{digest.hexdigest()[:12]}.json.gz"
 
 
 def _built(names: Sequence[str]) -> dict[str, Architecture]:
     """The architectures that can be built, in the order of the names."""
+    from tqdm import tqdm  # comes with timm, which needs huggingface_hub
+
+    logger.info("building the index of %d networks of timm, once", len(names))
     found: dict[str, Architecture | str] = {}
     # As in torch's data loaders; other ways to start a process would run the user's script again.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     with ProcessPoolExecutor(mp_context=context, initializer=_quiet) as pool:
         futures = {pool.submit(_architecture, name): name for name in names}
-        for i, future in enumerate(as_completed(futures), 1):
+        for future in tqdm(as_completed(futures), "index of timm", len(futures), False, unit=" networks", disable=None):
             found[futures[future]] = future.result()
-            if sys.stderr.isatty() or i % 100 == 0 or i == len(names):
-                end = "\r" if sys.stderr.isatty() and i < len(names) else "\n"
-                print(f"dpiat: {i} of {len(names)} architectures indexed", end=end, file=sys.stderr)
-    for name, reason in found.items():
-        if isinstance(reason, str):
-            print(f"dpiat: {name} left out: {reason}", file=sys.stderr)
+    for name in names:
+        if isinstance(found[name], str):
+            logger.warning("%s left out: %s", name, found[name])
     return {name: found[name] for name in names if isinstance(found[name], Architecture)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from dpiat.matching import Matching
 from dpiat.operators import fractional
 from dpiat.standardization import CONVOLUTIONS, NORMS, LayerWeights, Network
 
-WAYS = ("identity", "random")  # what a new block starts as
+New = Literal["identity", "random"]  # what a new block starts as
+WAYS = get_args(New)
 SILENT, CONSTANT_GATE = "zero, so that a new block does nothing at first", "zero, so that the gate is constant"
 NO_ANSWER = "zero, so that all classes are alike at first"
 

@@ -16,7 +16,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class Weights(NamedTuple):
 
 
 Operator = Callable[[Weights, Weights], Indices]
+OperatorName = Literal["clip", "clip_normalized", "full", "magnitude", "uniform"]
 
 
 def shared(source: Weights, target: Weights) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -343,7 +344,7 @@ def _mesh(dimensions: Sequence[tuple[Places, Places]]) -> tuple[Index, Index]:
     return tuple(pair[0] for pair in shaped), tuple(pair[1] for pair in shaped)
 
 
-OPERATORS: dict[str, Operator] = {
+OPERATORS: dict[OperatorName, Operator] = {
     "clip": clip,
     "centre": centred,
     "leading": leading,

@@ -32,7 +32,7 @@ from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
 from dpiat.layers import CONSTANT, USUAL
 from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, centre, clip, fractional, is_table
 from dpiat.parametrized import assign, originals, solved
-from dpiat.reading import read
+from dpiat.reading import Mode, read
 from dpiat.recipe import BEST, Recipe
 from dpiat.report import ACTIONS, COPIED, CROPPED, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, times
 from dpiat.roles import PROJECTED
@@ -105,7 +105,7 @@ class Plan:
     source: nn.Module
     target: nn.Module
     report: Report
-    mode: str = "default"
+    mode: Mode = "default"
     operator: Operator = clip
     classes: Classes = field(default_factory=dict)
     recipe: Recipe = BEST

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import nn
 
@@ -10,11 +12,12 @@ from dpiat.standardization import Network, own_tensors, read_paper
 from dpiat.stored import WRAPPERS, Stored
 from dpiat.structure import read_structure
 
-MODES = ("default", "paper")
+Mode = Literal["default", "paper"]
+MODES = get_args(Mode)
 VERSION = 4  # of the default mode: networks that it matches otherwise than before begin a new one
 
 
-def standardize(module: nn.Module, mode: str = "default") -> Architecture:
+def standardize(module: nn.Module, mode: Mode = "default") -> Architecture:
     """Divide a network into blocks of layers, as its author nested its modules (section 3.1, Algorithm 1).
 
     Args:
@@ -42,7 +45,7 @@ def standardize(module: nn.Module, mode: str = "default") -> Architecture:
     return read(module, mode, isinstance(module, Stored)).architecture
 
 
-def read(module: nn.Module, mode: str = "default", shapes_alone: bool = False, head_size: int = 0) -> Network:
+def read(module: nn.Module, mode: Mode = "default", shapes_alone: bool = False, head_size: int = 0) -> Network:
     """The network as `standardize` gives it, with its tensors.
 
     With `shapes_alone`, kinds follow from the tensors and not from the classes of modules, as they do in a state dict,

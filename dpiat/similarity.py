@@ -13,12 +13,12 @@ from dpiat.alignment import align_both, align_score, align_scores
 from dpiat.architecture import Architecture
 from dpiat.index import pretrained, timm_architectures
 from dpiat.matching import match_both, match_score, match_scores
-from dpiat.reading import read, standardize
+from dpiat.reading import Mode, read, standardize
 from dpiat.sources import Source, is_timm_name, sketch, sketches
 from dpiat.stored import Stored
 
 
-def similarity(source: Source | Architecture, target: Source | Architecture, mode: str = "default") -> float:
+def similarity(source: Source | Architecture, target: Source | Architecture, mode: Mode = "default") -> float:
     """How similar two architectures are (Eq. 5): sqrt(f(source, target) · f(target, source)), in [0, 1].
 
     Similarity is symmetric, needs no training and no data, and changes neither network.
@@ -44,7 +44,7 @@ def similarity(source: Source | Architecture, target: Source | Architecture, mod
     return sqrt(_part(there, target) * _part(back, source))
 
 
-def coverage(source: Source | Architecture, target: Source | Architecture, mode: str = "default") -> float:
+def coverage(source: Source | Architecture, target: Source | Architecture, mode: Mode = "default") -> float:
     """How much of the target a source can fill (Eq. 4): f(source, target), in [0, 1]. Not symmetric.
 
     Args:
@@ -185,7 +185,7 @@ def _part(score: float, target: Architecture) -> float:
     return score / target.max_score if target.max_score else 0.0
 
 
-def as_architectures(networks: Mapping[str, Source | Architecture], mode: str = "default") -> list[Architecture]:
+def as_architectures(networks: Mapping[str, Source | Architecture], mode: Mode = "default") -> list[Architecture]:
     """Networks as plain data; by their shapes alone if of one there is only a state dict."""
     like = next((network for network in networks.values() if isinstance(network, nn.Module)), None)
     found = {name: _network(name, network, like=like) for name, network in networks.items()}

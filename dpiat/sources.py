@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter, signature
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from dpiat import huggingface
 from dpiat.checkpoints import CONFIG, SUFFIXES, files_in, first_line, is_network, read
 from dpiat.stored import as_network, fill, in_order, of_network, tensors_in
+
+logger = logging.getLogger(__name__)
 
 Source = nn.Module | Mapping[str, Any] | str | PathLike
 
@@ -95,8 +98,8 @@ def sketches(
 ) -> Iterator[tuple[str, nn.Module]]:
     """What names, files, folders of files and patterns of timm's names (* and ?) stand for, by name, one by one.
 
-    A folder of one network, as `load` takes it, is that network. Of any other folder or a pattern, one that fails is
-    named on stderr and left out. Raises ValueError for one that was named.
+    A folder of one network, as `load` takes it, is that network. What any other folder or a pattern holds is left out
+    if it fails, and logged. Raises ValueError for a name that fails itself.
     """
     names = [str(name) for name in names]
     for name in _expanded(names):
@@ -105,7 +108,7 @@ def sketches(
         except Exception as error:
             if name in names:
                 raise ValueError(first_line(error)) from error
-            print(f"dpiat: {name} left out: {first_line(error)}", file=sys.stderr)
+            logger.warning("%s left out: %s", name, first_line(error))
             continue
         yield name, network
 

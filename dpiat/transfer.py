@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from dpiat.alignment import align
 from dpiat.architecture import Architecture
-from dpiat.assignment import MATCHINGS, Matcher, best, check_matching
+from dpiat.assignment import MATCHINGS, Matcher, MatchingName, best, check_matching
 from dpiat.branches import joined, spread
-from dpiat.filling import CLASSES, NEW_INPUTS
+from dpiat.filling import CLASSES, NEW_INPUTS, NewInputs
 from dpiat.heads import HEADS, Head, new_heads, other_inputs, treat_heads
-from dpiat.new import WAYS, neutral_gates, silent_blocks, silent_heads
-from dpiat.operators import OPERATORS, Operator
+from dpiat.new import WAYS, New, neutral_gates, silent_blocks, silent_heads
+from dpiat.operators import OPERATORS, Operator, OperatorName
 from dpiat.pairing import complete, keep_norms, reasons
 from dpiat.plan import Plan, read_both
-from dpiat.reading import MODES, unwrapped
+from dpiat.reading import MODES, Mode, unwrapped
 from dpiat.recipe import BEST, Recipe
 from dpiat.report import Report
 from dpiat.sources import Source, load
@@ -28,7 +28,11 @@ from dpiat.writing import Write
 
 NO_STRIDES = "the source is a state dict, which tells no strides: blocks of other resolutions can match"
 # Those of Table 12.
-PAPER_NAMES = {
+PaperMatching = Literal["DPMatching", "BipartiteMatching", "NBipartiteMatching", "RandomMatching"]
+PaperOperator = Literal[
+    "ClipTransfer", "ClipWithNormalization", "ClipWithNormalizationTransfer", "FullTransfer", "MagnitudeTransfer"
+]
+PAPER_NAMES: dict[str, str] = {
     "ClipTransfer": "clip",
     "ClipWithNormalization": "clip_normalized",
     "ClipWithNormalizationTransfer": "clip_normalized",
@@ -44,13 +48,13 @@ PAPER_NAMES = {
 def transfer(
     source: Source,
     target: nn.Module,
-    mode: str | Recipe = "default",
+    mode: Mode | Recipe = "default",
     head: Head = "auto",
-    matching: str | Matcher = "dp",
-    operator: str | Operator = "clip",
+    matching: MatchingName | PaperMatching | Matcher = "dp",
+    operator: OperatorName | PaperOperator | Operator = "clip",
     optimizer: tuple[Optimizer, Optimizer] | None = None,
-    inputs: str = "repeat",
-    new: str = "identity",
+    inputs: NewInputs = "repeat",
+    new: New = "identity",
 ) -> Report:
     """Initialize `target` with the knowledge of `source`, a trained network of another architecture.
 
@@ -119,12 +123,12 @@ def transfer(
 def plan(
     source: Source,
     target: nn.Module,
-    mode: str | Recipe = "default",
+    mode: Mode | Recipe = "default",
     head: Head = "auto",
-    matching: str | Matcher = "dp",
-    operator: str | Operator = "clip",
-    inputs: str = "repeat",
-    new: str = "identity",
+    matching: MatchingName | PaperMatching | Matcher = "dp",
+    operator: OperatorName | PaperOperator | Operator = "clip",
+    inputs: NewInputs = "repeat",
+    new: New = "identity",
 ) -> Plan:
     """What `transfer` with these arguments would do. Changes nothing, and works on the meta device.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 import dpiat
 from dpiat.assignment import RandomMatching
 from dpiat.operators import FullTransfer
-from dpiat.reading import VERSION
+from dpiat.reading import VERSION, Mode
 from experiments import ghn2, models
 from experiments.settings import UserError, first_line
 
@@ -88,7 +88,7 @@ def _dpiat(start: Start) -> Initialized:
         raise UserError(f"init.version={method.version} is not in this code: check out the commit of its records")
     target, trained = models.build(start.model, start.classes), start.source()
     report = dpiat.transfer(trained, target, **method.arguments(start.seed))
-    similarity = dpiat.similarity(trained, target, method.mode)
+    similarity = dpiat.similarity(trained, target, cast(Mode, method.mode))
     return target, {"similarity": similarity, "filled": report.share, "elements": report.elements}
 
 

@@ -28,6 +28,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dpiat
+from dpiat.new import New
+from dpiat.reading import Mode
 from dpiat.recipe import BEFORE, BEST, Recipe
 from experiments import models
 from experiments.data import loading
@@ -95,8 +97,8 @@ class Row:
     how much of a gain comes from the classifier alone.
     """
 
-    mode: str | Recipe | None
-    new: str = "random"
+    mode: Mode | Recipe | None
+    new: New = "random"
     silent: bool = False
 
 

@@ -35,10 +35,17 @@ def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
     for ours, theirs in zip(record["epochs"], baseline["epochs"], strict=False):
         lines.append(f"{ours['epoch']:5}  {ours['test_accuracy']:10.3f}  {theirs['test_accuracy']:6.3f}")
     best = f"{best_accuracy(record):.3f} / {best_accuracy(baseline):.3f}"
-    return "\n".join([*lines, f"effectiveness within 4 epochs: {effectiveness(record, baseline):.2f} = {best}"])
+    ratio = effectiveness(record, baseline)
+    return "\n".join([*lines, f"effectiveness within {_epochs(record)}: {ratio:.2f} = {best}"])
 
 
 def _alone(record: dict[str, Any]) -> str:
     init = record["trial"]["init"]
     lines = [f"epoch  {init:>10}", *(f"{row['epoch']:5}  {row['test_accuracy']:10.3f}" for row in record["epochs"])]
-    return "\n".join([*lines, f"best within {EFFECTIVENESS_EPOCHS} epochs: {best_accuracy(record):.3f}"])
+    return "\n".join([*lines, f"best within {_epochs(record)}: {best_accuracy(record):.3f}"])
+
+
+def _epochs(record: dict[str, Any]) -> str:
+    """How many epochs `best_accuracy` looks at: a trial may have had fewer than those of the paper's measure."""
+    count = min(EFFECTIVENESS_EPOCHS, len(record["epochs"]))
+    return "1 epoch" if count == 1 else f"{count} epochs"

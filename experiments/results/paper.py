@@ -12,6 +12,7 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from dpiat import Architecture
+    from dpiat.reading import Mode
 
 RESULTS = Path(__file__).parents[2] / "results"
 RANDOM_LR = 4e-3  # its learning rate for random init
@@ -90,7 +91,7 @@ def methods() -> pd.DataFrame:
     return table.replace(dict.fromkeys(("operator", "matching"), PAPER_NAMES))
 
 
-def architectures(names: Iterable[str] = tuple(LABELS.values()), mode: str = "paper") -> dict[str, Architecture]:
+def architectures(names: Iterable[str] = tuple(LABELS.values()), mode: Mode = "paper") -> dict[str, Architecture]:
     """Networks, standardized, as in the paper unless told. Needs no memory for weights."""
     import torch
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import subprocess
 import sys
 from math import prod
@@ -171,10 +172,28 @@ def test_mistakes_are_named_in_one_line(capsys, words, message):
     assert error.startswith(message) and error.count("\n") == 1
 
 
-def test_every_command_shows_an_example():
-    for command in ("similarity", "rank", "plan", "transfer", "plot-matching", "plot-similarity"):
-        words = [sys.executable, "-m", "dpiat", command, "--help"]
-        assert f"example: dpiat {command}" in subprocess.check_output(words, text=True)
+COMMANDS = ("similarity", "rank", "plan", "report", "transfer", "plot-matching", "plot-similarity")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"example: dpiat {command}" in capsys.readouterr().out
+
+
+def test_the_package_is_a_program():
+    text = subprocess.check_output([sys.executable, "-m", "dpiat", "--help"], text=True)
+    assert set(COMMANDS) <= set(text.split())
+
+
+def test_what_the_library_logs_is_told_once_on_stderr(capsys, tmp_path):
+    (tmp_path / "broken.pt").write_bytes(b"123")
+    for _ in range(2):
+        assert main(("rank", "resnet10t", str(tmp_path))) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith(f"dpiat: {tmp_path / 'broken.pt'} left out: ")
+    assert not logging.getLogger("dpiat").handlers
 
 
 def test_files_can_be_targets_and_one_that_fails_hides_no_other(capsys, tmp_path):

@@ -1,9 +1,17 @@
 """The index of timm's architectures: what it keeps, when it is built again, and that ranking from it is exact."""
 
+import hashlib
+import io
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+
 import pytest
 from networks import on_meta
 
-from dpiat import coverage, index, rank, similarity, standardize
+from dpiat import coverage, index, rank, reading, similarity, standardize
 from dpiat.index import cache_file, timm_architectures
 
 NAMES = ["mnasnet_100", "resnet10t", "vit_tiny_patch16_224"]
@@ -25,39 +33,70 @@ def test_it_keeps_all_that_matching_looks_at(cache, monkeypatch):
         assert read[name].signature == standardize(on_meta(name)).signature
 
 
-def test_a_damaged_file_is_built_again(capsys):
+def test_a_damaged_file_is_built_again(caplog):
     built = timm_architectures(NAMES[:1])
     file = cache_file(NAMES[:1])
     whole = file.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], b"no gzip at all"):
         file.write_bytes(damaged)
         assert timm_architectures(NAMES[:1]) == built and file.read_bytes() == whole
-        assert f"{file} cannot be read" in capsys.readouterr().err
+        assert f"{file} cannot be read" in caplog.text
+        caplog.clear()
 
 
-def test_other_rules_versions_and_names_have_another_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(index, "FORMAT"), (reading, "VERSION"), ("timm", "__version__"), ("torch", "__version__")],
+)
+def test_each_version_and_each_list_of_names_has_a_file_of_its_own(monkeypatch, owner, name):
     files = {cache_file(NAMES), cache_file(NAMES[:1])}
-    rules = tmp_path / "standardization.py"
-    rules.write_text("other rules")
-    with monkeypatch.context() as other:
-        other.setattr(index.standardization, "__file__", str(rules))
-        files.add(cache_file(NAMES))
-    with monkeypatch.context() as other:
-        other.setattr("timm.__version__", "0.0")
-        files.add(cache_file(NAMES))
-    with monkeypatch.context() as other:
-        other.setattr("torch.__version__", "0.0")
-        files.add(cache_file(NAMES))
-    assert len(files) == 5
+    monkeypatch.setattr(*([f"{owner}.{name}"] if isinstance(owner, str) else [owner, name]), "0.0")
+    files |= {cache_file(NAMES), cache_file(NAMES[:1])}
+    assert len(files) == 4
 
 
-def test_what_cannot_be_built_is_named_and_left_out(capsys):
+def test_a_comment_in_the_code_does_not_build_it_again(tmp_path, monkeypatch):
+    built = timm_architectures(NAMES[:1])
+    for module in (index, reading):
+        commented = tmp_path / f"{module.__name__}.py"
+        commented.write_text("# A comment.\n" + Path(module.__file__).read_text())
+        monkeypatch.setattr(module, "__file__", str(commented))
+    monkeypatch.setattr(index, "_built", None)
+    assert timm_architectures(NAMES[:1]) == built
+    monkeypatch.setattr(reading, "VERSION", reading.VERSION + 1)
+    with pytest.raises(TypeError, match="NoneType"):
+        timm_architectures(NAMES[:1])
+
+
+def test_an_index_of_other_content_has_another_format():
+    names = [*NAMES, "mixnet_s", "convnext_atto"]
+    content = json.dumps(index._packed({name: index._architecture(name) for name in names}))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    known = {(1, 3): "d6c706bcd6f1"}
+    assert known.get((index.FORMAT, reading.VERSION)) == digest, "raise index.FORMAT, and write down the new digest"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_shows_on_a_terminal_alone(capsys, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "dpiat")
+    timm_architectures(NAMES[:2])
+    assert "building the index of 2 networks" in caplog.text and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    timm_architectures(NAMES[1:])
+    assert re.search(r"index of timm: .*/2 \[.* networks/s\]", sys.stderr.getvalue())
+
+
+def test_what_cannot_be_built_is_logged_and_left_out(caplog):
     assert list(timm_architectures(["resnet10t", "resnet_none"])) == ["resnet10t"]
-    assert "dpiat: resnet_none left out: Unknown model (resnet_none)" in capsys.readouterr().err
+    assert "resnet_none left out: Unknown model (resnet_none)" in caplog.text
 
 
 def test_without_timm_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(index.sys.modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModuleNotFoundError, match="pip install timm"):
         timm_architectures()
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import timm
@@ -12,9 +13,11 @@ from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 from dpiat import Plan, plan, similarity, standardize, transfer
+from dpiat.assignment import MATCHINGS
 from dpiat.branches import joined
-from dpiat.operators import centre
+from dpiat.operators import OPERATORS, centre
 from dpiat.reading import read
+from dpiat.transfer import PAPER_NAMES
 
 
 def state(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -196,6 +199,30 @@ def test_mistakes_are_named():
             plan(nn.Linear(2, 2), nn.Linear(2, 2), **{key: "exact"})
     with pytest.raises(ValueError, match=r"head must be one of auto, copy, skip or \{target class: source class\}"):
         plan(nn.Linear(2, 2), nn.Linear(2, 2), head="none")
+
+
+def listed(annotation) -> set[str]:
+    """The strings of all `Literal` types in an annotation."""
+    values = get_args(annotation)
+    return set(values) if get_origin(annotation) is Literal else set().union(*map(listed, values))
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("mode", {"default", "paper"}),
+        ("head", {"auto", "copy", "skip"}),
+        ("matching", {*MATCHINGS, *(name for name, ours in PAPER_NAMES.items() if ours in MATCHINGS)}),
+        ("operator", {*OPERATORS, *(name for name, ours in PAPER_NAMES.items() if ours in OPERATORS)}),
+        ("inputs", {"repeat", "zero"}),
+        ("new", {"identity", "random"}),
+    ],
+)
+def test_a_signature_lists_the_names_that_are_known(key, known):
+    for function in (transfer, plan):
+        assert listed(get_type_hints(function)[key]) == known
+    for name in known:
+        plan(nn.Linear(2, 2), nn.Linear(2, 2), **{key: name})
 
 
 def test_nothing_is_written_unless_everything_can_be():

@@ -254,7 +254,7 @@ def test_a_grid_goes_on_after_what_diverged(tmp_path):
     assert run.returncode == 0, err
     assert err == ""
     assert out.count("the source, diverged in epoch") == 2 and out.count("networks.small-dpiat") >= 1
-    assert out.count("effectiveness within 4 epochs") == 1
+    assert out.count("effectiveness within 2 epochs") == 1
     statuses = sorted(json.loads(file.read_text())["status"] for file in tmp_path.glob("records/*"))
     assert statuses == ["diverged", "diverged", "finished", "finished", "finished"]
 
@@ -263,7 +263,7 @@ def test_a_grid_goes_on_after_what_cannot_be_run(tmp_path):
     words = "target=networks:small,networks:two_outputs,networks:unlike", "init=random", "target_epochs=1", "-m"
     run = start(tmp_path, *words)
     out, err = run.communicate()
-    assert run.returncode == 1 and out.count("best within 4 epochs") == 2
+    assert run.returncode == 1 and out.count("best within 1 epoch:") == 2
     first, last = err.splitlines()
     assert first.startswith("error: networks:two_outputs turns 2 images into (2, 2)")
     assert last == "error: 1 of the grid's trials could not be run, as said above"

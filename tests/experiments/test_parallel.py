@@ -105,7 +105,7 @@ def test_torchrun_trains_one_trial_with_two_processes(tmp_path):
         [*torchrun, ROOT / "run.py", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("random epoch 1/2") == 1 and done.stdout.count("best within 4 epochs") == 1
+    assert done.stdout.count("random epoch 1/2") == 1 and done.stdout.count("best within 2 epochs") == 1
     (record,) = map(records.read, tmp_path.glob("records/*"))
     digits = DatasetSettings(name="digits", image_size=16, train_subset=512)
     alone = trial.run(settings(tmp_path / "alone", dataset=digits, init=InitSettings(name="random"))).record

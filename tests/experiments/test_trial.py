@@ -233,10 +233,10 @@ def test_a_bar_shows_epoch_speed_and_time_left_on_a_terminal_alone(tmp_path, mon
 def test_the_end_of_a_trial_is_told(outcome, tmp_path):
     lines = report(*outcome, tmp_path / "plots").splitlines()
     assert lines[0].split() == ["epoch", "dpiat", "random"] and [line.split()[0] for line in lines[1:3]] == ["1", "2"]
-    assert "effectiveness within 4 epochs" in lines[3] and re.fullmatch(r"similarity 0\.\d\d, \d+% of .*", lines[4])
+    assert "effectiveness within 2 epochs" in lines[3] and re.fullmatch(r"similarity 0\.\d\d, \d+% of .*", lines[4])
     assert lines[5].startswith("trained in") and Path(lines[6].removeprefix("plot: ")).is_file()
     alone = report(outcome.baseline, None, tmp_path / "plots")
-    assert alone.startswith("epoch      random\n    1       0.") and "best within 4 epochs: 0." in alone
+    assert alone.startswith("epoch      random\n    1       0.") and "best within 2 epochs: 0." in alone
     diverged = outcome.record | {"status": "diverged"}
     assert re.fullmatch(r"digits-\S+ diverged in epoch 2 \(.*\)", report(diverged, outcome.baseline, tmp_path))
 
@@ -252,7 +252,7 @@ def test_wandb_logs_offline(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "effectiveness within 4 epochs" in done.stdout and len(list(tmp_path.glob("plots/*.png"))) == 1
+    assert "effectiveness within 2 epochs" in done.stdout and len(list(tmp_path.glob("plots/*.png"))) == 1
     logged = {run["name"]: run for run in map(logged_by, tmp_path.glob("wandb/offline-run-*/*.wandb"))}
     baseline, target = sorted(logged, key=lambda name: "dpiat" in name)
     assert "digits-networks.small-random-" in baseline and "-dpiat-from-eff_lite0-" in target
