@@ -9,7 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 
-class Report(Callback):
+class TablesAndFigures(Callback):
     """Named by an experiment's file; Hydra calls it when all trials have ended."""
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
@@ -20,9 +20,9 @@ class Report(Callback):
         GlobalHydra.instance().clear()  # the multirun is over, and its grid is composed anew
         folder = Path(config.output_dir).expanduser()
         name = config.hydra.runtime.choices.experiment
-        found = records.ended(folder / "records")
-        tables.write(tables.build(found, [name]), folder / "tables")
-        figures.write(figures.build(found, [name]), folder / "figures")
+        found = records.read_ended(folder / "records")
+        tables.write(tables.all_tables(found, [name]), folder / "tables")
+        figures.write(figures.all_figures(found, [name]), folder / "figures")
         print(ours.table(name, found).page)
         if words := [
             word for word in config.hydra.overrides.task if not word.startswith(("experiment=", "output_dir="))

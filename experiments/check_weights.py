@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from experiments import models
 from experiments.data import layouts
-from experiments.data.layouts import Files, Listing
+from experiments.data.layouts import ImageFiles, Listing
 from experiments.settings import DatasetSettings, UserError
 
 LITES = ("eff_lite0", "eff_lite1", "eff_lite2")
@@ -72,7 +72,7 @@ def _outputs(network: nn.Module, images: Tensor) -> Tensor:
     return network(images.contiguous(memory_format=torch.channels_last))
 
 
-def _batches(files: Files, transform: Callable[[Image.Image], Tensor]) -> Iterator[Tensor]:
+def _batches(files: ImageFiles, transform: Callable[[Image.Image], Tensor]) -> Iterator[Tensor]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), BATCH):
             index = range(start, min(start + BATCH, len(files)))
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.images is not None and options.images < 1:
         parser.error(f"--images must be 1 or more, got {options.images}")
     try:
-        listing = layouts.find(DatasetSettings(name="imagenette", root=options.root), Path())
+        listing = layouts.find_images(DatasetSettings(name="imagenette", root=options.root), Path())
         listing = _evenly(listing, min(options.images or len(listing.test), len(listing.test)))
         print(f"{len(listing.test):,} test images of {len(listing.classes)} classes\n")
         print(f"| network | px | right of 1,000 classes | right of {len(listing.classes)} |\n|{' --- |' * 4}")

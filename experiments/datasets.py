@@ -27,6 +27,6 @@ DATASETS = {
 }
 
 
-def names(**facts: object) -> list[str]:
+def names_with(**facts: object) -> list[str]:
     """The data sets of which these facts hold: `names(had_from="torchvision")`."""
     return [name for name, known in DATASETS.items() if facts.items() <= known._asdict().items()]

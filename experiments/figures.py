@@ -19,8 +19,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from experiments import grids
-from experiments.results import cells, drawing, methods, ours, paper
-from experiments.store.files import CannotWrite, atomic_write, same, write_text
+from experiments.results import cells, drawing, method_effects, ours, paper
+from experiments.store.files import CannotWrite, atomic_write, holds, write_text
 
 # The paper's curves: what over epochs, and whose trials. Where those of Table 3 are not run, its details are drawn of
 # sources that were trained from scratch.
@@ -37,7 +37,7 @@ CURVES = {
 }
 
 
-def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
+def all_figures(records: cells.Records, own: list[str]) -> dict[str, Figure]:
     """Every figure, of the paper and of experiments of our own, by the name of its files."""
     networks = paper.architectures()
     by_label = {label: networks[name] for label, name in paper.LABELS.items()}
@@ -49,14 +49,16 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
     for name, (metric, *experiments) in CURVES.items():
         drawn = {}
         for experiment in experiments:
-            for scale, frame in cells.frames(experiment, records).items():
+            for scale, frame in cells.frames_by_scale(experiment, records).items():
                 drawn.setdefault(scale, frame)
         figures |= {f"{name}_{scale}": drawing.curves(frame, records, metric, scale) for scale, frame in drawn.items()}
-    for scale, frame in cells.frames("table12", records).items():
-        figures |= _of_methods(f"table12_{scale}", cells.compared(frame), cells.scale_line(frame, records, scale))
+    for scale, frame in cells.frames_by_scale("table12", records).items():
+        figures |= _of_methods(
+            f"table12_{scale}", cells.with_effectiveness(frame), cells.scale_line(frame, records, scale)
+        )
     for experiment in own:
         trials = ours.trials(experiment, records)
-        if methods.several(trials):
+        if method_effects.varies_method(trials):
             figures |= _of_methods(experiment, trials, cells.scale_line(trials, records))
         elif trials["accuracy"].notna().any():
             figures[experiment] = drawing.curves(trials, records)
@@ -67,14 +69,16 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
 
 def _of_methods(name: str, trials: pd.DataFrame, caption: str) -> dict[str, Figure]:
     """The figures of several methods on the same pairs, if more than one is run."""
-    planned = methods.pairs(trials)
+    planned = method_effects.pairs(trials)
     first = planned["method"].iloc[0]
-    if methods.differences(planned)[planned["method"] != first].isna().all():
+    if method_effects.differences(planned)[planned["method"] != first].isna().all():
         return {}
     run = planned.dropna(subset="accuracy").sort_values("method", key=lambda method: method != first, kind="stable")
-    figures = {name: drawing.dots(run, caption)}
-    if methods.of_table12(planned):
-        figures[f"{name}_similarity"] = drawing.by_similarity(run.assign(same=methods.same_start(run)), caption)
+    figures = {name: drawing.method_differences(run, caption)}
+    if method_effects.of_table12(planned):
+        figures[f"{name}_similarity"] = drawing.differences_over_similarity(
+            run.assign(same=method_effects.same_start(run)), caption
+        )
     return figures
 
 
@@ -104,7 +108,7 @@ def outdated(figures: Mapping[str, Figure], folder: Path) -> dict[Path, str]:
     Each figure is drawn once here: drawn again, a constrained layout may move a little.
     """
     texts = {folder / f"{name}.svg": svg(figure) for name, figure in figures.items()}
-    return {file: text for file, text in texts.items() if not (same(file, text) and _pictured(file, text))}
+    return {file: text for file, text in texts.items() if not (holds(file, text) and _pictured(file, text))}
 
 
 def _pictured(file: Path, text: str) -> bool:
@@ -131,7 +135,7 @@ def main() -> None:
         records = cells.all_evidence()
     except ValueError as error:
         sys.exit(f"error: {error}")
-    figures = build(records, grids.own())
+    figures = all_figures(records, grids.our_experiments())
     if not arguments.check:
         try:
             write(figures, folder)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from experiments.planning import Trial
 
 
-class Planned(NamedTuple):
+class PlannedCell(NamedTuple):
     """A cell's target and what it is compared with: random init and the target's own ImageNet weights, same seed."""
 
     settings: Settings
@@ -45,11 +45,11 @@ def kind(experiment: str) -> str:
     return re.search(r"^# kind +(.+)$", _text(experiment), flags=re.MULTILINE)[1]
 
 
-def of_paper(experiment: str) -> bool:
+def is_of_paper(experiment: str) -> bool:
     return kind(experiment).endswith(" of the paper")
 
 
-def own() -> list[str]:
+def our_experiments() -> list[str]:
     """Experiments that are no table or figure of the paper, and whose results count."""
     return [name for name in names() if kind(name) == "ours"]
 
@@ -67,21 +67,21 @@ def _text(experiment: str) -> str:
 
 
 @cache
-def grid(experiment: str, *words: str) -> list[Planned]:
+def grid(experiment: str, *words: str) -> list[PlannedCell]:
     """The targets that `run.py -m experiment=NAME WORDS` trains, each once, in its order. Nothing is loaded or run."""
     from experiments import planning  # imports torch
 
     planned = {}
     for settings in sweep(experiment, *words):
-        target = planning.plan(settings)
+        target = planning.target_trial(settings)
         if target.id not in planned:
             random = replace(settings, init=replace(settings.init, name="random"), lr=settings.baseline_lr)
             pretrained = replace(settings, init=replace(settings.init, name="pretrained"))
-            planned[target.id] = Planned(
+            planned[target.id] = PlannedCell(
                 settings,
                 target,
-                target if target.init == "random" else planning.plan(random),  # as it is run
-                planning.plan(pretrained),
+                target if target.init == "random" else planning.target_trial(random),  # as it is run
+                planning.target_trial(pretrained),
             )
     return list(planned.values())
 

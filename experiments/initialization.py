@@ -60,7 +60,7 @@ class Start:
 class Initialization(NamedTuple):
     """One name of `init`: how it makes the network, and what a trial needs for it."""
 
-    build: Callable[[Start], Initialized]
+    make: Callable[[Start], Initialized]
     from_source: bool = False  # its trial has a source, and the fields of a method
     from_file: bool = False  # its trial has init.checkpoint
     check: Callable[[Start], None] | None = None  # raises UserError before anything is trained
@@ -69,7 +69,7 @@ class Initialization(NamedTuple):
 def initialize(name: str, start: Start) -> Initialized:
     """The network with its first weights, drawn by the seed, and facts about them for the record."""
     torch.manual_seed(start.seed)
-    return INITIALIZATIONS[name].build(start)
+    return INITIALIZATIONS[name].make(start)
 
 
 def _random(start: Start) -> Initialized:

@@ -66,7 +66,7 @@ def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
 
 
 @cache
-def shapes(name: str) -> str:
+def shapes_digest(name: str) -> str:
     """A digest of a network's tensors, by their names and shapes, with ten classes; "" if that cannot be told."""
     try:
         with torch.random.fork_rng(devices=[]):

@@ -23,7 +23,7 @@ from experiments.store import records
 from experiments.tracking import LOGGERS
 from experiments.tracking import MODES as LOGGER_MODES
 from experiments.train import parallel
-from experiments.train.training import Recipe
+from experiments.train.training import Schedule
 
 WEIGHTS = ("scratch", "imagenet", "imagenet_finetuned")
 # The paper's learning rates: from random init or from sources trained from scratch, and where ImageNet weights come in.
@@ -39,7 +39,7 @@ class Trial:
     train_subset: int | None
     model: str
     init: str  # a name of INITIALIZATIONS, or checkpoint (of a source: weights from the user's file)
-    recipe: Recipe
+    recipe: Schedule
     mode: str = ""  # of the method, where there is a source
     source: Trial | None = None  # one of 0 epochs is not trained
     checkpoint: str = ""  # SHA-256 of the user's file: of a source's weights, or init.checkpoint
@@ -67,15 +67,15 @@ class Trial:
         if self.recipe.batchnorm_group is None:
             del fields["recipe"]["batchnorm_group"]
         if ":" in self.model:  # a name that can stand for another network tomorrow
-            later["network"] = models.shapes(self.model) or None
+            later["network"] = models.shapes_digest(self.model) or None
         return fields | {key: value for key, value in later.items() if value != getattr(Method, key, None)}
 
 
-def plan(settings: Settings) -> Trial:
+def target_trial(settings: Settings) -> Trial:
     """The target's trial. Checks every name, so that a mistake shows before anything is loaded or trained."""
-    loading.check(settings.dataset)
+    loading.check_settings(settings.dataset)
     _check_values(settings)
-    _check_parts(settings)
+    _check_batch_divides(settings)
     models.check(settings.target)
     init = settings.init.name
     _check_choice("initialization", init, INITIALIZATIONS)
@@ -88,12 +88,12 @@ def plan(settings: Settings) -> Trial:
     _check_choice("logger.mode", settings.logger.mode, LOGGER_MODES)
     from_source = INITIALIZATIONS[init].from_source
     imagenet = init == "pretrained" or (from_source and settings.source_weights != "scratch")
-    recipe = _recipe(settings, settings.target, settings.lr or (LR_IMAGENET if imagenet else LR))
+    recipe = _schedule(settings, settings.target, settings.lr or (LR_IMAGENET if imagenet else LR))
     target = _trial(settings, settings.target, init, recipe)
     if INITIALIZATIONS[init].from_file:
         if not settings.init.checkpoint:
             raise UserError(f"init={init} needs a trained checkpoint: init.checkpoint=FILE")
-        target = replace(target, checkpoint=_digest("init.checkpoint", path(settings.init.checkpoint)))
+        target = replace(target, checkpoint=_file_digest("init.checkpoint", user_path(settings.init.checkpoint)))
     if from_source:
         models.check(settings.source)
         method = settings.init
@@ -101,13 +101,13 @@ def plan(settings: Settings) -> Trial:
         if not 0 < version <= VERSION:
             raise UserError(f"init.version must be from 1 to {VERSION}, got {version}")
         target = replace(target, matching=method.matching, operator=method.operator, head=method.head)
-        target = replace(target, mode=method.mode, version=version, source=_source(settings))
+        target = replace(target, mode=method.mode, version=version, source=_source_trial(settings))
     if check := INITIALIZATIONS[init].check:
-        check(start(settings, target, classes=10))
+        check(start_of(settings, target, classes=10))
     return target
 
 
-def baseline(settings: Settings, target: Trial) -> Trial:
+def baseline_trial(settings: Settings, target: Trial) -> Trial:
     """The trial of random init that a target's is compared with: the same training, at its own learning rate."""
     return _trial(settings, settings.target, "random", replace(target.recipe, lr=settings.baseline_lr or LR))
 
@@ -128,7 +128,7 @@ def _check_values(settings: Settings) -> None:
             raise UserError(f"{key} must be from 0 to 2^63 - 1, got {getattr(settings, key)}")
 
 
-def _check_parts(settings: Settings) -> None:
+def _check_batch_divides(settings: Settings) -> None:
     """A batch is made of equal parts, one for each process, and each of those of equal groups."""
     batch, processes, group = settings.batch_size, parallel.size(), settings.batchnorm_group
     if batch % processes:
@@ -142,26 +142,26 @@ def _check_choice(key: str, value: str, known: Iterable[str]) -> None:
         raise UserError(f"unknown {key} {value!r}: known are {', '.join(known)}")
 
 
-def _source(settings: Settings) -> Trial:
+def _source_trial(settings: Settings) -> Trial:
     init = "random" if settings.source_weights == "scratch" else "pretrained"
     epochs = 0 if settings.source_weights == "imagenet" or settings.source_checkpoint else settings.source_epochs
     lr = settings.source_lr or (LR if init == "random" else LR_IMAGENET)
     schedule = settings.source_schedule_epochs or settings.schedule_epochs
-    recipe = _recipe(settings, settings.source, lr)
+    recipe = _schedule(settings, settings.source, lr)
     recipe = replace(recipe, epochs=epochs, schedule_epochs=schedule, seed=settings.source_seed)
     source = _trial(settings, settings.source, init, recipe)
     if settings.source_checkpoint is None:
         return source
-    checkpoint = _digest("source_checkpoint", path(settings.source_checkpoint))
+    checkpoint = _file_digest("source_checkpoint", user_path(settings.source_checkpoint))
     return replace(source, init="checkpoint", checkpoint=checkpoint)
 
 
-def path(name: str) -> Path:
+def user_path(name: str) -> Path:
     """What a setting names, with ~ as the user's folder."""
     return Path(name).expanduser()
 
 
-def _digest(key: str, file: Path) -> str:
+def _file_digest(key: str, file: Path) -> str:
     """The SHA-256 of the file that a key names."""
     if not file.is_file():
         raise UserError(f"{key} {file} {'is not a file' if file.exists() else 'does not exist'}")
@@ -171,21 +171,21 @@ def _digest(key: str, file: Path) -> str:
         raise UserError(f"{key} {file} cannot be read: {error.strerror}") from error
 
 
-def start(settings: Settings, trial: Trial, classes: int) -> Start:
+def start_of(settings: Settings, trial: Trial, classes: int) -> Start:
     """What the first weights of a trial's network depend on, but for a trained source."""
-    checkpoint = path(settings.init.checkpoint) if INITIALIZATIONS[trial.init].from_file else None
+    checkpoint = user_path(settings.init.checkpoint) if INITIALIZATIONS[trial.init].from_file else None
     recipe, source = trial.recipe, trial.source.model if trial.source else ""
     return Start(trial.model, classes, recipe.seed, recipe.image_size, trial.method, source, checkpoint=checkpoint)
 
 
-def _trial(settings: Settings, model: str, init: str, recipe: Recipe) -> Trial:
+def _trial(settings: Settings, model: str, init: str, recipe: Schedule) -> Trial:
     dataset = settings.dataset
-    return Trial(loading.identity(dataset), dataset.stored_size, dataset.train_subset, model, init, recipe)
+    return Trial(loading.dataset_id(dataset), dataset.stored_size, dataset.train_subset, model, init, recipe)
 
 
-def _recipe(settings: Settings, model: str, lr: float) -> Recipe:
+def _schedule(settings: Settings, model: str, lr: float) -> Schedule:
     """How `model` is trained when it is the target."""
-    return Recipe(
+    return Schedule(
         epochs=settings.target_epochs,
         lr=lr,
         schedule_epochs=settings.schedule_epochs,

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results import drawing
-from experiments.store.records import EFFECTIVENESS_EPOCHS, best_accuracy, divergence, effectiveness
+from experiments.store.records import EFFECTIVENESS_EPOCHS, best_accuracy, divergence_text, effectiveness
 
 
 def report(record: dict[str, Any], baseline: dict[str, Any] | None, plots: Path) -> str:
     """A table of the epochs, what was transferred, the seconds, and the path of a plot; or how a training diverged."""
     trained = [each for each in (record, baseline) if each]
     if any(each["status"] == "diverged" for each in trained):
-        return "\n".join(f"{each['id']} {divergence(each)}" for each in trained if each["status"] == "diverged")
+        return "\n".join(f"{each['id']} {divergence_text(each)}" for each in trained if each["status"] == "diverged")
     seconds = " and ".join(f"{each['seconds']:.0f} s ({each['trial']['init']})" for each in trained)
     lines = [side_by_side(record, baseline) if baseline else _alone(record)]
     facts = record["initialization"]

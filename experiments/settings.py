@@ -11,10 +11,10 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from experiments.datasets import DATASETS, names
+from experiments.datasets import DATASETS, names_with
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FETCHED = names(had_from="torchvision")
+FETCHED = names_with(had_from="torchvision")
 
 
 class UserError(Exception):

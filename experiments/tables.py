@@ -20,11 +20,21 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import grids
-from experiments.results import cells, choosing, claims, methods, missing, ours, outcomes, paper, reproduction
+from experiments.results import (
+    cells,
+    claims,
+    method_effects,
+    missing,
+    ours,
+    paper,
+    reproduction,
+    source_choice,
+    source_effects,
+)
 from experiments.results.cells import NOT_RUN, Table, markdown
 from experiments.settings import UserError, first_line
-from experiments.store.files import CannotWrite, same, write_text
-from experiments.store.records import RUNS, ended
+from experiments.store.files import CannotWrite, holds, write_text
+from experiments.store.records import RUNS, read_ended
 
 ROOT = Path(__file__).parent.parent
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the main table of results/README.md
@@ -37,8 +47,8 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
     similarity = paper.similarity()
     found: dict[str, Callable[[], Table]] = {
         "similarity": lambda: Table(similarity, markdown(similarity)),
-        "table11": partial(outcomes.table11, records, own),
-        "measures": lambda: choosing.measures(outcomes.outcomes(records, own)),
+        "table11": partial(source_effects.table11, records, own),
+        "measures": lambda: source_choice.measures_table(source_effects.all_effects(records, own)),
         "claims": claims.table,
     }
     found |= reproduction.tables(records)
@@ -48,10 +58,10 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
 def provenance_table(records: cells.Records) -> pd.DataFrame:
     """results/README.md: what was run, at which scale, on what, from which commit."""
     rows = []
-    for name in (*sorted(paper.DATASETS), *grids.own()):
+    for name in (*sorted(paper.DATASETS), *grids.our_experiments()):
         scales: dict[tuple[str, ...], pd.DataFrame] = {}
         if name in paper.DATASETS:
-            scales |= {(f"scale={scale}",): frame for scale, frame in cells.frames(name, records).items()}
+            scales |= {(f"scale={scale}",): frame for scale, frame in cells.frames_by_scale(name, records).items()}
         else:
             scales[()] = ours.trials(name, records)
         for words, frame in (scales or {(): cells.trials([], records)}).items():
@@ -90,7 +100,7 @@ def timm_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def build(records: cells.Records, own: list[str]) -> dict[str, Table]:
+def all_tables(records: cells.Records, own: list[str]) -> dict[str, Table]:
     """Every table by its name."""
     return {name: table() for name, table in builders(records, own).items()}
 
@@ -114,20 +124,27 @@ def texts(tables: Mapping[str, Table], folder: Path) -> dict[Path, str]:
     return files
 
 
-def committed(records: cells.Records) -> dict[Path, str]:
+def generated_files(records: cells.Records) -> dict[Path, str]:
     """Every generated file of the repository and its content."""
-    tables = build(records, grids.own())
+    tables = all_tables(records, grids.our_experiments())
     files = texts(tables, paper.RESULTS / "tables")
     blocks = {name: table.page for name, table in tables.items()}
     blocks |= {"provenance": markdown(provenance_table(records)), "headline": ours.headline(HEADLINE, records)}
-    blocks |= {"chosen": outcomes.similarity_said(HEADLINE, records), "first": reproduction.first_table(records)}
+    blocks |= {
+        "chosen": source_effects.similarity_in_words(HEADLINE, records),
+        "first": reproduction.first_table(records),
+    }
     blocks |= {"short": reproduction.short_table(records)}
-    blocks |= {"seconds": claims.line(), "curves": reproduction.curves_said(records)}
+    blocks |= {"seconds": claims.seconds_line(), "curves": reproduction.curves_said(records)}
     for block, experiment in COMPARISONS.items():
         trials = ours.trials(experiment, records)
-        compared = methods.together(methods.pairs(trials))
+        compared = method_effects.with_every_method(method_effects.pairs(trials))
         if len(compared):
-            lines = cells.scale_line(trials, records), cells.baseline_line(trials), methods.means(compared)
+            lines = (
+                cells.scale_line(trials, records),
+                cells.baseline_line(trials),
+                method_effects.means_page(compared),
+            )
             blocks[block] = "\n\n".join(lines)
     blocks |= {"timm": markdown(timm_table())}
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
@@ -167,8 +184,8 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     if arguments.missing:
-        run = ended(RUNS)
-        for name in [arguments.name] if arguments.name else (*sorted(paper.DATASETS), *grids.own()):
+        run = read_ended(RUNS)
+        for name in [arguments.name] if arguments.name else (*sorted(paper.DATASETS), *grids.our_experiments()):
             if name not in grids.names():
                 sys.exit(f"error: no experiment {name!r}: there are {', '.join(grids.names())}")
             try:
@@ -180,13 +197,13 @@ def main() -> None:
                 print(f"{said} cannot be planned: {first_line(error)}")
         return
     if arguments.name:
-        known = builders(records, grids.own())
+        known = builders(records, grids.our_experiments())
         if arguments.name not in known:
             sys.exit(f"error: no table {arguments.name!r}: there are {', '.join(known)}")
         print(known[arguments.name]().page, end="")
         return
     try:
-        files = committed(records)
+        files = generated_files(records)
         if not arguments.check:
             _write(files)
     except (UserError, CannotWrite) as error:
@@ -195,7 +212,7 @@ def main() -> None:
         others = {file for file in (paper.RESULTS / "tables").glob("*") if file not in files}
         if others:
             sys.exit(f"error: made by nothing: {', '.join(sorted(str(f.relative_to(ROOT)) for f in others))}")
-        stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not same(f, text)]
+        stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not holds(f, text)]
         if stale:
             sys.exit(f"error: not what the records give: {', '.join(stale)}; run `make tables` and commit")
 

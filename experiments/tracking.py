@@ -15,7 +15,7 @@ Record = dict[str, Any]
 Plot = Callable[[Record, Record], Path]  # draws two records; the path of the picture
 
 
-class Nowhere:
+class Tracker:
     def epoch(self, row: dict[str, float]) -> None:
         """Log what one epoch came to."""
 
@@ -23,7 +23,7 @@ class Nowhere:
         """Log what the trial came to, beside its random-init baseline if it has one; `plot` draws both."""
 
 
-class WeightsAndBiases(Nowhere):
+class WeightsAndBiases(Tracker):
     def __init__(self, run: Any):
         self.run = run
 
@@ -44,10 +44,10 @@ class WeightsAndBiases(Nowhere):
 
 
 @contextmanager
-def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder: Path) -> Iterator[Nowhere]:
+def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder: Path) -> Iterator[Tracker]:
     """Where to log one trial, for as long as it runs."""
     if settings.name == "none":
-        yield Nowhere()
+        yield Tracker()
         return
     try:
         import wandb

@@ -52,11 +52,11 @@ def run(settings: Settings, plot: Plot | None = None) -> Outcome:
     settings that cannot be run, Diverged if there is no source to start from, CannotWrite if the disk is full.
     """
     parallel.start()
-    target = planning.plan(settings)
+    target = planning.target_trial(settings)
     runner = _Runner(settings, plot)
     if target.init == "random":
         return Outcome(runner.record(target), None)
-    random = planning.baseline(settings, target)
+    random = planning.baseline_trial(settings, target)
     try:
         runner.prepare(target)
     except Diverged:
@@ -72,7 +72,7 @@ class _Runner:
     def __init__(self, settings: Settings, plot: Plot | None):
         self.settings = settings
         self.plot = plot
-        self.store = Store(planning.path(settings.output_dir))
+        self.store = Store(planning.user_path(settings.output_dir))
         self.device = parallel.own_device(_device(settings.device))
         if self.device.type == "cpu":
             keep_large_blocks()
@@ -95,12 +95,12 @@ class _Runner:
 
     def record(self, trial: Trial, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
         """The record of a trial: the one there is, or a new one. `baseline` is what it is compared with."""
-        with self._alone(trial):
+        with self._exclusive(trial):
             found = parallel.from_first(lambda: self.store.record(trial))
             if found is None:
                 return self._train(trial, baseline)[0]
             if parallel.rank() == 0:
-                self.store.tidy(trial)
+                self.store.clean_up(trial)
         if parallel.rank() == 0:
             print(f"{trial.id}: {found['status']} before, {self.store.record_file(trial)}", flush=True)
         return found
@@ -111,16 +111,16 @@ class _Runner:
         torch.manual_seed(trial.recipe.seed)
         if trial.init == "checkpoint":
             network = models.build(trial.model, classes)
-            _load_weights(network, _read_users_checkpoint(planning.path(self.settings.source_checkpoint), trial))
+            _load_weights(network, _read_users_checkpoint(planning.user_path(self.settings.source_checkpoint), trial))
             return network
         if trial.recipe.epochs == 0:
-            return initialize(trial.init, planning.start(self.settings, trial, classes))[0]
-        with self._alone(trial):
+            return initialize(trial.init, planning.start_of(self.settings, trial, classes))[0]
+        with self._exclusive(trial):
             state, record = parallel.from_first(lambda: (self.store.checkpoint(trial), self.store.record(trial)))
             if state is None and (record is None or record["status"] == "finished"):
                 record, state = self._train(trial, keep=True)
         if state is None:
-            raise Diverged(f"{trial.id}, the source, {records.divergence(record)}: no target can start from it")
+            raise Diverged(f"{trial.id}, the source, {records.divergence_text(record)}: no target can start from it")
         network = models.build(trial.model, classes)
         network.load_state_dict(state)
         return network
@@ -163,14 +163,14 @@ class _Runner:
         if record["status"] == "diverged":
             best = None
         elif keep and parallel.rank() == 0:
-            self.store.keep(trial, best)
+            self.store.write_checkpoint(trial, best)
         if parallel.rank() == 0:
-            self.store.tidy(trial)
+            self.store.clean_up(trial)
         return record, best
 
-    def _alone(self, trial: Trial) -> AbstractContextManager[None]:
+    def _exclusive(self, trial: Trial) -> AbstractContextManager[None]:
         """No other process trains this trial meanwhile, but those of this run, which train it together."""
-        return nullcontext() if parallel.rank() else self.store.alone(trial)
+        return nullcontext() if parallel.rank() else self.store.exclusive(trial)
 
     def _check(self, trial: Trial) -> None:
         """Raise UserError, before a source is trained for nothing, if the data do not suit the trial."""
@@ -197,7 +197,7 @@ class _Runner:
             "classes": len(self.data.classes),
         }
         source = partial(self.network, trial.source) if trial.source else None
-        start = planning.start(self.settings, trial, len(self.data.classes))
+        start = planning.start_of(self.settings, trial, len(self.data.classes))
         network, facts = initialize(trial.init, replace(start, source=source))
         return network, record | {"initialization": facts}
 
@@ -268,7 +268,7 @@ def _device(name: str) -> torch.device:
 
 def _read_users_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
     """A state dict that the user names: in a checkpoint of ours, or in any file that `dpiat.load` takes."""
-    checkpoint = checkpoints.read_users(file)
+    checkpoint = checkpoints.read_users_file(file)
     if checkpoint is None:
         try:
             return sources.read_state_dict(file)

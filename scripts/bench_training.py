@@ -42,7 +42,7 @@ from experiments import models
 from experiments.data.loading import Data, Split, train_batches
 from experiments.train import graphs
 from experiments.train.malloc import keep_large_blocks
-from experiments.train.training import Recipe, Steps, adam, prepare
+from experiments.train.training import Schedule, Steps, adam, prepare
 
 NINE = ("eff_b0", "eff_b1", "eff_b2", "mix_l", "mix_m", "rex", "rex_150", "mnas", "semnas")
 CLASSES, IMAGES, LR = 100, 2048, 4e-3
@@ -96,7 +96,7 @@ def compiled(network: nn.Module, *rest) -> None:
 
 def ours(network: nn.Module, size: int, batch: int, device: torch.device, timed: Callable[[Batches], Batches]) -> None:
     prepare(network, device)
-    recipe = Recipe(epochs=1, lr=LR, schedule_epochs=1, batch_size=batch, image_size=size, seed=0)
+    recipe = Schedule(epochs=1, lr=LR, schedule_epochs=1, batch_size=batch, image_size=size, seed=0)
     images, generator = noise(size, device), torch.Generator()
     with graphs.own_stream(device):
         ours = Steps(network.train(), adam(network, LR, device), Data(images, images, []), recipe, device)

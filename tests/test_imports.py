@@ -129,12 +129,15 @@ MAY_USE_DPIAT = {
         "experiments.planning",
         "experiments.trial",
     ),
-    *(f"experiments.results.{name}" for name in ("choosing", "drawing", "methods", "paper")),
+    *(f"experiments.results.{name}" for name in ("drawing", "method_effects", "paper", "source_choice")),
 }
 NO_TORCH = {
     *("experiments.datasets", "experiments.settings", "experiments.grids", "experiments.tables"),
-    *("experiments.store.records", "experiments.results.cells", "experiments.results.choosing"),
-    *(f"experiments.results.{name}" for name in ("claims", "ours", "outcomes", "paper", "reproduction", "verdicts")),
+    *("experiments.store.records", "experiments.results.cells", "experiments.results.source_choice"),
+    *(
+        f"experiments.results.{name}"
+        for name in ("claims", "ours", "paper", "reproduction", "source_effects", "verdicts")
+    ),
 }
 
 

@@ -34,7 +34,7 @@ UNREADABLE = (
 )
 
 
-class Entry(NamedTuple):
+class ImageFile(NamedTuple):
     """One image file: its class, the folder, zip or tar that it is in, and its name there."""
 
     label: str
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
+class ImageFiles:
     """Image files as arrays, which worker processes share; a million Python objects they would copy."""
 
     containers: list[str]
@@ -54,7 +54,7 @@ class Files:
     spans: np.ndarray  # (n, 2) int64, offset and length in a tar
 
     @classmethod
-    def of(cls, entries: list[Entry]) -> Files:
+    def of(cls, entries: list[ImageFile]) -> ImageFiles:
         containers = sorted({entry.container for entry in entries})
         index = {container: i for i, container in enumerate(containers)}
         return cls(
@@ -67,8 +67,8 @@ class Files:
     def __len__(self) -> int:
         return len(self.names)
 
-    def subset(self, keep: np.ndarray) -> Files:
-        return Files(self.containers, self.container[keep], self.names[keep], self.spans[keep])
+    def subset(self, keep: np.ndarray) -> ImageFiles:
+        return ImageFiles(self.containers, self.container[keep], self.names[keep], self.spans[keep])
 
     def path(self, i: int) -> str:
         """The i-th file as a person finds it."""
@@ -103,9 +103,9 @@ class Files:
 class Listing(NamedTuple):
     """The image files of a data set, the index of each file's class, and the classes."""
 
-    train: Files
+    train: ImageFiles
     train_labels: np.ndarray  # (n,) int64
-    test: Files
+    test: ImageFiles
     test_labels: np.ndarray  # (n,) int64
     classes: list[str]
 
@@ -114,7 +114,7 @@ class Listing(NamedTuple):
         return sorted({Path(file) for files in (self.train, self.test) for file in files.on_disk()})
 
 
-def find(settings: DatasetSettings, cache: Path) -> Listing:
+def find_images(settings: DatasetSettings, cache: Path) -> Listing:
     """The image files under dataset.root. Raises UserError if they are missing or incomplete."""
     root = Path(settings.root).expanduser()
     train, test = LAYOUTS[settings.name](settings, root, cache)
@@ -127,10 +127,10 @@ def find(settings: DatasetSettings, cache: Path) -> Listing:
         raise UserError(f"{settings.name} under {root.absolute()} has no training images of the class {unknown[0]!r}")
     index = {label: i for i, label in enumerate(classes)}
     labels = [np.array([index[entry.label] for entry in split], dtype=np.int64) for split in (train, test)]
-    return Listing(Files.of(train), labels[0], Files.of(test), labels[1], classes)
+    return Listing(ImageFiles.of(train), labels[0], ImageFiles.of(test), labels[1], classes)
 
 
-def stat(file: Path) -> os.stat_result:
+def file_stat(file: Path) -> os.stat_result:
     """The size and the time of a file. Raises UserError if there is none, as behind a broken link."""
     try:
         return file.stat()
@@ -138,7 +138,7 @@ def stat(file: Path) -> os.stat_result:
         raise UserError(f"{file} cannot be read ({error.strerror}): get it again or remove it") from error
 
 
-def splits(root: Path) -> list[Path]:
+def split_places(root: Path) -> list[Path]:
     """The folders or zips that hold a training and a test split under root; [] unless there are both."""
     for test in ("test", "val"):
         if (root / "train").is_dir() and (root / test).is_dir():
@@ -151,12 +151,12 @@ def splits(root: Path) -> list[Path]:
 
 # --- one function for each layout: the training entries and the test entries ----------------------------------------
 
-Entries = tuple[list[Entry], list[Entry]]
+SplitFiles = tuple[list[ImageFile], list[ImageFile]]
 
 
-def _folder(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
+def _folder(settings: DatasetSettings, root: Path, cache: Path) -> SplitFiles:
     """An ImageFolder tree, `<split>/<class>/<file>`, unpacked or in zips named after their split."""
-    parts = splits(root)
+    parts = split_places(root)
     if not parts:
         raise UserError(
             f"no {settings.name} under {root.absolute()}: set dataset.root to a folder with train/ and test/ (or "
@@ -166,7 +166,7 @@ def _folder(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
     return [entry for part in train for entry in part], test
 
 
-def _food101(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
+def _food101(settings: DatasetSettings, root: Path, cache: Path) -> SplitFiles:
     """torchvision's layout, which is that of the archive: images/<class>/<number>.jpg, and lists of both splits."""
     base = root if (root / "meta").is_dir() else root / "food-101"
     try:
@@ -188,11 +188,11 @@ def _food101(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
             f"images/{missing[0]}.jpg: unpack food-101.tar.gz again"
         )
     folder = str(base / "images")
-    kept = [[Entry(name.partition("/")[0], folder, f"{name}.jpg") for name in names] for names in (train, test)]
+    kept = [[ImageFile(name.partition("/")[0], folder, f"{name}.jpg") for name in names] for names in (train, test)]
     return kept[0], kept[1]
 
 
-def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
+def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> SplitFiles:
     """ILSVRC2012: a folder for each wnid, or the archives as they come, which are read without being unpacked."""
     train, val = (root / split if (root / split).is_dir() else root / f"{ARCHIVE}_{split}.tar" for split in IMAGENET)
     if not train.exists() or not val.exists():
@@ -216,7 +216,7 @@ def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
     return entries
 
 
-LAYOUTS: dict[str, Callable[[DatasetSettings, Path, Path], Entries]] = {
+LAYOUTS: dict[str, Callable[[DatasetSettings, Path, Path], SplitFiles]] = {
     "cifar10": _folder,
     "cifar100": _folder,
     "imagenette": _folder,
@@ -229,7 +229,7 @@ LAYOUTS: dict[str, Callable[[DatasetSettings, Path, Path], Entries]] = {
 # --- folders, zips and tars -----------------------------------------------------------------------------------------
 
 
-def _images(part: Path) -> Iterator[Entry]:
+def _images(part: Path) -> Iterator[ImageFile]:
     """The images in a folder or zip, class by class; as torchvision's ImageFolder has it, in folders below one's too.
 
     Files and folders whose names begin with a dot do not count.
@@ -242,12 +242,12 @@ def _images(part: Path) -> Iterator[Entry]:
             names = [f"{folder}/{name}" for folder, found in _walk(part / label, label) for name in found]
             if not names:
                 raise UserError(f"{part / label} has no images, and folders are classes here: fill or remove it")
-            yield from (Entry(label, str(part), name) for name in names)
+            yield from (ImageFile(label, str(part), name) for name in names)
 
 
-def _flat(folder: Path) -> list[Entry]:
+def _flat(folder: Path) -> list[ImageFile]:
     _, names = next(_walk(folder, ""))
-    return [Entry("", str(folder), name) for name in names]
+    return [ImageFile("", str(folder), name) for name in names]
 
 
 def _walk(folder: Path, name: str) -> Iterator[tuple[str, list[str]]]:
@@ -265,7 +265,7 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
-def _zipped(file: Path) -> Iterator[Entry]:
+def _zipped(file: Path) -> Iterator[ImageFile]:
     """The classes are the folders below all those that the images share, or the last of these if it holds images."""
     names = sorted(name for name in _open_zip(str(file), os.getpid()).namelist() if _is_image(os.path.basename(name)))
     paths = {name: Path(name) for name in names}
@@ -276,7 +276,7 @@ def _zipped(file: Path) -> Iterator[Entry]:
     level = len(shared.parts) - any(path.parent == shared for path in paths.values())
     if level < 0:
         raise UserError(f"{file} has images that are in no folder, and folders are classes here: put them into some")
-    yield from (Entry(path.parts[level], str(file), name) for name, path in paths.items())
+    yield from (ImageFile(path.parts[level], str(file), name) for name, path in paths.items())
 
 
 @lru_cache
@@ -288,7 +288,7 @@ def _open_zip(file: str, process: int) -> zipfile.ZipFile:
         raise UserError(f"{file} is not a complete zip file: get it again") from error
 
 
-def _indexed(file: Path, cache: Path) -> list[Entry]:
+def _indexed(file: Path, cache: Path) -> list[ImageFile]:
     """The images in a tar, or in the tars in it, which are its classes. The index is kept: to make it takes minutes."""
     stat = file.stat()
     kept = cache / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}.json"
@@ -300,7 +300,7 @@ def _indexed(file: Path, cache: Path) -> list[Entry]:
         except tarfile.ReadError as error:
             raise UserError(f"{file} is not a complete tar file ({first_line(error)}): get it again") from error
         atomic_write(kept, lambda f: f.write(json.dumps(rows).encode()))
-    return [Entry(label, str(file), *rest) for label, *rest in rows]
+    return [ImageFile(label, str(file), *rest) for label, *rest in rows]
 
 
 def _tar_images(file: Path) -> Iterator[tuple[str, str, int, int]]:
@@ -316,7 +316,7 @@ def _tar_images(file: Path) -> Iterator[tuple[str, str, int, int]]:
                     yield Path(member.name).stem, f"{member.name}/{image.name}", start, image.size
 
 
-def _labelled(entries: list[Entry], wnids: list[str]) -> list[Entry]:
+def _labelled(entries: list[ImageFile], wnids: list[str]) -> list[ImageFile]:
     if len(entries) != len(wnids):
         raise UserError(
             f"{entries[0].container} has {len(entries)} validation images, the ground truth in {DEVKIT} is of "

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from experiments.data import layouts
 from experiments.data.augmentation import centre_boxes, crop_area, random_boxes, resized_crops
-from experiments.data.layouts import Files, Listing
+from experiments.data.layouts import ImageFiles, Listing
 from experiments.data.streaming import WHOLE, Draws, StreamedSplit, sent
 from experiments.datasets import DATASETS
 from experiments.settings import DatasetSettings, UserError, first_line
 from experiments.store import checkpoints
-from experiments.store.locks import alone
+from experiments.store.locks import exclusive
 
 
 @dataclass
@@ -82,21 +82,21 @@ def load(settings: DatasetSettings, cache_dir: str) -> Data:
 
     Raises UserError if the settings make no sense or the data cannot be had.
     """
-    check(settings)
+    check_settings(settings)
     cache, root = Path(cache_dir).expanduser(), Path(settings.root).expanduser()
     if settings.name == "digits":
         data = _digits()
-    elif settings.name in ("cifar10", "cifar100") and not layouts.splits(root):
+    elif settings.name in ("cifar10", "cifar100") and not layouts.split_places(root):
         data = _cifar(settings, root)
     else:
-        listing = layouts.find(settings, cache)
+        listing = layouts.find_images(settings, cache)
         data = _streamed(listing, settings) if settings.stream else _in_memory(listing, settings, cache)
     if settings.train_subset is not None:
         data.train = stratified(data.train, settings.train_subset)
     return data
 
 
-def check(settings: DatasetSettings) -> None:
+def check_settings(settings: DatasetSettings) -> None:
     """Raise UserError for settings that no data set can have."""
     if settings.name not in DATASETS:
         near = difflib.get_close_matches(settings.name, DATASETS, n=1)
@@ -113,12 +113,12 @@ def check(settings: DatasetSettings) -> None:
         raise UserError(f"to keep {settings.name} in memory, set dataset.stored_size, for example to 128")
 
 
-def identity(settings: DatasetSettings) -> str:
+def dataset_id(settings: DatasetSettings) -> str:
     """What a trial calls its data set: its name; of a folder also what is in it, wherever it lies."""
     if settings.name == "folder":
         root = Path(settings.root).expanduser().absolute()
-        listing = layouts.find(settings, root)
-        files = [(str(file.relative_to(root)), layouts.stat(file).st_size) for file in listing.sources()]
+        listing = layouts.find_images(settings, root)
+        files = [(str(file.relative_to(root)), layouts.file_stat(file).st_size) for file in listing.sources()]
         return f"folder-{root.name}-{hashlib.sha256(repr(files).encode()).hexdigest()[:8]}"
     by_choice = settings.stream and not DATASETS[settings.name].streamed
     return f"{settings.name}-streamed" if by_choice else settings.name
@@ -184,7 +184,7 @@ def _streamed(listing: Listing, settings: DatasetSettings) -> Data:
 
 
 def _in_memory(listing: Listing, settings: DatasetSettings, cache: Path) -> Data:
-    found = [(file, layouts.stat(file)) for file in listing.sources()]
+    found = [(file, layouts.file_stat(file)) for file in listing.sources()]
     key = [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in found]
     digest = hashlib.sha256(repr((key, settings.stored_size)).encode()).hexdigest()[:16]
     return _cached(cache / f"{settings.name}-{digest}.pt", lambda: _decode(listing, settings))
@@ -195,7 +195,7 @@ def _decode(listing: Listing, settings: DatasetSettings) -> Data:
     return Data(train, _decode_split(listing.test, listing.test_labels, settings), listing.classes)
 
 
-def _decode_split(files: Files, labels: np.ndarray, settings: DatasetSettings) -> Split:
+def _decode_split(files: ImageFiles, labels: np.ndarray, settings: DatasetSettings) -> Split:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = list(pool.map(lambda i: _pixels(files.image(i), settings.stored_size), range(len(files))))
     sizes = len({image.shape for image in images})
@@ -226,7 +226,7 @@ def _cached(file: Path, make: Callable[[], Data]) -> Data:
     """The data in `file`, or made and written there, by one process at a time; a damaged file is made again."""
     if file.exists() and not os.access(file.parent, os.W_OK) and (data := _stored(file)):
         return data  # of a cache that somebody else keeps
-    with alone(file.with_suffix(".lock"), f"it decodes or checks the images of {file.name}"):
+    with exclusive(file.with_suffix(".lock"), f"it decodes or checks the images of {file.name}"):
         if data := _stored(file):
             return data
         for rest in file.parent.glob(f".{file.name}.*"):  # of a process that was killed while it wrote

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from experiments.data.augmentation import crop_area, normalized
-from experiments.data.layouts import Files
+from experiments.data.layouts import ImageFiles
 from experiments.settings import UserError, first_line
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ Draws = Iterator[tuple[Tensor, ...]]  # what batches are made of, on the device
 class StreamedSplit:
     """A split as image files. A batch depends on the generator's state alone, however many workers there are."""
 
-    files: Files
+    files: ImageFiles
     labels: Tensor  # (n,) int64, on the CPU
     workers: int  # processes; 0: the training process itself
     device: torch.device = CPU
@@ -99,7 +99,7 @@ def _results(loader: DataLoader) -> Iterator[Tensor]:
 class _Images(Dataset):
     """Batches of images (b, 3, size, size) uint8 by indices and seeds, or the error that an image of them gave."""
 
-    def __init__(self, files: Files, training: bool, size: int):
+    def __init__(self, files: ImageFiles, training: bool, size: int):
         crop = v2.RandomResizedCrop(size, scale=crop_area(size)), v2.RandomHorizontalFlip()
         centre = v2.Resize(size), v2.CenterCrop(size)
         self.files, self.transform = files, v2.Compose([*(crop if training else centre), v2.PILToTensor()])

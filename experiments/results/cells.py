@@ -17,7 +17,7 @@ import pandas as pd
 from experiments import grids
 from experiments.datasets import DATASETS
 from experiments.results import paper
-from experiments.store.records import best_accuracy, evidence
+from experiments.store.records import best_accuracy, read_evidence
 
 Records = Mapping[str, dict[str, Any]]
 NOT_RUN, NOT_PLANNED = "not run", "–"
@@ -56,7 +56,7 @@ WITH_GHN2 = {"table02": None, "table03": "ImageNet"}
 GHN2_BATCH = {"eff_b2": 32}  # images; 64 elsewhere
 
 # The names of source_weights in tables and figures.
-SOURCES = {
+WEIGHTS_IN_WORDS = {
     "scratch": "trained from scratch",
     "imagenet": "with ImageNet weights",
     "imagenet_finetuned": "fine-tuned from ImageNet weights",
@@ -68,7 +68,7 @@ def all_evidence() -> Records:
     """Every committed record by its id. Raises ValueError for one that does not count, or that is there twice."""
     found, places = {}, {}
     for folder in sorted(file.parent for file in (paper.RESULTS / "trials").glob("*/records.jsonl")):
-        for record in evidence(folder):
+        for record in read_evidence(folder):
             name, before = record["id"], places.setdefault(record["id"], folder.name)
             if name in found:
                 raise ValueError(f"{name} is twice in {folder.parent}, in {before} and in {folder.name}: keep one line")
@@ -92,11 +92,11 @@ def command_lines(experiment: str, *scale: str) -> list[str]:
     return [f"python run.py -m {' '.join(words)}" for words in runs]
 
 
-def plan(experiment: str, *scale: str) -> list[grids.Planned]:
+def planned_cells(experiment: str, *scale: str) -> list[grids.PlannedCell]:
     return [cell for words in commands(experiment, *scale) for cell in grids.grid(experiment, *words)]
 
 
-def frames(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
+def frames_by_scale(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
     """The trials of one of the paper's experiments, for each scale that some of them have been run at.
 
     Two scales may plan the same trials: these are of the scale that more has been run at.
@@ -104,15 +104,15 @@ def frames(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
     here = [record["scale"] for record in records.values() if record["trial"]["dataset"] == paper.DATASETS[experiment]]
     found, taken = {}, set()
     for scale in sorted({*here} & {*grids.names("scale")}, key=lambda scale: (-here.count(scale), scale)):
-        planned = plan(experiment, f"scale={scale}")
+        planned = planned_cells(experiment, f"scale={scale}")
         run = {cell.trial.id for cell in planned} & records.keys()
         if run - taken:
-            found[scale] = trials(planned, records, from_ghn2(experiment, planned, records))
+            found[scale] = trials(planned, records, ghn2_cells(experiment, planned, records))
         taken |= run
     return found
 
 
-def from_ghn2(experiment: str, planned: Iterable[grids.Planned], records: Records) -> list[grids.Planned]:
+def ghn2_cells(experiment: str, planned: Iterable[grids.PlannedCell], records: Records) -> list[grids.PlannedCell]:
     """What was run from GHN-2 beside the random init of planned cells, with random init in batches of the same size.
 
     Found by their records, as a checkpoint is a file that not everyone has, and checked by their ids: nothing but the
@@ -133,7 +133,9 @@ def from_ghn2(experiment: str, planned: Iterable[grids.Planned], records: Record
     return found
 
 
-def trials(planned: Iterable[grids.Planned], records: Records, alone: Iterable[grids.Planned] = ()) -> pd.DataFrame:
+def trials(
+    planned: Iterable[grids.PlannedCell], records: Records, alone: Iterable[grids.PlannedCell] = ()
+) -> pd.DataFrame:
     """A row for each planned target and each random-init baseline, but of those `alone`; no record, no accuracy.
 
     `accuracy` is the best test accuracy within 4 epochs, `best` that of all epochs, both in [0, 1]. `of random` is the
@@ -141,7 +143,7 @@ def trials(planned: Iterable[grids.Planned], records: Records, alone: Iterable[g
     seed of it is too noisy to divide by. `of pretrained` is that of the same seed from the target's own ImageNet
     weights, which differ little between seeds and are run as often as what is divided by them.
     """
-    rows, repeats = {}, baselines(records)
+    rows, repeats = {}, random_accuracies(records)
     for cell in planned:
         rows.setdefault(cell.trial.id, _row(cell, records, repeats))
         baseline = cell._replace(trial=cell.random)
@@ -157,7 +159,7 @@ COLUMNS = (
 )
 
 
-def baselines(records: Records) -> dict[str, pd.Series]:
+def random_accuracies(records: Records) -> dict[str, pd.Series]:
     """The accuracies of random init within 4 epochs, one for each seed, by the trial but for its seed."""
     found: dict[str, list[float]] = {}
     for record in records.values():
@@ -170,7 +172,7 @@ def _but_for_the_seed(trial: dict[str, Any]) -> str:
     return json.dumps(trial | {"recipe": trial["recipe"] | {"seed": None}}, sort_keys=True)
 
 
-def compared(frame: pd.DataFrame) -> pd.DataFrame:
+def with_effectiveness(frame: pd.DataFrame) -> pd.DataFrame:
     """`trials` with their `effectiveness`, and the accuracy (`random init`) and rate (`random lr`) that it divides by.
 
     That is random init at the paper's learning rate, wherever the experiment plans it: a rate that suits random init
@@ -188,7 +190,7 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _row(cell: grids.Planned, records: Records, repeats: Mapping[str, pd.Series]) -> dict[str, Any]:
+def _row(cell: grids.PlannedCell, records: Records, repeats: Mapping[str, pd.Series]) -> dict[str, Any]:
     trial, record = cell.trial, records.get(cell.trial.id)
     accuracies = {
         name: best_accuracy(records[each.id]) if each.id in records else None
@@ -215,13 +217,13 @@ def _row(cell: grids.Planned, records: Records, repeats: Mapping[str, pd.Series]
         "random sd": random.std(),
         "random n": len(random),
         "best": best_accuracy(record, trial.recipe.epochs) if record else None,
-        "sourceless": sourceless(cell, records),
+        "sourceless": source_diverged(cell, records),
         "source id": trial.source.id if trial.source and trial.source.recipe.epochs else "",
         "ghn2": record["initialization"].get("ghn2", "") if record else "",
     }
 
 
-def sourceless(cell: grids.Planned, records: Records) -> bool:
+def source_diverged(cell: grids.PlannedCell, records: Records) -> bool:
     """Whether a trial cannot be run because its source's training diverged."""
     source = cell.trial.source
     return source is not None and records.get(source.id, {}).get("status") == "diverged"
@@ -232,7 +234,7 @@ def summarize(values: pd.Series) -> dict[str, float]:
     return {"ours": values.mean(), "sd": values.std(), "n": int(values.count()), "planned": len(values)}
 
 
-def shown(values: pd.Series) -> str:
+def mean_and_spread(values: pd.Series) -> str:
     """Mean ± standard deviation (number of repeats) of the values that are there; "not run" where there is none."""
     found = values.dropna()
     spread = f" ± {found.std():.3f}" if len(found) > 1 else ""
@@ -267,7 +269,7 @@ def scale_line(frame: pd.DataFrame, records: Records, scale: str = "") -> str:
     """What a reader of a table must know about the scale of its trials, from their records, if it is not said."""
     found = [records[name] for name in frame["id"] if name in records]
     trials = [record["trial"] for record in found]
-    weights = frame.loc[frame["weights"] != "", "weights"].map(SOURCES)
+    weights = frame.loc[frame["weights"] != "", "weights"].map(WEIGHTS_IN_WORDS)
 
     def each(values: Iterable[Any]) -> str:
         return ", ".join(dict.fromkeys(f"{value:,}" if isinstance(value, int) else value for value in values))

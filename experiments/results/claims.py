@@ -26,7 +26,7 @@ def table() -> Table:
     return Table(data, f"{text}\n\n{markdown(data)}")
 
 
-def line() -> str:
+def seconds_line() -> str:
     """The line on time of results/README.md."""
     times = pair_seconds()
     said = {name: float(value) for name, (value, _) in _said().items() if "seconds per pair" in name}

@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
-from experiments.results import cells, choosing, methods, ours, paper, reproduction
+from experiments.results import cells, method_effects, ours, paper, reproduction, source_choice
 from experiments.store.files import atomic_write
 
 # One colour for each source, from a palette that the colour-blind can tell apart; random init is black.
@@ -40,7 +40,7 @@ def comparison(record: dict[str, Any], baseline: dict[str, Any], folder: Path) -
     return file
 
 
-def page(width: float, height: float, title: str, caption: str) -> tuple[Figure, SubFigure]:
+def captioned_figure(width: float, height: float, title: str, caption: str) -> tuple[Figure, SubFigure]:
     """A figure (sides in inches) with a title that says what one sees; the settings are a caption below.
 
     Returns it and the part of it that is to be drawn in.
@@ -74,7 +74,7 @@ def curves(frame: pd.DataFrame, records: cells.Records, metric: str = "test_accu
     columns = min(len(targets), 4)
     height = -(-len(targets) // columns)
     caption = cells.scale_line(frame, records, scale)
-    figure, top = page(max(3.2 * columns, 9), 2.8 * height + 1.2, _seen(run, records, metric), caption)
+    figure, top = captioned_figure(max(3.2 * columns, 9), 2.8 * height + 1.2, _seen(run, records, metric), caption)
     panels = top.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flat
     sources = paper.in_order(run.loc[run["source"] != "", "source"])
     plain = run.loc[run["source"] != "", "weights"].nunique() < 2
@@ -153,7 +153,10 @@ def _line(
         return f"GHN-2, lr {lr:g}", {"color": "#b8860b", "linestyle": "-."}
     dashes = "-" if plain else {"imagenet": "--", "scratch": ":"}.get(weights, "-")
     colour = COLOURS[sources.index(source) % len(COLOURS)]
-    return f"{paper.label(source)}, {cells.SOURCES[weights]}, lr {lr:g}", {"color": colour, "linestyle": dashes}
+    return f"{paper.label(source)}, {cells.WEIGHTS_IN_WORDS[weights]}, lr {lr:g}", {
+        "color": colour,
+        "linestyle": dashes,
+    }
 
 
 def _range(counts: list[int]) -> str:
@@ -164,12 +167,12 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     """Our counterpart of Figure 16: effectiveness over similarity, a colour for each source, a line for each target."""
     trials = ours.trials(experiment, records)
     found = ours.transfers(trials)
-    told = choosing.choice(found)
+    told = source_choice.prediction_quality(found)
     title = f"Effectiveness over similarity: r = {told['correlation']:.2f} over {len(found)} cells"
     if pd.notna(told["within a row"]):
         title += f", {told['within a row']:.2f} within a target's"
     caption = f"{cells.scale_line(trials, records)} {cells.baseline_line(trials)}"
-    figure, top = page(7.5, 6, title, caption)
+    figure, top = captioned_figure(7.5, 6, title, caption)
     axes = top.add_subplot()
     sources = paper.in_order(found["source"])
     for colour, source in zip(cycle(COLOURS), sources, strict=False):
@@ -235,7 +238,7 @@ def figure16(similarity: pd.DataFrame) -> Figure:
     """The paper's Figure 16: the values of its Tables 1 and 6 to 10 over similarity, a panel for each table."""
     title = "In the paper's tables, effectiveness grows with similarity"
     caption = "The values that the paper prints, over the similarities that we compute; r is Pearson's correlation."
-    figure, top = page(11, 6.8, title, caption)
+    figure, top = captioned_figure(11, 6.8, title, caption)
     panels = top.subplots(2, 3).flat
     for axes, table in zip(panels, paper.TABLE_11, strict=True):
         _over_similarity(axes, table, paper.matrix(table).merge(similarity, on=["source", "target"]))
@@ -243,12 +246,12 @@ def figure16(similarity: pd.DataFrame) -> Figure:
     return figure
 
 
-def figure16_of(table: str, similarity: pd.DataFrame, run: pd.DataFrame, caption: str) -> Figure:
+def figure16_panel(table: str, similarity: pd.DataFrame, run: pd.DataFrame, caption: str) -> Figure:
     """A panel of Figure 16 from our cells of a table, with columns ours and paper, beside the paper's same cells."""
     found = run.merge(similarity, on=["source", "target"])
     both = {"ours": "ours", "the paper's, the same cells": "paper"}
     rs = [f"r = {_r(found['similarity'], found[column])} {name}" for name, column in both.items()]
-    figure, top = page(9, 4.2, f"Table {int(table[5:])} over similarity: {', '.join(rs)}", caption)
+    figure, top = captioned_figure(9, 4.2, f"Table {int(table[5:])} over similarity: {', '.join(rs)}", caption)
     for axes, (name, column) in zip(top.subplots(1, 2, sharex=True, sharey=True), both.items(), strict=True):
         _over_similarity(axes, table, found.assign(value=found[column]), name)
         axes.label_outer()
@@ -280,24 +283,26 @@ def figures16(similarity: pd.DataFrame, records: cells.Records) -> dict[str, Fig
     """Figure 16 from the paper's own tables, and a panel of each of ours at each scale that was run."""
     found = {"figure16": figure16(similarity)}
     for table in paper.TABLE_11:
-        for scale, frame in cells.frames(table, records).items():
-            run = reproduction.compared(table, frame).dropna(subset="ours")
+        for scale, frame in cells.frames_by_scale(table, records).items():
+            run = reproduction.beside_paper(table, frame).dropna(subset="ours")
             caption = f"{cells.scale_line(frame, records, scale)} {cells.baseline_line(frame)}"
             if len(run):
-                found[f"figure16_{table}_{scale}"] = figure16_of(table, similarity, run, caption)
+                found[f"figure16_{table}_{scale}"] = figure16_panel(table, similarity, run, caption)
     return found
 
 
-def dots(data: pd.DataFrame, caption: str) -> Figure:
+def method_differences(data: pd.DataFrame, caption: str) -> Figure:
     """The accuracy of each method less that of the first one: a row a pair, by similarity, a colour a method.
 
     Bars are standard errors over seeds, where there are several; dotted lines are means over the pairs that all have.
     """
-    data = data.assign(similarity=methods.of_first(data, "similarity"), difference=methods.differences(data))
+    data = data.assign(
+        similarity=method_effects.value_of_first(data, "similarity"), difference=method_effects.differences(data)
+    )
     error = data["sd"] / data["n"] ** 0.5
-    data["error"] = np.hypot(error, methods.of_first(data.assign(error=error), "error"))
+    data["error"] = np.hypot(error, method_effects.value_of_first(data.assign(error=error), "error"))
     first, *others = data["method"].unique()
-    together = methods.together(data)
+    together = method_effects.with_every_method(data)
     data = data[(data["method"] != first) & data["difference"].notna()]
     rows = data.drop_duplicates(["target", "source"]).sort_values("similarity", ascending=False)
     pairs = list(zip(rows["target"], rows["source"], strict=True))
@@ -309,7 +314,7 @@ def dots(data: pd.DataFrame, caption: str) -> Figure:
         title = f"{far}: {means[far]:+.3f} in test accuracy, on average, to {first}"
         if len(means) > 1:
             title += f"; the others at most {means.drop(far).abs().max():.3f} off"
-    figure, top = page(9, max(0.28, 0.07 * len(others)) * len(pairs) + 1.8, title, caption)
+    figure, top = captioned_figure(9, max(0.28, 0.07 * len(others)) * len(pairs) + 1.8, title, caption)
     axes = top.add_subplot(xlabel="difference in test accuracy, the best within 4 epochs")
     axes.axvline(0, color="black", linewidth=1)
     for number, method in enumerate(others):
@@ -333,26 +338,28 @@ def dots(data: pd.DataFrame, caption: str) -> Figure:
     return figure
 
 
-def by_similarity(data: pd.DataFrame, caption: str) -> Figure:
+def differences_over_similarity(data: pd.DataFrame, caption: str) -> Figure:
     """The accuracy of each method less that of the first one on the same pair, over the pair's similarity.
 
     A band is twice the standard deviation of pairs that begin with the same weights: what is inside may be noise.
     """
     first, *others = data["method"].unique()
-    data = data.assign(similarity=methods.of_first(data, "similarity"), difference=methods.differences(data))
+    data = data.assign(
+        similarity=method_effects.value_of_first(data, "similarity"), difference=method_effects.differences(data)
+    )
     data = data[data["method"] != first].dropna(subset="difference")
     noise = 2 * (data.loc[data["same"], "difference"] ** 2).mean() ** 0.5
     ranks = {
         method: found["difference"].rank().corr(found["similarity"].rank())
         for method, found in data[~data["same"]].groupby("method", sort=False)
-        if len(found) >= methods.ENOUGH and found["difference"].max() > 0  # what never gains, depends on nothing
+        if len(found) >= method_effects.ENOUGH and found["difference"].max() > 0  # what never gains, depends on nothing
     }
     title = f"Test accuracy less that of {first}, over similarity"
     if ranks:
         most = max(ranks, key=lambda method: abs(ranks[method]))
         title = f"{most} depends most on similarity (rank correlation {ranks[most]:.2f})"
     height = 2.9 * -(-len(others) // 3) + 1
-    figure, top = page(11, height, title, caption)
+    figure, top = captioned_figure(11, height, title, caption)
     top.subplots(-(-len(others) // 3), 3, sharex=True)
     for axes, method in zip(top.axes, others, strict=False):
         found = data[data["method"] == method]

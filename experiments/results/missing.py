@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 Speeds = dict[tuple[str, int], float]  # by network and size of its images
 
 
-def missing(experiment: str, records: cells.Records, *words: str) -> dict[str, Trial]:
+def missing_trials(experiment: str, records: cells.Records, *words: str) -> dict[str, Trial]:
     """The trials, by their ids, that have no record: targets, baselines, and the sources that these need.
 
     Not those whose source diverged: they will never have one.
     """
     needed = {}
-    for cell in cells.plan(experiment, *words):
-        wanted = (cell.random,) if cells.sourceless(cell, records) else (cell.trial, cell.random)
+    for cell in cells.planned_cells(experiment, *words):
+        wanted = (cell.random,) if cells.source_diverged(cell, records) else (cell.trial, cell.random)
         targets = [trial for trial in wanted if trial.id not in records]
         sources = [trial.source for trial in targets if trial.source and trial.source.recipe.epochs]
         needed |= {trial.id: trial for trial in (*targets, *sources)}
@@ -38,7 +38,7 @@ def report(
 
     With `names`, also the id of each trial. `run` are records that are not committed yet.
     """
-    needed, run = missing(experiment, records, *words), run or {}
+    needed, run = missing_trials(experiment, records, *words), run or {}
     if not needed:
         return f"{experiment}: every trial is run"
     to_run = {name: trial for name, trial in needed.items() if name not in run}
@@ -46,7 +46,7 @@ def report(
     lines = [
         f"{experiment}: {len(needed)} trials of {epochs:,} epochs in all are missing; {_hours(to_run, records, run)}"
     ]
-    plan = cells.plan(experiment, *words)
+    plan = cells.planned_cells(experiment, *words)
     if any(trial.id in records for cell in plan for trial in (cell.trial, cell.random)):
         lines.append(f"  python -m experiments.evidence restore {experiment}")
     for command, line in zip(cells.commands(experiment, *words), cells.command_lines(experiment, *words), strict=True):
@@ -58,7 +58,7 @@ def report(
     return "\n".join(lines)
 
 
-def _run_by(cell: grids.Planned) -> set[str]:
+def _run_by(cell: grids.PlannedCell) -> set[str]:
     """The trials that a cell's command runs; that of random init alone needs no baseline."""
     return {cell.trial.id} if cell.trial.init == "random" else {cell.trial.id, cell.random.id}
 

@@ -9,17 +9,17 @@ from typing import Any
 import pandas as pd
 
 from experiments import grids
-from experiments.results import cells, methods, paper
+from experiments.results import cells, method_effects, paper
 from experiments.results.cells import NOT_PLANNED, NOT_RUN, Table, markdown
-from experiments.store.records import time_to
+from experiments.store.records import time_to_accuracy
 
 
 def table(experiment: str, records: cells.Records) -> Table:
     """Accuracy within 4 epochs, and its ratio to random init, of each target from each initialization."""
     frame = trials(experiment, records)
-    if methods.several(frame):
+    if method_effects.varies_method(frame):
         line = f"{cells.scale_line(frame, records)} {cells.baseline_line(frame)}"
-        return methods.table(grids.title(experiment), line, methods.pairs(frame))
+        return method_effects.table(grids.title(experiment), line, method_effects.pairs(frame))
     keys = ["target", "column", "lr"]
     data = pd.DataFrame(
         {
@@ -91,11 +91,11 @@ def _after_one_epoch(frame: pd.DataFrame) -> str:
 
 def trials(experiment: str, records: cells.Records) -> pd.DataFrame:
     """The trials of a grid of ours with the columns of its table and their ratios to random init's means over seeds."""
-    frame = cells.trials(cells.plan(experiment), records)
+    frame = cells.trials(cells.planned_cells(experiment), records)
     versions = frame.loc[frame["mode"] == "default", "version"].nunique() > 1
     frame["column"] = [_column(row, versions) for row in frame.itertuples()]
     frame["epochs"] = _epochs_to_random(frame, records)
-    return cells.compared(frame)
+    return cells.with_effectiveness(frame)
 
 
 def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float]:
@@ -109,7 +109,7 @@ def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float
     for row in frame.itertuples():
         accuracy = best[row.target]
         known = row.id in records and not math.isnan(accuracy)
-        found.append(time_to(records[row.id], accuracy)[0] or math.inf if known else math.nan)
+        found.append(time_to_accuracy(records[row.id], accuracy)[0] or math.inf if known else math.nan)
     return found
 
 
@@ -141,7 +141,7 @@ def _column(row: Any, versions: bool) -> str:
     return f"{row.source}{init}{mode}{method}{head}"
 
 
-def wide(frame: pd.DataFrame, value: str, text: Callable[[pd.Series], str] = cells.shown) -> str:
+def wide(frame: pd.DataFrame, value: str, text: Callable[[pd.Series], str] = cells.mean_and_spread) -> str:
     """Markdown: a row for each target, a column for each initialization, and what `text` says of each cell's trials."""
     shown = frame.groupby(["target", "column"], sort=False)[value].agg(text).unstack()
     return markdown(_in_order(shown.loc[frame["target"].unique()]))

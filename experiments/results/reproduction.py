@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from experiments import grids
-from experiments.results import cells, methods, paper, verdicts
-from experiments.results.cells import NOT_RUN, Records, Table, markdown, shown
-from experiments.store.records import time_to
+from experiments.results import cells, method_effects, paper, verdicts
+from experiments.results.cells import NOT_RUN, Records, Table, markdown, mean_and_spread
+from experiments.store.records import time_to_accuracy
 
 NEEDS_GHN2 = "not run: needs GHN-2"
 
@@ -32,7 +32,7 @@ def matrix(table: str, records: Records) -> Table:
     """Accuracy within 4 epochs of each target from each source, over random init's or its own ImageNet weights'."""
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        data = compared(table, frame)
+        data = beside_paper(table, frame)
         text = data["text"] + "<br>paper " + data["paper"].map("{:.2f}".format) + data["difference"].map(_signed)
         page = data.assign(text=text).pivot(index="target", columns="source", values="text")
         page = page.loc[data["target"].unique(), data["source"].unique()].rename_axis(columns=None)
@@ -59,7 +59,7 @@ def over_random(table: str) -> bool:
     return paper.MATRICES[table][1] == "random"
 
 
-def compared(table: str, frame: pd.DataFrame) -> pd.DataFrame:
+def beside_paper(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     """The cells of one of the paper's matrices with ours, from `cells.trials` of one scale, beside its own."""
     printed = paper.matrix(table).rename(columns={"value": "paper"})
     ratios = frame.assign(value=frame["accuracy"] / frame[f"of {paper.MATRICES[table][1]}"])
@@ -71,16 +71,18 @@ def compared(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     return data
 
 
-def run(table: str, records: Records) -> pd.DataFrame:
+def run_cells(table: str, records: Records) -> pd.DataFrame:
     """Of `compared` at each scale, named in `scale`, the cells that are run."""
-    found = [compared(table, frame).assign(scale=scale) for scale, frame in cells.frames(table, records).items()]
-    return pd.concat(found or [compared(table, cells.trials([], records)).assign(scale="")]).dropna(subset="ours")
+    found = [
+        beside_paper(table, frame).assign(scale=scale) for scale, frame in cells.frames_by_scale(table, records).items()
+    ]
+    return pd.concat(found or [beside_paper(table, cells.trials([], records)).assign(scale="")]).dropna(subset="ours")
 
 
 def first_table(records: Records, table: str = "table01", scale: str = "cpu") -> str:
     """The first table of results/README.md: ours over the paper's, and the verdicts; or what is run for it."""
-    frame = cells.frames(table, records).get(scale)
-    if frame is None or (data := compared(table, frame))["ours"].isna().all():
+    frame = cells.frames_by_scale(table, records).get(scale)
+    if frame is None or (data := beside_paper(table, frame))["ours"].isna().all():
         return _being_run(table, scale)
     labels = {name: label for label, name in paper.LABELS.items()}
     ours = data["ours"].map("**{:.2f}**".format).where(data["ours"].notna(), "–")
@@ -103,8 +105,8 @@ SHORT = ["verdict", "cells", "ours", "says", "paper, the same cells", "paper, al
 
 def short_table(records: Records, table: str = "table01", scale: str = "cpu") -> str:
     """The README's table: how far the first table is, and the verdicts on it; or what is run for it."""
-    frame = cells.frames(table, records).get(scale)
-    if frame is None or (data := compared(table, frame))["ours"].isna().all():
+    frame = cells.frames_by_scale(table, records).get(scale)
+    if frame is None or (data := beside_paper(table, frame))["ours"].isna().all():
         return _being_run(table, scale)
     return f"{_how_far(frame, data, records, scale)}\n\n{markdown(verdict_table(table, data)[SHORT])}"
 
@@ -121,7 +123,7 @@ def _how_far(frame: pd.DataFrame, data: pd.DataFrame, records: Records, scale: s
 
 def _being_run(table: str, scale: str) -> str:
     """What is run for a table that has no cell yet."""
-    plan = cells.plan(table, f"scale={scale}")
+    plan = cells.planned_cells(table, f"scale={scale}")
     trials = {trial.id: trial for cell in plan for trial in (cell.trial, cell.random, cell.trial.source) if trial}
     epochs = sum(trial.recipe.epochs for trial in trials.values())
     commands = " and ".join(f"`{line}`" for line in cells.command_lines(table, f"scale={scale}"))
@@ -156,10 +158,10 @@ def verdict_table(table: str, data: pd.DataFrame) -> pd.DataFrame:
 def _verdicts(table: str, data: pd.DataFrame) -> list[list[verdicts.Verdict]]:
     """Those on our cells, on the paper's where we have one, and on all of the paper's."""
     networks = [name for name in paper.LABELS.values() if name in set(data["target"])]
-    ours, whole = (verdicts.square(data, column, networks) for column in ("ours", "paper"))
-    similarity = verdicts.square(paper.similarity(), "similarity", networks)
+    ours, whole = (verdicts.as_matrix(data, column, networks) for column in ("ours", "paper"))
+    similarity = verdicts.as_matrix(paper.similarity(), "similarity", networks)
     tables = ours, np.where(np.isfinite(ours), whole, np.nan), whole
-    found = [verdicts.all_of(values, whole, similarity, over_random(table)) for values in tables]
+    found = [verdicts.all_verdicts(values, whole, similarity, over_random(table)) for values in tables]
     for of_paper in found[1:]:  # which agrees with itself
         of_paper[-3:] = [verdict._replace(value=np.nan, low=np.nan, high=np.nan) for verdict in of_paper[-3:]]
     return found
@@ -169,10 +171,10 @@ def verdicts_table(records: Records) -> Table:
     """The verdicts on each table at each scale that was run, and on the paper's own, as numbers."""
     rows = []
     for table in paper.MATRICES:
-        for scale, frame in cells.frames(table, records).items():
-            ours, same, _ = _verdicts(table, compared(table, frame))
+        for scale, frame in cells.frames_by_scale(table, records).items():
+            ours, same, _ = _verdicts(table, beside_paper(table, frame))
             rows += [_verdict_row(table, scale, *both) for both in zip(ours, same, strict=True)]
-        *_, whole = _verdicts(table, compared(table, cells.trials([], records)))
+        *_, whole = _verdicts(table, beside_paper(table, cells.trials([], records)))
         rows += [_verdict_row(table, "the paper's own", each, each) for each in whole if np.isfinite(each.value)]
     data = pd.DataFrame(rows)
     return Table(data, f"{verdicts.RULES}\n{markdown(data, digits=4)}")
@@ -243,15 +245,18 @@ def table12(records: Records) -> Table:
     printed = paper.methods()
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        trials = cells.compared(frame)
-        pairs = methods.pairs(trials)
+        trials = cells.with_effectiveness(frame)
+        pairs = method_effects.pairs(trials)
         means = pairs.dropna(subset="accuracy").rename(columns={"effectiveness": "value"})
         data = _beside(printed, means, ["operator", "matching"])
         data["sd"] /= data["n"].where(data["n"] > 0) ** 0.5
         data = data.rename(columns={"sd": "standard error"})
         if data["n"].sum() == 0:
             return data, _listed(data)
-        return data, f"{cells.baseline_line(frame)}\n\n{methods.means(pairs)}\n{methods.by_pair(pairs)}"
+        return (
+            data,
+            f"{cells.baseline_line(frame)}\n\n{method_effects.means_page(pairs)}\n{method_effects.pairs_page(pairs)}",
+        )
 
     return _at_each_scale("table12", records, compare)
 
@@ -332,7 +337,7 @@ def times(table: str, records: Records) -> Table:
 def _from_scratch(records: Records) -> list[str]:
     """What Table 4 would say of sources that are trained from scratch, from the trials of Figure 15."""
     parts = []
-    for scale, frame in cells.frames("figure15", records).items():
+    for scale, frame in cells.frames_by_scale("figure15", records).items():
         found = to_final_accuracy(frame[frame["weights"] != "imagenet"], records)
         if len(found):
             parts += [FINAL_EXPLAINED, cells.scale_line(frame, records, scale), markdown(found, digits=2).rstrip("\n")]
@@ -341,7 +346,7 @@ def _from_scratch(records: Records) -> list[str]:
 
 def curves_said(records: Records, scale: str = "cpu") -> str:
     """results/README.md on Figure 15 and on Table 4's counterpart: how much faster, and the picture."""
-    frame = cells.frames("figure15", records).get(scale)
+    frame = cells.frames_by_scale("figure15", records).get(scale)
     found = to_final_accuracy(frame, records) if frame is not None else pd.DataFrame()
     if found.empty:
         commands = " and ".join(f"`{line}`" for line in cells.command_lines("figure15", f"scale={scale}"))
@@ -369,7 +374,7 @@ def to_final_accuracy(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
         if row.random not in records:
             continue
         final = records[row.random]["epochs"][-1]["test_accuracy"]
-        (epochs, _), (random_epochs, _) = (time_to(records[name], final) for name in (row.id, row.random))
+        (epochs, _), (random_epochs, _) = (time_to_accuracy(records[name], final) for name in (row.id, row.random))
         key = {"target": row.target, "source": row.source, "source weights": row.weights, "similarity": row.similarity}
         rows.append(
             {
@@ -407,8 +412,8 @@ def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
             continue
         best = max(epoch["test_accuracy"] for epoch in records[row.random]["epochs"])
         accuracy = int(best * 20 + 1e-9) / 20
-        epochs, seconds = time_to(records[row.id], accuracy)
-        random_epochs, random_seconds = time_to(records[row.random], accuracy)
+        epochs, seconds = time_to_accuracy(records[row.id], accuracy)
+        random_epochs, random_seconds = time_to_accuracy(records[row.random], accuracy)
         alike = cells.hardware(records[row.id]) == cells.hardware(records[row.random])
         ratios = (random_epochs / epochs, random_seconds / seconds if alike else None) if epochs else (None, None)
         key = (row.target, row.init, row.source, row.weights)
@@ -425,7 +430,7 @@ def _at_each_scale(experiment: str, records: Records, compare: Callable, name: s
     """The comparison for each scale that was run, or for none, where every cell says so, below the rules."""
     name = name or experiment
     data, parts = [], [grids.title(name), *([rules.rstrip("\n")] if rules else [])]
-    frames = cells.frames(experiment, records)
+    frames = cells.frames_by_scale(experiment, records)
     for scale, frame in frames.items():
         found, page = compare(frame)
         data.append(found.assign(scale=scale))
@@ -442,7 +447,7 @@ def _beside(printed: pd.DataFrame, frame: pd.DataFrame, keys: list[str]) -> pd.D
     """The paper's rows with ours: mean, standard deviation, n, planned n, difference, and all of it as text."""
     groups = frame.groupby(keys, sort=False)["value"]
     ours = pd.DataFrame([{**dict(zip(keys, key, strict=True)), **cells.summarize(cell)} for key, cell in groups])
-    texts = groups.agg(shown).rename("text").reset_index()
+    texts = groups.agg(mean_and_spread).rename("text").reset_index()
     columns = [*keys, "ours", "sd", "n", "planned"]
     data = printed.merge(ours.reindex(columns=columns), on=keys, how="left").merge(texts, on=keys, how="left")
     data[["ours", "sd"]] = data[["ours", "sd"]].astype(float)

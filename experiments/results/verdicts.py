@@ -61,12 +61,12 @@ class Verdict(NamedTuple):
         return "holds" if self.low > 0 else "the opposite holds" if self.high < 0 else "open"
 
 
-def square(cells: pd.DataFrame, column: str, networks: Sequence[str]) -> Matrix:
+def as_matrix(cells: pd.DataFrame, column: str, networks: Sequence[str]) -> Matrix:
     """A column of cells (target, source, ...) as a matrix of `networks` by `networks`, NaN where there is none."""
     return cells.pivot(index="target", columns="source", values=column).reindex(networks, columns=networks).to_numpy()
 
 
-def all_of(ours: Matrix, paper: Matrix, similarity: Matrix, over_random: bool = True) -> list[Verdict]:
+def all_verdicts(ours: Matrix, paper: Matrix, similarity: Matrix, over_random: bool = True) -> list[Verdict]:
     """The verdicts on a table of ours. Direction is of tables that are divided by random init alone."""
     found = direction(ours) if over_random else []
     return [*found, *by_similarity(ours, similarity), *agreement(ours, paper)]

@@ -70,7 +70,7 @@ def _checked(file: Path, mmap: bool = False) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def read_users(file: Path) -> dict[str, Any] | None:
+def read_users_file(file: Path) -> dict[str, Any] | None:
     """What `write` left in a file that the user names; None if something else wrote it.
 
     Raises UserError if it is damaged.

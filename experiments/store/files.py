@@ -44,7 +44,7 @@ def write_text(file: Path, text: str) -> None:
     atomic_write(file, lambda f: f.write(text.encode()))
 
 
-def same(file: Path, text: str) -> bool:
+def holds(file: Path, text: str) -> bool:
     """Whether a file is there and holds this text, byte for byte."""
     return file.is_file() and file.read_bytes() == text.encode()
 

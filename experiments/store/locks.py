@@ -14,7 +14,7 @@ from experiments.settings import UserError, first_line
 
 
 @contextmanager
-def alone(file: Path, what: str) -> Iterator[None]:
+def exclusive(file: Path, what: str) -> Iterator[None]:
     """Hold the lock of `file`. While another process has it, wait, after a line that says for whom and for `what`.
 
     The lock is the operating system's (flock), not the file, which stays and says who had it last: it ends with its

@@ -43,7 +43,7 @@ def read(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def ended(folder: Path) -> dict[str, dict[str, Any]]:
+def read_ended(folder: Path) -> dict[str, dict[str, Any]]:
     """The records in a folder of trials that have ended, by their ids."""
     return {record["id"]: record for file in sorted(folder.glob("*.json")) if (record := read(file))}
 
@@ -65,7 +65,7 @@ def best_accuracy(record: dict[str, Any], epochs: int = EFFECTIVENESS_EPOCHS) ->
     return max(row["test_accuracy"] for row in record["epochs"][:epochs])
 
 
-def time_to(record: dict[str, Any], accuracy: float) -> tuple[int, float] | tuple[None, None]:
+def time_to_accuracy(record: dict[str, Any], accuracy: float) -> tuple[int, float] | tuple[None, None]:
     """Epochs and seconds until a test accuracy is reached; None where it never is."""
     for number, row in enumerate(record["epochs"], start=1):
         if row["test_accuracy"] >= accuracy:
@@ -78,7 +78,7 @@ def effectiveness(record: dict[str, Any], baseline: dict[str, Any]) -> float:
     return best_accuracy(record) / (best_accuracy(baseline) or math.nan)
 
 
-def divergence(record: dict[str, Any]) -> str:
+def divergence_text(record: dict[str, Any]) -> str:
     """What to say of a trial whose status is diverged."""
     last = record["epochs"][-1]
     losses = f"train loss {last['train_loss']:g}, test loss {last['test_loss']:g}"
@@ -125,7 +125,7 @@ def _cpu() -> str:
 # --- committed evidence -----------------------------------------------------------------------------------------------
 
 
-def evidence(folder: Path) -> list[dict[str, Any]]:
+def read_evidence(folder: Path) -> list[dict[str, Any]]:
     """The records that are committed in a folder: the lines of its `records.jsonl`, a trial each.
 
     Raises ValueError for a line that is not what was written, whose id is not that of its trial, or that is no result.
@@ -137,14 +137,14 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
             record = _whole(line)
             if record["id"].rpartition("-")[2] != trial_digest(record["trial"]):
                 raise ValueError("its id is not that of its trial")
-            check_counts(record)
+            check_evidence(record)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file}, line {number}: {error}: take it from the commit that added it") from error
         found.append(record)
     return found
 
 
-def check_counts(record: dict[str, Any]) -> None:
+def check_evidence(record: dict[str, Any]) -> None:
     """Raise ValueError unless a record counts: of a trial that has ended, from a clean commit, with its accuracies."""
     if record["status"] not in ENDED:
         raise ValueError("its trial has not ended")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.settings import UserError
 from experiments.store import checkpoints, records
-from experiments.store.locks import alone
+from experiments.store.locks import exclusive
 
 
 class Identified(Protocol):
@@ -28,9 +28,9 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def alone(self, trial: Identified) -> AbstractContextManager[None]:
+    def exclusive(self, trial: Identified) -> AbstractContextManager[None]:
         """No other process trains this trial meanwhile."""
-        return alone(self.folder / "locks" / f"{trial.id}.lock", f"it trains {trial.id}")
+        return exclusive(self.folder / "locks" / f"{trial.id}.lock", f"it trains {trial.id}")
 
     def record_file(self, trial: Identified) -> Path:
         return self.folder / "records" / f"{trial.id}.json"
@@ -48,7 +48,7 @@ class Store:
         check_same_trial(file, checkpoint["trial"], trial.identity(), list(trial.identity()))
         return checkpoint["state"]
 
-    def keep(self, trial: Identified, state: dict[str, Tensor]) -> None:
+    def write_checkpoint(self, trial: Identified, state: dict[str, Tensor]) -> None:
         """Write the checkpoint of a trial, from which others start."""
         checkpoints.write({"trial": trial.identity(), "state": state}, self._checkpoint_file(trial))
 
@@ -58,7 +58,7 @@ class Store:
     def unfinished(self, trial: Identified) -> checkpoints.Unfinished:
         return checkpoints.Unfinished(self.folder / "unfinished", trial.id)
 
-    def tidy(self, trial: Identified) -> None:
+    def clean_up(self, trial: Identified) -> None:
         """Remove what is of no use when a trial has ended, files that a killed process was writing among it."""
         self.unfinished(trial).remove()
         for file in self.folder.glob(f"*/.{trial.id}.*"):

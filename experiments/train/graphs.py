@@ -60,7 +60,7 @@ class Pace:
             self.events.popleft().synchronize()
 
 
-class Replayed:
+class ReplayedStep:
     """Calls of a step, which is captured after a few of them with tensors of one shape, and replayed from then on.
 
     Every call counts, the first ones too. Calls with other shapes (of a last, smaller batch) and steps that cannot be

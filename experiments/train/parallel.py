@@ -76,7 +76,7 @@ def totals(*values: float) -> tuple[float, ...]:
     return tuple(sums.tolist())
 
 
-def part(count: int) -> slice:
+def own_share(count: int) -> slice:
     """Which of `count` images, a number that the processes divide, are this process's."""
     own = count // size()
     return slice(rank() * own, (rank() + 1) * own)

@@ -17,7 +17,7 @@ from experiments.data.loading import AnySplit, Data, Draws
 from experiments.train import parallel
 from experiments.train.batchnorm import normalizing
 from experiments.train.convolution import convolving
-from experiments.train.graphs import Pace, Replayed, own_stream
+from experiments.train.graphs import Pace, ReplayedStep, own_stream
 
 # Activations whose gradient needs their input: if they write over it, autograd makes a copy of it first.
 NEEDS_INPUT = (nn.SiLU, nn.Hardswish, nn.Mish)
@@ -25,7 +25,7 @@ State = dict[str, Any]  # of a training between two epochs: plain values and ten
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Schedule:
     """How a network is trained (section 4 and recipe): Adam, cosine per epoch, no weight decay."""
 
     epochs: int
@@ -45,7 +45,7 @@ class Recipe:
 def train(
     network: nn.Module,
     data: Data,
-    recipe: Recipe,
+    schedule: Schedule,
     device: torch.device,
     title: str = "",
     on_epoch: Callable[[dict[str, float], State], None] = lambda row, state: None,
@@ -61,11 +61,11 @@ def train(
     batch and the test images; all return the same, but for the seconds. On a single GPU the steps are replayed as CUDA
     graphs, unless `graphs` is False: the same values, but for rounding.
     """
-    order = torch.Generator().manual_seed(recipe.seed)  # of the images, and their crops
-    torch.manual_seed(recipe.seed + parallel.rank())  # dropout and stochastic depth
-    images = len(data.train.labels) // recipe.batch_size * recipe.batch_size  # of an epoch
+    order = torch.Generator().manual_seed(schedule.seed)  # of the images, and their crops
+    torch.manual_seed(schedule.seed + parallel.rank())  # dropout and stochastic depth
+    images = len(data.train.labels) // schedule.batch_size * schedule.batch_size  # of an epoch
     bar = tqdm(
-        total=recipe.epochs * images,
+        total=schedule.epochs * images,
         initial=len(state["rows"]) * images if state else 0,
         unit=" images",
         unit_scale=True,
@@ -75,12 +75,12 @@ def train(
     with own_stream(device), bar:
         prepare(network, device)
         data = Data(data.train, _own_images(data.test), data.classes).to(device)
-        optimizer = adam(network, recipe.lr, device)
+        optimizer = adam(network, schedule.lr, device)
         rows, best = _restore(state, network, optimizer, order, device) if state else ([], {})
         replica = parallel.replicated(network, device)
-        steps = Steps(replica, optimizer, data, recipe, device, graphs)
-        while len(rows) < recipe.epochs and not diverged(rows):
-            bar.set_description(f"{title} epoch {len(rows) + 1}/{recipe.epochs}")
+        steps = Steps(replica, optimizer, data, schedule, device, graphs)
+        while len(rows) < schedule.epochs and not diverged(rows):
+            bar.set_description(f"{title} epoch {len(rows) + 1}/{schedule.epochs}")
             row = _epoch(steps, order, len(rows), bar)
             if all(row["test_loss"] < earlier["test_loss"] for earlier in rows):
                 best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
@@ -160,7 +160,7 @@ def _own_images(split: AnySplit) -> AnySplit:
 def _epoch(steps: Steps, order: torch.Generator, epoch: int, bar: tqdm) -> dict[str, float]:
     """Train and test once; `epoch` counts from 0, the row that is returned from 1."""
     start = time.perf_counter()
-    lr = steps.recipe.learning_rate(epoch)
+    lr = steps.schedule.learning_rate(epoch)
     loss, accuracy = steps.train(lr, order, bar)
     parallel.average_buffers(steps.network)
     test_loss, test_accuracy = steps.test()
@@ -183,15 +183,15 @@ class Steps:
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         data: Data,
-        recipe: Recipe,
+        schedule: Schedule,
         device: torch.device,
         graphs: bool = True,
     ):
-        self.network, self.optimizer, self.data, self.recipe, self.device = network, optimizer, data, recipe, device
+        self.network, self.optimizer, self.data, self.schedule, self.device = network, optimizer, data, schedule, device
         self.loss = torch.zeros((), device=device)  # summed over images
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         captured = graphs and device.type == "cuda" and parallel.size() == 1
-        self.training, self.testing = Replayed("training", captured), Replayed("testing", captured)
+        self.training, self.testing = ReplayedStep("training", captured), ReplayedStep("testing", captured)
 
     def train(self, lr: float, order: torch.Generator, bar: tqdm) -> tuple[float, float]:
         """Mean loss and accuracy over the augmented images of an epoch."""
@@ -200,15 +200,15 @@ class Steps:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-        recipe, own = self.recipe, parallel.part(self.recipe.batch_size)
+        schedule, own = self.schedule, parallel.own_share(self.schedule.batch_size)
         self.network.train()
-        draws = self.data.train.train_draws(recipe.batch_size, recipe.image_size, order, own)
+        draws = self.data.train.train_draws(schedule.batch_size, schedule.image_size, order, own)
         return self._means(self.train_step, draws, bar)
 
     def test(self) -> tuple[float, float]:
         """Mean loss and accuracy over every test image. Leaves eval mode on."""
         self.network.eval()
-        draws = self.data.test.test_draws(self.recipe.batch_size, self.recipe.image_size)
+        draws = self.data.test.test_draws(self.schedule.batch_size, self.schedule.image_size)
         return self._means(self.test_step, draws, tqdm(disable=True))
 
     def _means(self, step: Callable[..., None], draws: Draws, bar: tqdm) -> tuple[float, float]:
@@ -231,8 +231,8 @@ class Steps:
 
     def _train_step(self, *draw: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        inputs, labels = self.data.train.train_batch(self.recipe.image_size, *draw)
-        with _autocast(self.device), convolving(self.device), normalizing(self.recipe.batchnorm_group):
+        inputs, labels = self.data.train.train_batch(self.schedule.image_size, *draw)
+        with _autocast(self.device), convolving(self.device), normalizing(self.schedule.batchnorm_group):
             outputs = self.network(inputs)
             loss = cross_entropy(outputs, labels)
         loss.backward()
@@ -242,7 +242,7 @@ class Steps:
 
     @torch.no_grad()
     def _test_step(self, *draw: Tensor) -> None:
-        inputs, labels = self.data.test.test_batch(self.recipe.image_size, *draw)
+        inputs, labels = self.data.test.test_batch(self.schedule.image_size, *draw)
         with _autocast(self.device), convolving(self.device):
             outputs = self.network(inputs)
         self.loss += cross_entropy(outputs.float(), labels, reduction="sum")

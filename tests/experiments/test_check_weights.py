@@ -35,7 +35,7 @@ class Constant(nn.Module):
 def listing(tmp_path) -> layouts.Listing:
     root = images.tree(tmp_path / "tree", train=1, test=3, classes=("n03028079", "n02102040"))
     (root / "test" / "n03028079" / "002.jpg").unlink()
-    return layouts.find(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
+    return layouts.find_images(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
 
 
 def test_both_accuracies_are_counted(listing, monkeypatch):
@@ -68,7 +68,7 @@ def test_the_command_prints_a_row_for_each_network(tmp_path, listing, monkeypatc
 def test_real_weights_know_real_images(tmp_path):
     """EfficientNet-Lite0 is right on three of four images of ImageNet, and far more often among ten classes."""
     root = Path(os.environ["DPIAT_IMAGENETTE"])
-    listing = layouts.find(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
+    listing = layouts.find_images(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
     found = check_weights.check("eff_lite0", check_weights._evenly(listing, 60))
     assert found.among_all > 0.45 and found.among_these > 0.85 and found.size == 224
 

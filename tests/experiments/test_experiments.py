@@ -12,7 +12,7 @@ from experiments.settings import UserError, aliases
 STATISTICS = paper.RESULTS / "trials" / "imagenette_statistics" / "records.jsonl"
 
 ALIASES = aliases()
-PAPERS = [name for name in grids.names() if grids.of_paper(name)]
+PAPERS = [name for name in grids.names() if grids.is_of_paper(name)]
 TABLE, FIGURE = "table of the paper", "figure of the paper"
 KINDS = {TABLE, FIGURE, "ours", "demonstration"}
 DESK = ["imagenet_to_imagenette", "imagenette_statistics", "imagenette_methods", "cifar100_classifier"]
@@ -49,7 +49,7 @@ def test_every_experiment_says_what_it_is():
     assert (
         set(kinds.values()) == KINDS and kinds["figure04"] == "figure of the paper" and kinds["demo"] == "demonstration"
     )
-    assert grids.own() == sorted(name for name in kinds if name.startswith(("cifar100", "imagenet")))
+    assert grids.our_experiments() == sorted(name for name in kinds if name.startswith(("cifar100", "imagenet")))
 
 
 @pytest.mark.parametrize("name", ALIASES)

@@ -28,7 +28,7 @@ from experiments.data import loading
 from experiments.settings import DatasetSettings, InitSettings, Settings
 from experiments.store import checkpoints, files, records
 from experiments.train import training
-from experiments.train.training import Recipe
+from experiments.train.training import Schedule
 
 pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def dropping(num_classes: int) -> nn.Module:
 
 def test_a_training_goes_on_from_every_epoch_bit_for_bit(tmp_path):
     digits = loading.load(DatasetSettings(name="digits", train_subset=256), str(tmp_path))
-    recipe = Recipe(epochs=4, lr=4e-3, schedule_epochs=4, batch_size=64, image_size=16, seed=5)
+    recipe = Schedule(epochs=4, lr=4e-3, schedule_epochs=4, batch_size=64, image_size=16, seed=5)
 
     def keep(row, state) -> None:
         checkpoints.write(state, tmp_path / f"{row['epoch']}.pt")
@@ -200,7 +200,7 @@ def test_a_trial_that_diverges_keeps_its_row_and_is_not_run_again(tmp_path, caps
     assert record["status"] == "diverged" and outcome.baseline["status"] == "finished"
     assert 1 <= len(record["epochs"]) < 5 and training.diverged(record["epochs"])
     assert not training.diverged(record["epochs"][:-1]) and not list(tmp_path.glob("unfinished/*"))
-    assert "diverged in epoch" in records.divergence(record)
+    assert "diverged in epoch" in records.divergence_text(record)
     capsys.readouterr()
     again = trial.run(settings(tmp_path, lr=1e30, target_epochs=5))
     assert trained_epochs(capsys) == 0 and again.record["status"] == "diverged"

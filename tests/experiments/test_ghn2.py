@@ -191,12 +191,14 @@ def test_a_trial_starts_from_a_prediction(folder):
 
 
 def test_another_checkpoint_is_another_trial(folder):
-    first = planning.plan(settings(folder))
+    first = planning.target_trial(settings(folder))
     ghn = ghn2.read(folder / "ghn2.pt").ghn
     ghn.embed.weight.data[0] += 1
     torch.save(ghn2.to_checkpoint(ghn, "a rule"), folder / "ghn2.pt")
-    assert planning.plan(settings(folder)).id != first.id
-    random = planning.plan(settings(folder, init=InitSettings(name="random", checkpoint=str(folder / "ghn2.pt"))))
+    assert planning.target_trial(settings(folder)).id != first.id
+    random = planning.target_trial(
+        settings(folder, init=InitSettings(name="random", checkpoint=str(folder / "ghn2.pt")))
+    )
     assert random.checkpoint == ""
 
 
@@ -207,7 +209,7 @@ def test_mistakes_are_named_before_anything_is_trained(folder):
             changes = {"checkpoint": str(folder / "other.pt")}
         wanted = settings(folder, target=target)
         with pytest.raises(UserError) as raised:
-            planning.plan(replace(wanted, init=replace(wanted.init, **changes)))
+            planning.target_trial(replace(wanted, init=replace(wanted.init, **changes)))
         assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
         return str(raised.value)
 

@@ -14,11 +14,11 @@ from experiments import models
 from experiments.data import augmentation
 from experiments.data.loading import Data, Split
 from experiments.train import graphs, training
-from experiments.train.training import Recipe, Steps, train
+from experiments.train.training import Schedule, Steps, train
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 NETWORKS = ("eff_b0", "eff_b1", "eff_b2", "mix_m", "mix_l", "rex", "rex_150", "mnas", "semnas", "eff_lite0")
-RECIPE = Recipe(epochs=3, lr=4e-3, schedule_epochs=10, batch_size=8, image_size=16, seed=0)
+RECIPE = Schedule(epochs=3, lr=4e-3, schedule_epochs=10, batch_size=8, image_size=16, seed=0)
 
 
 def noise(images: int, seed: int, device: torch.device = CPU) -> Split:
@@ -49,7 +49,7 @@ def test_a_step_stays_on_its_device(name, group, monkeypatch):
     augmentation._statistics(META)  # once
     with META:
         network = models.build(name, 10)
-    recipe = Recipe(epochs=1, lr=0.1, schedule_epochs=1, batch_size=8, image_size=32, seed=0, batchnorm_group=group)
+    recipe = Schedule(epochs=1, lr=0.1, schedule_epochs=1, batch_size=8, image_size=32, seed=0, batchnorm_group=group)
     data = Data(noise(16, 0, META), noise(16, 1, META), [])
     steps = Steps(network, torch.optim.SGD(network.parameters(), lr=0.1, fused=False, foreach=True), data, recipe, META)
     (draw, *_) = data.train.train_draws(8, 32, torch.Generator())
@@ -89,7 +89,7 @@ def both(monkeypatch) -> tuple[Steps, Steps]:
     for _ in range(2):
         own = copy.deepcopy(network)
         made.append(Steps(own, torch.optim.Adam(own.parameters(), lr=1e-3), data, RECIPE, CPU))
-    made[1].training, made[1].testing = graphs.Replayed("training"), graphs.Replayed("testing")
+    made[1].training, made[1].testing = graphs.ReplayedStep("training"), graphs.ReplayedStep("testing")
     return tuple(made)
 
 

@@ -235,7 +235,7 @@ def test_a_link_that_leads_nowhere_is_named(name, tmp_path):
     (tree / "train" / "ash" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     settings = DatasetSettings(name=name, root=str(tree), stored_size=8)
     with pytest.raises(UserError, match=r"train/ash/lost\.jpg cannot be read \(No such file or directory\): get it"):
-        loading.identity(settings) if name == "folder" else loading.load(settings, str(tmp_path / "cache"))
+        loading.dataset_id(settings) if name == "folder" else loading.load(settings, str(tmp_path / "cache"))
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_classes_may_be_links_and_what_is_no_image_does_not_count(tmp_path):
     images.write(tmp_path / "b" / "real" / "train" / "ash", ["001.jpg"], 5)  # the same names
 
     def identity(place: str) -> str:
-        return loading.identity(DatasetSettings(name="folder", stream=True, root=str(tmp_path / place / "set")))
+        return loading.dataset_id(DatasetSettings(name="folder", stream=True, root=str(tmp_path / place / "set")))
 
     first = identity("a")
     assert first != identity("b")

@@ -23,11 +23,11 @@ from experiments.settings import DatasetSettings, InitSettings, UserError
 from experiments.store import records
 from experiments.train import parallel, training
 from experiments.train.batchnorm import normalizing
-from experiments.train.training import Recipe
+from experiments.train.training import Schedule
 
 pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
-RECIPE = Recipe(epochs=2, lr=4e-3, schedule_epochs=2, batch_size=64, image_size=16, seed=5)
+RECIPE = Schedule(epochs=2, lr=4e-3, schedule_epochs=2, batch_size=64, image_size=16, seed=5)
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["sklearn.datasets", "experiments.trial", "networks"])
 
@@ -50,7 +50,7 @@ def gradients(build: Callable[[int], nn.Module], group: int | None) -> dict[str,
     network = built(build)
     generator = torch.Generator().manual_seed(1)
     inputs, labels = torch.rand(32, 3, 8, 8, generator=generator), torch.arange(32) % 10
-    own = parallel.part(32)
+    own = parallel.own_share(32)
     with normalizing(group):
         replica = parallel.replicated(network, CPU)  # which has to live until the gradients are there
         outputs = replica(inputs[own])

@@ -178,7 +178,7 @@ def test_the_number_of_workers_follows_the_cores(root, monkeypatch):
 
 
 def identity(root: Path, **changes) -> str:
-    return loading.identity(DatasetSettings(**{"name": "folder", "stream": True, "root": str(root)} | changes))
+    return loading.dataset_id(DatasetSettings(**{"name": "folder", "stream": True, "root": str(root)} | changes))
 
 
 def test_a_folder_is_known_by_what_is_in_it(tmp_path):

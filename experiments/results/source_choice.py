@@ -21,7 +21,7 @@ MEASURES = {
 }
 
 
-class Results(NamedTuple):
+class SourceEffects(NamedTuple):
     """What sources gave to targets: columns target, source, value; and the correlation in the paper's Table 11."""
 
     name: str
@@ -29,7 +29,7 @@ class Results(NamedTuple):
     printed: float | None = None
 
 
-def choice(cells: pd.DataFrame) -> dict[str, float]:
+def prediction_quality(cells: pd.DataFrame) -> dict[str, float]:
     """How well similarity predicts what a source gives, from columns target, source, similarity and value.
 
     `correlation` is Pearson's over all cells, as in Table 11. The others leave out the network itself as a source and
@@ -58,7 +58,7 @@ def choice(cells: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def said(name: str, found: dict[str, float]) -> str:
+def in_words(name: str, found: dict[str, float]) -> str:
     """In words, what `choice` found of our own results."""
     return (
         f"In {name}, {found['between rows']:.0%} of the variance of effectiveness is between targets, where there is "
@@ -70,7 +70,7 @@ def said(name: str, found: dict[str, float]) -> str:
 
 
 @cache
-def numbers(*names: str) -> pd.DataFrame:
+def measures_of_pairs(*names: str) -> pd.DataFrame:
     """MEASURES of every pair of networks: columns measure, target, source, similarity."""
     from dpiat import rank  # imports torch, as the networks do
 
@@ -83,18 +83,18 @@ def numbers(*names: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["measure", "target", "source", "similarity"])
 
 
-def measured(results: Iterable[Results]) -> pd.DataFrame:
+def measures_of_results(results: Iterable[SourceEffects]) -> pd.DataFrame:
     """The numbers of the networks that occur in results."""
     pairs = pd.concat(found.values[["target", "source"]] for found in results)
-    return numbers(*pd.unique(pairs.to_numpy().ravel()))
+    return measures_of_pairs(*pd.unique(pairs.to_numpy().ravel()))
 
 
-def table11(results: list[Results], not_run: Iterable[str]) -> Table:
+def table11(results: list[SourceEffects], not_run: Iterable[str]) -> Table:
     """Does similarity, as the paper computes it, predict the effect? `not_run` names tables of ours."""
-    found = measured(results)
+    found = measures_of_results(results)
     similarity = found[found["measure"] == "similarity, paper mode"]
     data = pd.DataFrame(
-        {"results": name, "printed": printed, **choice(values.merge(similarity, on=["source", "target"]))}
+        {"results": name, "printed": printed, **prediction_quality(values.merge(similarity, on=["source", "target"]))}
         for name, values, printed in results
     )
     page = data.drop(columns=["targets", "by chance", "between rows"])
@@ -111,11 +111,11 @@ def table11(results: list[Results], not_run: Iterable[str]) -> Table:
     return Table(data, f"{text}\n\n{markdown(page)}")
 
 
-def measures(results: list[Results]) -> Table:
+def measures_table(results: list[SourceEffects]) -> Table:
     """The same question for each number that `dpiat.rank` gives: by which of them should one choose?"""
-    by_measure = measured(results).groupby("measure", sort=False)
+    by_measure = measures_of_results(results).groupby("measure", sort=False)
     data = pd.DataFrame(
-        {"results": name, "measure": measure, **choice(values.merge(found, on=["source", "target"]))}
+        {"results": name, "measure": measure, **prediction_quality(values.merge(found, on=["source", "target"]))}
         for name, values, _ in results
         for measure, found in by_measure
     )

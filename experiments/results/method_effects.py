@@ -30,13 +30,13 @@ CHECKED = {
 }
 
 
-def several(frame: pd.DataFrame) -> bool:
-    """Whether an experiment, by its `cells.compared`, varies how weights move, and not just where."""
+def varies_method(frame: pd.DataFrame) -> bool:
+    """Whether an experiment, by its `cells.with_effectiveness`, varies how weights move, and not just where."""
     return len(frame.loc[frame["source"] != "", METHOD].drop_duplicates()) > 1
 
 
 def pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each pair and method of `cells.compared`, in their order, with means over seeds.
+    """A row for each pair and method of `cells.with_effectiveness`, in their order, with means over seeds.
 
     `method` names what varies of it.
     """
@@ -57,10 +57,10 @@ def _named(row: pd.Series, varied: list[str]) -> str:
 
 def table(title: str, line: str, data: pd.DataFrame) -> Table:
     """The means over pairs of each method, against the first one on the same pairs; then pair by pair."""
-    return Table(data, f"{title}\n\n{line}\n\n{means(data)}\n{by_pair(data)}")
+    return Table(data, f"{title}\n\n{line}\n\n{means_page(data)}\n{pairs_page(data)}")
 
 
-def by_pair(data: pd.DataFrame) -> str:
+def pairs_page(data: pd.DataFrame) -> str:
     """Markdown: accuracy and effectiveness of each pair with each method."""
     cell = data["accuracy"].map("{:.3f}".format) + data["effectiveness"].map(" {:.2f}×".format)
     shown = data.assign(cell=cell.where(data["accuracy"].notna(), NOT_RUN))
@@ -71,10 +71,10 @@ def by_pair(data: pd.DataFrame) -> str:
     return markdown(wide.reset_index())
 
 
-def means(data: pd.DataFrame) -> str:
+def means_page(data: pd.DataFrame) -> str:
     """The means over pairs of each method, as Markdown."""
     data = data.assign(same=same_start(data))
-    found, more = summary(data), noise(data)
+    found, more = summary(data), noise_line(data)
     first, rates = data["method"].iloc[0], (", ".join(map("{:g}".format, data[rate].unique())) for rate in RATES)
     explained = [
         "Accuracy is the best within 4 epochs, at a learning rate of {}; random init has {}.".format(*rates),
@@ -83,11 +83,11 @@ def means(data: pd.DataFrame) -> str:
         f"`p`: of the mean difference to `{first}`, its sign flipped pair by pair, after Holm's correction.",
     ]
     if of_table12(data):
-        of_paper = paper_of(data)
+        of_paper = papers_means(data)
         said = of_paper["paper"].map("{:.2f}".format) + of_paper["paper's ±"].map(" ± {:.2f}".format)
         found.insert(3, "paper's effectiveness", list(said))
         explained.append("The paper's effectiveness is that of its Table 12.")
-        more = [*agreement(data), *more]
+        more = [*agreement_lines(data), *more]
     if WITH_SIMILARITY in found:
         explained.append(f"`{WITH_SIMILARITY}`: the rank correlation of the difference with the pair's similarity.")
     return "\n\n".join([" ".join(explained), markdown(found).rstrip("\n"), *more]) + "\n"
@@ -98,17 +98,17 @@ def of_table12(data: pd.DataFrame) -> bool:
     return data["operator"].nunique() > 1 and data["matching"].nunique() > 1
 
 
-def paper_of(data: pd.DataFrame) -> pd.DataFrame:
+def papers_means(data: pd.DataFrame) -> pd.DataFrame:
     """The paper's means and errors of each method of `pairs`, in their order: method, operator, matching, paper, ±."""
     return data.drop_duplicates("method")[["method", "operator", "matching"]].merge(paper.methods(), how="left")
 
 
-def agreement(data: pd.DataFrame) -> list[str]:
+def agreement_lines(data: pd.DataFrame) -> list[str]:
     """How the methods compare with one another, here and in the paper: each over the pairs that it and the first have.
 
     Their order is compared over the pairs that are run with each.
     """
-    same, rows = together(data), paper_of(data).set_index("method")
+    same, rows = with_every_method(data), papers_means(data).set_index("method")
     said = ["No pair is run with every method yet, so that nothing is said of their order."]
     if pairs := len(same.drop_duplicates(PAIR)):
         rank = same.groupby("method")["effectiveness"].mean().rank().corr(rows["paper"].rank())
@@ -140,7 +140,7 @@ def _printed(rows: pd.DataFrame, name: str, first: str) -> tuple[float, float]:
     return rows.loc[name, "paper"] / rows.loc[first, "paper"], float(np.hypot(relative[name], relative[first]))
 
 
-def together(data: pd.DataFrame) -> pd.DataFrame:
+def with_every_method(data: pd.DataFrame) -> pd.DataFrame:
     """Of `pairs`, those that are run with every method: over others, the means of methods are not comparable."""
     run = data.dropna(subset="accuracy")
     return run[run.groupby(PAIR)["method"].transform("nunique") == data["method"].nunique()]
@@ -148,7 +148,7 @@ def together(data: pd.DataFrame) -> pd.DataFrame:
 
 def summary(data: pd.DataFrame) -> pd.DataFrame:
     """A row for each method, from `pairs` with `same`: means over pairs, and the difference to the first method."""
-    difference, similarity = differences(data), of_first(data, "similarity")
+    difference, similarity = differences(data), value_of_first(data, "similarity")
     groups = dict(list(data.groupby("method", sort=False)))
     others = {method: difference.loc[found.index[~found["same"]]].dropna() for method, found in groups.items()}
     first, *rest = groups
@@ -184,16 +184,16 @@ def _of(rows: pd.DataFrame) -> str:
 
 def differences(data: pd.DataFrame) -> pd.Series:
     """The accuracy of each row of `pairs`, less that of the first method on the same pair."""
-    return data["accuracy"] - of_first(data, "accuracy")
+    return data["accuracy"] - value_of_first(data, "accuracy")
 
 
-def of_first(data: pd.DataFrame, column: str) -> pd.Series:
+def value_of_first(data: pd.DataFrame, column: str) -> pd.Series:
     """For each row of `pairs`, what the first method on the same pair has in a column."""
     first = data[data["method"] == data["method"].iloc[0]].set_index(PAIR)[column]
     return pd.Series(data.set_index(PAIR).index.map(first), data.index)
 
 
-def noise(data: pd.DataFrame) -> list[str]:
+def noise_line(data: pd.DataFrame) -> list[str]:
     """How far accuracies are apart that began with the same parameters.
 
     Methods that begin alike mostly train alike, so that it is pairs that count, and not each of their methods.

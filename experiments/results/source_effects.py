@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from experiments.results import cells, choosing, methods, ours, paper, reproduction
+from experiments.results import cells, method_effects, ours, paper, reproduction, source_choice
 from experiments.results.cells import NOT_RUN, Table
-from experiments.results.choosing import Results
+from experiments.results.source_choice import SourceEffects
 
 
 def table11(records: cells.Records, own: list[str]) -> Table:
     """Correlation, regret: from the paper's own numbers, and from our grids; no training."""
-    not_run = [str(int(table[5:])) for table in paper.TABLE_11 if reproduction.run(table, records).empty]
-    return choosing.table11(outcomes(records, own), not_run)
+    not_run = [str(int(table[5:])) for table in paper.TABLE_11 if reproduction.run_cells(table, records).empty]
+    return source_choice.table11(all_effects(records, own), not_run)
 
 
-def outcomes(records: cells.Records, own: list[str]) -> list[Results]:
+def all_effects(records: cells.Records, own: list[str]) -> list[SourceEffects]:
     """What sources gave to targets: in each of the paper's tables, in ours at each scale, and in our own grids."""
     printed = paper.printed("table11_correlation").set_index(["dataset", "source_weights"])["correlation"]
     found = []
     for table, (dataset, weights) in paper.TABLE_11.items():
         name = f"Table {int(table[5:])}: {dataset}, sources from {paper.STARTS[weights]}"
-        found.append(Results(name, paper.matrix(table), printed[dataset, weights]))
-        for scale, run in reproduction.run(table, records).groupby("scale"):
+        found.append(SourceEffects(name, paper.matrix(table), printed[dataset, weights]))
+        for scale, run in reproduction.run_cells(table, records).groupby("scale"):
             values = run[["target", "source", "ours"]].rename(columns={"ours": "value"})
-            found.append(Results(f"ours, scale {scale}: {name}", values))
+            found.append(SourceEffects(f"ours, scale {scale}: {name}", values))
     for experiment in own:
         trials = ours.trials(experiment, records)
         values = ours.transfers(trials)
-        if not methods.several(trials) and len(values) > len(values["target"].unique()) > 1:
+        if not method_effects.varies_method(trials) and len(values) > len(values["target"].unique()) > 1:
             name = f"ours: {experiment}, random init at {paper.RANDOM_LR:g}"
-            found.append(Results(name, values.drop(columns="similarity")))
+            found.append(SourceEffects(name, values.drop(columns="similarity")))
     return found
 
 
-def similarity_said(experiment: str, records: cells.Records) -> str:
+def similarity_in_words(experiment: str, records: cells.Records) -> str:
     """What similarity, as the paper computes it, tells of a grid of ours, in words."""
     values = ours.transfers(ours.trials(experiment, records))[["target", "source", "value"]]
     if len(values) < 3:
         return f"{NOT_RUN}\n"
-    numbers = choosing.measured([Results(experiment, values)])
+    numbers = source_choice.measures_of_results([SourceEffects(experiment, values)])
     similarity = numbers[numbers["measure"] == "similarity, paper mode"]
-    return choosing.said("our own grid", choosing.choice(values.merge(similarity, on=["source", "target"])))
+    return source_choice.in_words(
+        "our own grid", source_choice.prediction_quality(values.merge(similarity, on=["source", "target"]))
+    )
