@@ -1,4 +1,4 @@
-"""Are ImageNet weights in their right places? Their accuracy on images of ImageNet's own classes:
+"""Are ImageNet weights in the right places? Prints their accuracy on images of ImageNet's classes.
 
 python -m experiments.check_weights --root FOLDER [network ...]
 """
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from experiments import models
 from experiments.data import layouts
 from experiments.data.layouts import ImageFiles, Listing
+from experiments.datasets import IMAGENET_CLASSES
 from experiments.settings import DatasetSettings, UserError
 
 LITES = ("eff_lite0", "eff_lite1", "eff_lite2")
@@ -31,19 +32,24 @@ BATCH = 50  # images
 
 
 class Accuracy(NamedTuple):
-    """Of a network on the test images, in [0, 1]."""
+    """The accuracy of a network on the test images, in [0, 1]."""
 
-    among_all: float  # the highest of the 1000 outputs is right
-    among_these: float  # the highest of those of the data set's classes is right
-    size: int  # pixels; side of the network's own input
+    among_all: float  # how often the highest of all of ImageNet's outputs is right
+    among_these: float  # how often the highest among the outputs of the data set's classes is right
+    size: int  # pixels; the side of the network's own input
 
 
 def check(name: str, listing: Listing) -> Accuracy:
-    """The accuracy of a network with ImageNet weights, at its own input size, crop and normalization.
+    """Measure a network with ImageNet weights, at its own input size, crop and normalization.
 
-    Raises UserError if there are no such weights, or a class is none of ImageNet's 1000.
+    Args:
+        name: A short name or a timm name.
+        listing: The images, of which those for testing are used.
+
+    Raises:
+        UserError: There are no such weights, or a class is not one of ImageNet's.
     """
-    network = models.build(name, 1000, imagenet=True).eval()
+    network = models.build(name, IMAGENET_CLASSES, imagenet=True).eval()
     config = timm.data.resolve_model_data_config(network)
     transform = timm.data.create_transform(**config, is_training=False)
     classes = torch.tensor(imagenet_indices(listing.classes))
@@ -59,11 +65,13 @@ def check(name: str, listing: Listing) -> Accuracy:
 
 
 def imagenet_indices(wnids: list[str]) -> list[int]:
-    """The outputs, of 1000, for these classes. Raises UserError for a class that ImageNet does not have."""
+    """Return the outputs of ImageNet's networks for these classes. Raises UserError for another class."""
     known = {wnid: i for i, wnid in enumerate(timm.data.ImageNetInfo("imagenet-1k").label_names())}
     for wnid in wnids:
         if wnid not in known:
-            raise UserError(f"{wnid} is no class of ImageNet: the folders must have the names of wnids, as n01440764")
+            raise UserError(
+                f"{wnid} is not a class of ImageNet: the folders must have the names of wnids, as n01440764"
+            )
     return [known[wnid] for wnid in wnids]
 
 
@@ -91,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         listing = layouts.find_images(DatasetSettings(name="imagenette", root=options.root), Path())
         listing = _evenly(listing, min(options.images or len(listing.test), len(listing.test)))
         print(f"{len(listing.test):,} test images of {len(listing.classes)} classes\n")
-        print(f"| network | px | right of 1,000 classes | right of {len(listing.classes)} |\n|{' --- |' * 4}")
+        right = f"right of {IMAGENET_CLASSES:,} classes | right of {len(listing.classes)}"
+        print(f"| network | px | {right} |\n|{' --- |' * 4}")
         for name in options.networks:
             found = check(name, listing)
             print(f"| {name} | {found.size} | {found.among_all:.3f} | {found.among_these:.3f} |", flush=True)
@@ -100,6 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _evenly(listing: Listing, count: int) -> Listing:
+    """Keep so many test images, evenly spaced, so that every class is among them."""
     keep = np.arange(count) * len(listing.test) // count
     return listing._replace(test=listing.test.subset(keep), test_labels=listing.test_labels[keep])
 

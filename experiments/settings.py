@@ -1,4 +1,4 @@
-"""Every setting of a trial, with its unit: the schema that Hydra checks the configuration against."""
+"""Every setting of a trial, with its unit. Hydra checks the configuration against these classes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from omegaconf import MISSING, OmegaConf
 from experiments.datasets import DATASETS, names_with
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FETCHED = names_with(had_from="torchvision")
+FETCHED = names_with(provided_by="torchvision")
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line that names the thing and says what to do."""
+    """A mistake that the user can mend. The message is one line that names the mistake and says what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, for a message of one line."""
+    """Return the first line of an error's text, or the name of its class."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -103,12 +103,12 @@ class Settings:
 
 @cache
 def aliases() -> dict[str, dict[str, str]]:
-    """Experiments without trials of their own, by name: title, kind, trials_of (whose they are), expected."""
+    """Read configs/aliases.yaml: experiments that share the trials of another, by name."""
     return OmegaConf.to_container(OmegaConf.load(CONFIGS / "aliases.yaml"))
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `base`, the first entry of the defaults list, the aliases and the help."""
+    """Tell Hydra the settings (as `base`, the first entry of the defaults list), the aliases and the help text."""
     store = ConfigStore.instance()
     store.store(name="base", node=Settings)
     for name, alias in aliases().items():
@@ -117,7 +117,7 @@ def register() -> None:
 
 
 def _describe(cls: type = Settings, prefix: str = "") -> str:
-    """One line for each key: its default and what it means. The text of `run.py --help`."""
+    """Return the lines of `run.py --help`, one for each key: its default, and what the key means."""
     lines = []
     hints = get_type_hints(cls)
     for f in fields(cls):

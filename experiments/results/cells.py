@@ -87,7 +87,7 @@ def commands(experiment: str, *scale: str) -> list[tuple[str, ...]]:
 def command_lines(experiment: str, *scale: str) -> list[str]:
     """What one types for each multirun of an experiment."""
     dataset = next(grids.sweep(experiment, *scale)).dataset.name
-    root = ("dataset.root=FOLDER",) if DATASETS[dataset].had_from == "the user" else ()
+    root = ("dataset.root=FOLDER",) if DATASETS[dataset].provided_by == "the user" else ()
     runs = ((f"experiment={experiment}", *root, *words) for words in commands(experiment, *scale))
     return [f"python run.py -m {' '.join(words)}" for words in runs]
 

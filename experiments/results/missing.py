@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from experiments import grids
-from experiments.datasets import DATASETS
+from experiments.datasets import DATASETS, STREAMED
 from experiments.results import cells
 from experiments.store.records import provenance
 
@@ -87,7 +87,7 @@ def seconds(trial: Trial, speeds: Speeds) -> float:
     same_size = [speed for (_, its_size), speed in speeds.items() if its_size == size]
     scaled = same_size or [speed * (size / its_size) ** 2 for (_, its_size), speed in speeds.items()]
     speed = speeds.get((trial.model, size), statistics.mean(scaled))
-    known = DATASETS.get(trial.dataset.removesuffix("-streamed"))
+    known = DATASETS.get(trial.dataset.removesuffix(STREAMED))
     images = trial.train_subset or (known.train_images if known else math.nan)
     return trial.recipe.epochs * images * speed
 

@@ -48,7 +48,7 @@ def test_both_accuracies_are_counted(listing, monkeypatch):
 
 def test_classes_find_their_outputs(listing):
     assert check_weights.imagenet_indices(listing.classes) == [SPRINGER, CHURCH]
-    with pytest.raises(UserError, match="tench is no class of ImageNet: the folders must have the names of wnids"):
+    with pytest.raises(UserError, match="tench is not a class of ImageNet: the folders must have the names of wnids"):
         check_weights.imagenet_indices(["tench"])
 
 

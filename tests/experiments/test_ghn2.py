@@ -218,10 +218,10 @@ def test_mistakes_are_named_before_anything_is_trained(folder):
     assert "does not exist" in said(checkpoint=str(folder / "nowhere.pt"))
     assert "is not a file" in said(checkpoint=str(folder))
     (folder / "text.pt").write_text("no tensors")
-    assert "text.pt is no checkpoint of GHN-2: torch.load" in said(checkpoint=str(folder / "text.pt"))
+    assert "text.pt is not a checkpoint of GHN-2: torch.load" in said(checkpoint=str(folder / "text.pt"))
     (folder / "half.pt").write_bytes((folder / "ghn2.pt").read_bytes()[:5000])
-    assert "half.pt is no checkpoint of GHN-2: torch.load" in said(checkpoint=str(folder / "half.pt"))
-    assert "other.pt is no checkpoint of GHN-2: torch.load" in said({"code": ghn2.Checkpoint})  # is not run
+    assert "half.pt is not a checkpoint of GHN-2: torch.load" in said(checkpoint=str(folder / "half.pt"))
+    assert "other.pt is not a checkpoint of GHN-2: torch.load" in said({"code": ghn2.Checkpoint})  # is not run
     assert "it needs config and state_dict" in said(networks.small(10).state_dict())
     assert "its ve is False, not True" in said(good | {"config": good["config"] | {"ve": False}})
     assert "is not of GHN-2's format: " in said(good | {"config": good["config"] | {"num_classes": 7}})
