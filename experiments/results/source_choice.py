@@ -1,4 +1,4 @@
-"""Which source should one take? What the numbers that need no training tell of what sources gave (Table 11)."""
+"""How well do numbers that need no training predict which source is the best (Table 11)?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.results import paper
 from experiments.results.cells import Table, markdown
 
-# The numbers of `dpiat.rank` by their names in the table, with the mode in which networks are standardized.
+# The numbers of `dpiat.rank`, by their names in the table: the mode that networks are standardized in, and the number.
 MEASURES = {
     "similarity": ("default", "similarity"),
     "similarity, paper mode": ("paper", "similarity"),
@@ -22,23 +22,34 @@ MEASURES = {
 
 
 class SourceEffects(NamedTuple):
-    """What sources gave to targets: columns target, source, value; and the correlation in the paper's Table 11."""
+    """How much each source of a table helped each target."""
 
     name: str
-    values: pd.DataFrame
-    printed: float | None = None
+    values: pd.DataFrame  # columns target, source, value
+    printed: float | None = None  # the correlation in the paper's Table 11
 
 
 def prediction_quality(cells: pd.DataFrame) -> dict[str, float]:
-    """How well similarity predicts what a source gives, from columns target, source, similarity and value.
+    """Measure how well similarity predicts the value of a source.
 
-    `correlation` is Pearson's over all cells, as in Table 11. The others leave out the network itself as a source and
-    look at one target at a time, as one who chooses a source does: `within a row` is the correlation after the mean of
-    its row is taken from each value and each similarity; `regret` is the share of the row's best value that is lost by
-    taking the most similar source, `regret of chance` by taking any, both as means over the targets with a choice;
-    `best chosen` counts the `targets` whose most similar source is the best one, `by chance` how many any would be;
-    `between rows` is the share of the variance of values that is between targets, where there is nothing to choose.
+    Args:
+        cells: Columns target, source, similarity and value.
+
+    Returns:
+        cells: The number of cells.
+        correlation: Pearson's correlation over all cells, as in Table 11.
+        within a row: The correlation after the mean of its row is taken off each value and each similarity.
+        regret: The share of the row's best value that is lost by taking the most similar source.
+        regret of chance: The same for taking any source.
+        best chosen: The number of targets whose most similar source is the best.
+        targets: The number of targets with a choice.
+        by chance: How many targets would get their best source by chance.
+        between rows: The share of the variance of values that lies between targets.
     """
+    # Table 11 correlates over all cells of a table. Most of the variance is between targets: some networks gain more
+    # from any source than others do. But whoever chooses a source has one target, so that this variance is no help. All
+    # numbers but the first two look at one target at a time, and leave out the network itself as a source, whose
+    # similarity is 1.
     others = cells[cells["source"] != cells["target"]]
     others = others[others.groupby("target")["source"].transform("count") > 1]
     rows = others.groupby("target")
@@ -59,19 +70,20 @@ def prediction_quality(cells: pd.DataFrame) -> dict[str, float]:
 
 
 def in_words(name: str, found: dict[str, float]) -> str:
-    """In words, what `choice` found of our own results."""
+    """Put into words what `prediction_quality` found for the results that `name` names."""
     return (
-        f"In {name}, {found['between rows']:.0%} of the variance of effectiveness is between targets, where there is "
-        f"nothing to choose; within a row, its correlation with similarity is {found['within a row']:.2f} (over all "
-        f"{found['cells']} cells {found['correlation']:.2f}). Of the sources offered, the most similar is the best for "
-        f"{found['best chosen']} of {found['targets']} targets, where chance gives {found['by chance']:.0f}; taking it "
-        f"loses {found['regret']:.1%} of the best effectiveness, taking any {found['regret of chance']:.1%}.\n"
+        f"In {name}, {found['between rows']:.0%} of the variance of effectiveness lies between targets, where there is "
+        f"nothing to choose. Within a row, the correlation of effectiveness with similarity is "
+        f"{found['within a row']:.2f}; over all {found['cells']} cells it is {found['correlation']:.2f}. The most "
+        f"similar source is the best source for {found['best chosen']} of {found['targets']} targets, where chance "
+        f"gives {found['by chance']:.0f}. To take the most similar source costs {found['regret']:.1%} of the best "
+        f"effectiveness on average; to take any source costs {found['regret of chance']:.1%}.\n"
     )
 
 
 @cache
 def measures_of_pairs(*names: str) -> pd.DataFrame:
-    """MEASURES of every pair of networks: columns measure, target, source, similarity."""
+    """Compute MEASURES for every pair of networks: columns measure, target, source, similarity (the number)."""
     from dpiat import rank  # imports torch, as the networks do
 
     networks = {mode: paper.architectures(names, mode) for mode in ("default", "paper")}
@@ -84,13 +96,18 @@ def measures_of_pairs(*names: str) -> pd.DataFrame:
 
 
 def measures_of_results(results: Iterable[SourceEffects]) -> pd.DataFrame:
-    """The numbers of the networks that occur in results."""
+    """Compute MEASURES for every pair of the networks that occur in results."""
     pairs = pd.concat(found.values[["target", "source"]] for found in results)
     return measures_of_pairs(*pd.unique(pairs.to_numpy().ravel()))
 
 
 def table11(results: list[SourceEffects], not_run: Iterable[str]) -> Table:
-    """Does similarity, as the paper computes it, predict the effect? `not_run` names tables of ours."""
+    """Build Table 11: does similarity, as the paper computes it, predict the effect of a source?
+
+    Args:
+        results: The paper's results and ours.
+        not_run: The numbers of our own tables that are not run.
+    """
     found = measures_of_results(results)
     similarity = found[found["measure"] == "similarity, paper mode"]
     data = pd.DataFrame(
@@ -100,19 +117,20 @@ def table11(results: list[SourceEffects], not_run: Iterable[str]) -> Table:
     page = data.drop(columns=["targets", "by chance", "between rows"])
     page["best chosen"] = [f"{row['best chosen']} of {row['targets']}" for _, row in data.iterrows()]
     text = (
-        "`printed` is the paper's Table 11, `correlation` is Pearson's over the same cells, computed here. The columns "
-        "after it leave out the network itself as a source and look at one target at a time: `within a row`, the "
-        "correlation after the means of its row are taken off; `regret`, the share of a row's best value that is lost "
-        "by taking the most similar source; `regret of chance`, by taking any; `best chosen`, for how many targets the "
-        "most similar source is the best. Ours divide by random init's mean over all its seeds."
+        "`printed` is the number in the paper's Table 11; `correlation` is Pearson's over the same cells, computed "
+        "here. The columns after it leave out the network itself as a source and look at one target at a time. `within "
+        "a row` is the correlation after the mean of its row is taken off each value. `regret` is the share of a row's "
+        "best value that is lost by taking the most similar source, and `regret of chance` by taking any source. `best "
+        "chosen` counts the targets whose most similar source is the best. Our own results divide by the mean of "
+        "random init over all its seeds."
     )
     if not_run := ", ".join(not_run):
-        text += f" Of our own tables, not run: {not_run}."
+        text += f" Our own tables that are not run yet: {not_run}."
     return Table(data, f"{text}\n\n{markdown(page)}")
 
 
 def measures_table(results: list[SourceEffects]) -> Table:
-    """The same question for each number that `dpiat.rank` gives: by which of them should one choose?"""
+    """Build the table that asks the same of each number of `dpiat.rank`: by which should one choose a source?"""
     by_measure = measures_of_results(results).groupby("measure", sort=False)
     data = pd.DataFrame(
         {"results": name, "measure": measure, **prediction_quality(values.merge(found, on=["source", "target"]))}
@@ -128,17 +146,17 @@ def measures_table(results: list[SourceEffects]) -> Table:
         return markdown(pd.concat([found, means]).reset_index())
 
     text = (
-        "By which of the numbers that `dpiat rank` gives should one choose a source? `similarity` is Eq. 5; "
-        "`to_target` is Eq. 4 of the transfer and `to_source` of the transfer back, of which Eq. 5 is the geometric "
-        "mean; `filled` is the part of the target's weights that the source fills. Compared with what sources gave, in "
-        "the paper's tables and in ours, one target at a time and without the network itself as a source, as in "
-        "[Table 11](table11.md).\n"
+        "By which number of `dpiat rank` should one choose a source? `to_target` is Eq. 4 for the transfer and "
+        "`to_source` for the transfer back; `similarity` is their geometric mean (Eq. 5). `filled` is the share of the "
+        "target's weights that the source fills. The numbers are compared with the effect of the sources, in the "
+        "paper's tables and in ours. As in [Table 11](table11.md), this is done for one target at a time, without the "
+        "network itself as a source.\n"
     )
     chance = data.groupby("results")["regret of chance"].first()
     parts = [
         text,
         f"Correlation within a row:\n\n{page(wide('within a row'))}",
-        "Regret, the share of a row's best value that is lost by taking the source with the largest number, or any:\n\n"
-        + page(wide("regret").assign(any=chance)),
+        "Regret, the share of a row's best value that is lost by taking the source with the largest number, or any "
+        "source:\n\n" + page(wide("regret").assign(any=chance)),
     ]
     return Table(data, "\n".join(parts))

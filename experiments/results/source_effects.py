@@ -1,4 +1,4 @@
-"""What sources gave to targets, in the paper's tables and in ours: could one have chosen them by similarity?"""
+"""How much each source helped each target, in the paper's tables and in ours, and whether similarity predicts it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from experiments.results.source_choice import SourceEffects
 
 
 def table11(records: cells.Records, own: list[str]) -> Table:
-    """Correlation, regret: from the paper's own numbers, and from our grids; no training."""
+    """Build Table 11 from the paper's own numbers and from our records."""
     not_run = [str(int(table[5:])) for table in paper.TABLE_11 if reproduction.run_cells(table, records).empty]
     return source_choice.table11(all_effects(records, own), not_run)
 
 
 def all_effects(records: cells.Records, own: list[str]) -> list[SourceEffects]:
-    """What sources gave to targets: in each of the paper's tables, in ours at each scale, and in our own grids."""
+    """Collect the effects of sources: each of the paper's tables, the same tables of ours, and our own grids."""
     printed = paper.printed("table11_correlation").set_index(["dataset", "source_weights"])["correlation"]
     found = []
     for table, (dataset, weights) in paper.TABLE_11.items():
@@ -33,7 +33,7 @@ def all_effects(records: cells.Records, own: list[str]) -> list[SourceEffects]:
 
 
 def similarity_in_words(experiment: str, records: cells.Records) -> str:
-    """What similarity, as the paper computes it, tells of a grid of ours, in words."""
+    """Put into words how well the paper's similarity predicts the effects in a grid of ours."""
     values = ours.transfers(ours.trials(experiment, records))[["target", "source", "value"]]
     if len(values) < 3:
         return f"{NOT_RUN}\n"

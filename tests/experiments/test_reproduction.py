@@ -54,7 +54,7 @@ def test_all_seeds_of_random_init_divide_each_cell():
     row = table.data.set_index(["target", "source"]).loc[("mnas", "rex")]
     assert row["ours"] == pytest.approx(0.3 / 0.13) and row["random n"] == 4 and row["planned"] == 1
     assert "| mnas | 0.130 ± 0.026 (4) |" in table.page and "5 of 126 trials are run" in table.page
-    assert "one seed is 20% off that mean" in table.page
+    assert "The accuracy of one seed has a standard deviation of 20% of the mean." in table.page
 
 
 def test_a_scale_runs_what_it_can_afford():
@@ -74,7 +74,7 @@ def test_other_tables_take_nothing_from_it(table01):
 
 def test_our_correlation_stands_in_table_11(table01):
     page, table = (made := source_effects.table11(table01, [])).page, made.data.set_index("results")
-    assert "Of our own tables, not run: 6, 7, 8, 9, 10." in page
+    assert "Our own tables that are not run yet: 6, 7, 8, 9, 10." in page
     ours = table.loc["ours, scale gpu: Table 1: CIFAR100, sources from random init"]
     assert ours["cells"] == 6 and ours["regret"] == pytest.approx(0)
 
@@ -163,7 +163,7 @@ def test_table_03(table03):
     assert cells.loc[("eff_b0", "pretrained", "", ""), "ours"] == pytest.approx(0.7)
     assert cells.loc[("eff_b2", "dpiat", "mix_l", "imagenet"), ["n", "paper"]].tolist() == [1, 0.713]
     assert cells["n"].sum() == 16 and table.page.count("needs GHN-2") == 2
-    assert "Of the ratios to random init: 14 of 16 cells are run. Rank correlation with the paper's " in table.page
+    assert "Ratios to random init: 14 of 16 cells are run. Rank correlation with the paper's " in table.page
 
 
 def test_time_to_accuracy_is_relative_to_random_init(table03):
@@ -244,10 +244,10 @@ def test_methods_of_table_12_are_compared_pair_by_pair(monkeypatch):
     assert "-0.003 ± 0.005 | 1.0000 | 1 of 4 | 2 targets, 1 seed |" in made.page
     assert "No pair is run with every method yet" in made.page
     assert (
-        "We disagree on `clip_normalized operator, dp matching`: of the effectiveness of `clip operator, dp"
+        "We disagree on `clip_normalized operator, dp matching`: its effectiveness over that of `clip operator, dp"
         in made.page
     )
-    assert "it has 0.99 ± 0.01 here and 0.66 ± 0.11 in the paper. What was checked: " in made.page
+    assert "matching` is 0.99 ± 0.01 here and 0.66 ± 0.11 in the paper. What was checked: " in made.page
 
 
 def test_curves_of_the_paper_are_drawn_from_its_trials(table03):

@@ -68,7 +68,8 @@ def test_effectiveness_divides_by_the_mean_over_seeds_and_nothing_else_slips_in(
     assert f"| mnas | {random} | {random} | – | 0.500 ± 0.141 (2) | not run | not run |" in table.page
     assert "| mnas | – | 2.000 ± 0.566 (2) | not run | not run |" in table.page
     assert "9,469 training images at 64 px" in table.page and "6 of 189 trials are run" in table.page
-    assert "at a learning rate of 0.004 (2 for each target; at least 5 are wanted; one seed is 28% off" in table.page
+    assert "at a learning rate of 0.004 (2 for each target; at least 5 are wanted)." in table.page
+    assert "The accuracy of one seed has a standard deviation of 28% of the mean." in table.page
 
 
 def test_random_init_is_compared_with_itself(desk):
@@ -94,8 +95,9 @@ def test_the_time_to_what_random_init_reaches(desk):
     assert epochs["mnas", "eff_lite2"] == "not reached" and epochs["semnas", "eff_lite2"] == "not run"
     headline = ours.headline(DESK, found)
     assert "random init in 1 of 3 pairs, with each seed of the target" in headline
-    assert "The mean effectiveness of the 3 pairs of different networks is 1.13;" in headline  # 0.6, 0.4, 0.34 / 0.395
-    assert "would be 1.79. At the better of both rates, 2 of 3 are above 1." in headline  # over 0.25
+    assert "The mean effectiveness of the 3 pairs of different networks is 1.13." in headline  # 0.6, 0.4, 0.34 / 0.395
+    assert "the mean would be 1.79." in headline  # over 0.25
+    assert "at the better of both rates, 2 of 3 pairs are above 1." in headline
 
 
 def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
@@ -180,9 +182,9 @@ def test_methods_stand_beside_those_of_the_paper(desk):
     said = method_effects.agreement_lines(data)
     assert f"over 2 pairs: {np.corrcoef(*ranks)[0, 1]:.2f}. We disagree on a method where" in said[0]
     assert said[1].startswith(
-        "We disagree on `clip operator, random matching`: of the effectiveness of `clip operator, dp"
+        "We disagree on `clip operator, random matching`: its effectiveness over that of `clip operator, dp"
     )
-    assert "it has 0.75 ± 0.00 here and 0.40 ± 0.03 in the paper" in said[1] and len(said) == 4  # no agreement
+    assert "is 0.75 ± 0.00 here and 0.40 ± 0.03 in the paper" in said[1] and len(said) == 4  # no agreement
 
 
 def test_a_difference_is_compared_with_similarity():
@@ -195,7 +197,7 @@ def test_a_difference_is_compared_with_similarity():
             found[cell.random.id] = record(cell.random, [0.2])
     page = ours.table(METHODS, found).page
     assert re.search(r"\| clip_normalized operator, dp matching \| 12 of 20 .* \| 6 of 12 \| .* \| -1\.00 \|\n", page)
-    assert "`with similarity`: the rank correlation of the difference with the pair's similarity.\n" in page
+    assert "`with similarity` is the rank correlation of the difference with the similarity of the pair.\n" in page
     run = method_effects.pairs(ours.trials(METHODS, found)).dropna(subset="accuracy")
     figure = drawing.differences_over_similarity(run.assign(same=False), "settings.")
     assert "depends most on similarity (rank correlation -1.00)" in figure.subfigs[0].get_suptitle()
@@ -474,7 +476,7 @@ def test_what_has_no_source_is_not_missing():
     assert rex.trial.id not in missing.missing_trials("table01", found, *words)
     assert eff_b0.trial.id in missing.missing_trials("table01", found, *words)
     line = cells.scale_line(cells.trials([rex, eff_b0], found), found)
-    assert line.endswith("0 of 3 trials are run, 1 cannot be: their source diverged.")
+    assert line.endswith("0 of 3 trials are run, 1 cannot be run, as their source diverged.")
 
 
 def test_unfinished_and_damaged_records_do_not_count(tmp_path, capsys):
