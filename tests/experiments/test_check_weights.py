@@ -1,4 +1,4 @@
-"""The check of ImageNet weights counts what it should; on real Imagenette images where a folder of them is given."""
+"""The check of ImageNet weights counts right, also on real images where DPIAT_IMAGENETTE names their folder."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ SPRINGER, CHURCH = 217, 497  # ImageNet's indices of n02102040 and n03028079
 
 
 class Constant(nn.Module):
-    """Always the same two best outputs, in this order."""
+    """A network that always has the same two best outputs, in this order."""
 
     pretrained_cfg = {"input_size": (3, 16, 16)}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""What the paper says that needs no training, beside what we find."""
+"""The claims of the paper that can be checked without training, beside what we find."""
 
 from experiments.results import claims
 

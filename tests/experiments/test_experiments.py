@@ -1,4 +1,4 @@
-"""The files of configs/experiment: they compose, plan what their comments say, and share trials where they say so."""
+"""The files of configs/experiment compose, plan what their comments say, and share trials where they say so."""
 
 import json
 import re
@@ -19,7 +19,7 @@ DESK = ["imagenet_to_imagenette", "imagenette_statistics", "imagenette_methods",
 
 
 def epochs(name: str) -> int:
-    """Epochs of all trials of a grid, each counted once."""
+    """The epochs of all trials of a grid. A trial that occurs twice counts once."""
     trials = {}
     for cell in grids.grid(name):
         trials |= {each.id: each for each in (cell.trial, cell.random, cell.trial.source) if each is not None}

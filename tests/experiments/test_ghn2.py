@@ -1,4 +1,4 @@
-"""GHN-2: numbers of its authors' code, every parameter of the paper's networks, and a trial that starts from it."""
+"""GHN-2 predicts what its authors' code predicts, for every parameter of the paper's networks, and starts a trial."""
 
 import argparse
 import importlib
@@ -31,7 +31,7 @@ SMALL = {"largest": (8, 8, 11, 11), "hidden": 16}
 
 
 def by_rule(ghn: ghn2.GHN2) -> ghn2.GHN2:
-    """Weights by a rule of whole numbers, alike on every machine, as large as PyTorch's own would be."""
+    """Fill weights by a rule of whole numbers, the same on every machine, as large as PyTorch would draw them."""
     for number, tensor in enumerate(ghn.state_dict().values()):
         mixed = (torch.arange(tensor.numel()) + 7919 * number) * 1103515245 % 2**32
         mixed = (mixed ^ (mixed >> 15)) * 1103515245 % 2**32
@@ -67,7 +67,7 @@ def test_the_published_code_predicts_the_same(name, ghn):
 
 
 def test_what_the_fixture_would_notice(ghn, monkeypatch):
-    """Faults that a comparison of numbers must not let pass."""
+    """The comparison of numbers notices faults in each part of the prediction."""
 
     def worst() -> float:
         network = networks.Operations(100)

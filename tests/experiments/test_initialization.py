@@ -1,4 +1,4 @@
-"""Net2Net and FNA as first weights of a trial's target."""
+"""Net2Net and FNA give a trial's target its first weights."""
 
 import pytest
 import timm

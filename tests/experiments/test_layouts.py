@@ -1,4 +1,4 @@
-"""Food-101 and ImageNet in the layouts that torchvision and the archives have; zips; what is missing is named."""
+"""Food-101 and ImageNet are read as torchvision and the archives lay them out, zips too. Errors name what lacks."""
 
 import hashlib
 import json
@@ -106,7 +106,7 @@ def digest(file: Path) -> str:
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-    """ImageNet's three archives with three classes; how many images belong is made to fit."""
+    """ImageNet's three archives with three classes. The expected numbers of images are changed to fit."""
     monkeypatch.setattr(layouts, "IMAGENET_CLASSES", 3)
     monkeypatch.setattr(layouts, "IMAGENET", {"train": 3 * TRAIN, "val": VAL})
     root, raw = tmp_path / "imagenet", tmp_path / "raw"
@@ -131,7 +131,7 @@ def archives(tmp_path, monkeypatch):
 
 @pytest.fixture
 def unpacked(archives, tmp_path, monkeypatch):
-    """The same, unpacked by torchvision."""
+    """The same images, unpacked by torchvision."""
     root = tmp_path / "unpacked"
     root.mkdir()
     for archive in archives.iterdir():

@@ -1,4 +1,4 @@
-"""The paper's tables with ours beside them, from made-up records of planned trials."""
+"""Our tables beside the paper's, from made-up records of planned trials."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from experiments.results import cells, drawing, method_effects, paper, reproduct
 
 
 def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
-    """Records of planned cells at scale=gpu: `accuracy(trial)` gives the accuracies of a trial's epochs."""
+    """Make records of planned cells at scale=gpu. `accuracy(trial)` returns the accuracies of a trial's epochs."""
     found = {}
     for cell in grids.grid(experiment, "scale=gpu", *words):
         for trial in (cell.trial, cell.random):
@@ -20,7 +20,7 @@ def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def table01() -> dict[str, dict]:
-    """Two seeds of six pairs, of which one is worse than random init."""
+    """Two seeds of six pairs. One pair is worse than random init."""
     gain = {("eff_b0", "mnas"): 0.45, ("eff_b0", "mix_l"): 0.1, ("eff_b0", "rex"): 0.3}
 
     def accuracy(trial) -> list[float]:
@@ -111,7 +111,7 @@ def test_ghn2_is_not_run(table01):
 
 
 def from_ghn2(randoms: dict[str, dict], cells_of: list, learned: str, accuracies: list[float]) -> dict[str, dict]:
-    """Records of GHN-2 and of its random init, in the paper's batches, beside those of planned random init."""
+    """Add records of GHN-2 and of its random init, in the paper's batches, to records of planned random init."""
     found = {}
     for cell in cells_of:
         recipe = replace(cell.random.recipe, batch_size=32 if cell.random.model == "eff_b2" else 64)
@@ -147,7 +147,7 @@ def test_ghn2_stands_beside_the_papers(table01):
 
 @pytest.fixture(scope="module")
 def table03() -> dict[str, dict]:
-    """Random init that reaches 0.68 in 100 epochs, transfers that do in half of the time."""
+    """Random init reaches 0.68 in 100 epochs, and transfers reach it in half of the time."""
 
     def accuracy(trial) -> list[float]:
         gain = {"random": 1, "pretrained": 4, "dpiat": 2}[trial.init]

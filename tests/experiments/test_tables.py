@@ -1,4 +1,4 @@
-"""Records -> committed evidence -> tables and figures."""
+"""Records become committed evidence, and evidence becomes tables and figures."""
 
 import errno
 import json
@@ -27,14 +27,14 @@ DESK, METHODS, MODES = "imagenet_to_imagenette", "imagenette_methods", "imagenet
 
 
 def at_paper_lr(experiment: str, accuracies: list[float], *words: str) -> dict[str, dict]:
-    """Records of random init at the paper's learning rate, by which an experiment at another rate divides."""
+    """Make records of random init at the paper's learning rate, which divides experiments at other rates."""
     planned = grids.grid(experiment, "init=random", "lr=4e-3", *words)
     return {cell.trial.id: record(cell.trial, accuracies) for cell in planned}
 
 
 @pytest.fixture(scope="module")
 def desk() -> dict[str, dict]:
-    """Records of mnas from eff_lite0, of its random init with two seeds at two rates, and of other settings."""
+    """Records of mnas from eff_lite0 and from random init, with two seeds at two rates; and of other settings."""
     found = {}
     accuracies = {0: ([0.3, 0.6], [0.2, 0.3]), 1: ([0.4, 0.3], [0.2, 0.1])}
     for seed, (own, random) in accuracies.items():
@@ -387,7 +387,7 @@ def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
 
 
 def signed(line: str, **changes) -> str:
-    """A line of evidence with other values and the digest that belongs to them."""
+    """Change values in a line of evidence, and sign the line with the digest of the new values."""
     record = json.loads(line) | changes
     del record["sha256"]
     return records.evidence_line(record).strip()

@@ -1,4 +1,4 @@
-"""A trial from its settings to its records, on real digits with small networks of the user's own."""
+"""A trial from its settings to its records, on real digits with small networks of our own."""
 
 import dataclasses
 import io
@@ -57,7 +57,7 @@ def test_nothing_is_run_twice(outcome, tmp_path, capsys):
 
 @pytest.mark.training
 def test_a_transfer_starts_from_the_same_random_weights_as_its_baseline(tmp_path):
-    """lr=0 trains nothing but the batch-norm statistics: a target that nothing was transferred to is the baseline."""
+    """A tiny rate trains the batch-norm statistics alone: a target that receives nothing is like the baseline."""
     unlike = settings(tmp_path, source="networks:unlike", source_epochs=1, lr=1e-30, baseline_lr=1e-30)
     outcome = trial.run(unlike)
     assert outcome.record["initialization"]["filled"] == 0
@@ -286,7 +286,7 @@ def logged_by(file: Path) -> dict:
 
 
 def test_ids_of_committed_trials_stay():
-    """A trial that was run once must be found again, whatever settings have come since."""
+    """A trial that was run once must be found again, whatever settings were added since."""
     committed = read_evidence(ROOT / "results" / "trials" / "imagenet_to_imagenette")
     chosen = [r for r in committed if r["trial"]["init"] == "dpiat" and r["trial"]["recipe"]["seed"] == 1]
     for record in chosen:

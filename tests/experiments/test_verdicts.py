@@ -1,4 +1,4 @@
-"""The verdicts on a table of effectiveness, against plain transcriptions of their rules."""
+"""The verdicts on a table of effectiveness agree with plain transcriptions of their rules."""
 
 from itertools import product
 
@@ -26,7 +26,7 @@ def by_name(found: list[verdicts.Verdict]) -> dict[str, verdicts.Verdict]:
 
 
 def rows_of(values: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The places off the diagonal that are run, row by row."""
+    """The places of cells that are run, off the diagonal, row by row."""
     size = len(values)
     return [[(i, j) for j in range(size) if i != j and np.isfinite(values[i, j])] for i in range(size)]
 
