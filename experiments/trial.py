@@ -191,13 +191,12 @@ class _Runner:
             if parallel.rank() == 0:
                 records.save(record, self.store.record_file(trial))
             tracker.end(record, baseline, self.plot)
-        if record["status"] == "diverged":
-            best = None
-        elif keep and parallel.rank() == 0:
-            self.store.write_checkpoint(trial, best)
+        finished = record["status"] == "finished"
         if parallel.rank() == 0:
+            if finished and keep:
+                self.store.write_checkpoint(trial, best)
             self.store.clean_up(trial)
-        return record, best
+        return record, best if finished else None
 
     def _exclusive(self, trial: Trial) -> AbstractContextManager[None]:
         """Keep other runs from training this trial. Processes of this run train the trial together."""

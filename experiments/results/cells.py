@@ -120,16 +120,19 @@ def ghn2_cells(experiment: str, planned: Iterable[grids.PlannedCell], records: R
     # that not everyone has. So the digests are taken from the records. For each target and digest, the id is computed
     # that the trial would have with nothing changed but the start and the paper's batch size. If a record has this id,
     # the trial was run with exactly these settings. Its baseline is random init in batches of the same size.
-    learned = {}
-    if experiment in WITH_GHN2:
-        run = [record for record in records.values() if record["trial"]["init"] == "ghn2"]
-        learned = {record["trial"]["checkpoint"]: record["initialization"]["ghn2"] for record in run}
+    if experiment not in WITH_GHN2:
+        return []
+    run = [record for record in records.values() if record["trial"]["init"] == "ghn2"]
+    learned = {record["trial"]["checkpoint"]: record["initialization"]["ghn2"] for record in run}
+    shown = sorted(digest for digest, name in learned.items() if WITH_GHN2[experiment] in (None, name))
+    if not shown:
+        return []
     found = []
-    for cell in {cell.random.id: cell for cell in planned}.values() if learned else ():
-        recipe = replace(cell.random.recipe, batch_size=GHN2_BATCH.get(cell.random.model, 64))
-        random = replace(cell.random, recipe=recipe)
-        for checkpoint in sorted(name for name in learned if WITH_GHN2[experiment] in (None, learned[name])):
-            trial = replace(random, init="ghn2", checkpoint=checkpoint)
+    for cell in {cell.random.id: cell for cell in planned}.values():
+        schedule = replace(cell.random.recipe, batch_size=GHN2_BATCH.get(cell.random.model, 64))
+        random = replace(cell.random, recipe=schedule)
+        for digest in shown:
+            trial = replace(random, init="ghn2", checkpoint=digest)
             if trial.id in records:
                 found.append(cell._replace(trial=trial, random=random))
     return found

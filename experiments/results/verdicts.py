@@ -29,8 +29,8 @@ The verdicts. Their rules were fixed before any of our numbers came:
    logarithm of effectiveness, both off the diagonal. Direction holds if the interval of the mean is above 0.
 2. Similarity: the correlation of similarity (Eq. 5) with log effectiveness within rows, off the diagonal. The mean of
    its row is taken off each value of both, so that random init drops out. Its p is the share of {PERMUTATIONS:,}
-   permutations of the networks with a correlation as high. Similarity holds if p is below {1 - LEVEL:.2f}. Beside it
-   stands the correlation over all cells, as in the paper's Table 11.
+   permutations of the networks with at least this correlation. Similarity holds if p is below {1 - LEVEL:.2f}.
+   Beside it stands the correlation over all cells, as in the paper's Table 11.
 3. Agreement with the paper: the correlation of the paper's log effectiveness with ours within rows, off the diagonal;
    the rank correlation of the row means, off the diagonal; the rank correlation over all cells. Each holds if its
    interval is above 0.
@@ -85,8 +85,9 @@ def all_verdicts(ours: Matrix, paper: Matrix, similarity: Matrix, over_random: b
 def direction(values: Matrix) -> list[Verdict]:
     """Return the verdicts on whether transfers help."""
     logs = off_diagonal(np.log(values))
+    gains = np.where(np.isnan(logs), np.nan, logs > 0)
     return [
-        Verdict("direction: share above 1", _count(logs), float(mean(np.where(np.isnan(logs), np.nan, logs > 0)))),
+        Verdict("direction: share above 1", _count(logs), float(mean(gains))),
         Verdict("direction: mean log", _count(logs), float(mean(logs)), *interval(mean, logs)),
     ]
 
@@ -145,14 +146,25 @@ def within_rows(a: Matrix, b: Matrix) -> Matrix:
 
 def ranks(a: Matrix, b: Matrix) -> Matrix:
     """Spearman's correlation over the cells that both have."""
-    flat = (x.reshape(*x.shape[:-2], 1, -1) for x in _shared(a, b))
-    return correlation(*(np.where(np.isnan(x), np.nan, rankdata(np.nan_to_num(x, nan=np.inf), axis=-1)) for x in flat))
+    a, b = _shared(a, b)
+    return correlation(_ranked(a), _ranked(b))
+
+
+def _ranked(values: Matrix) -> Matrix:
+    """The ranks of the cells of each matrix, (..., 1, cells); NaN stays NaN, and ranks behind all others."""
+    flat = values.reshape(*values.shape[:-2], 1, -1)
+    return np.where(np.isnan(flat), np.nan, rankdata(np.nan_to_num(flat, nan=np.inf), axis=-1))
 
 
 def row_ranks(a: Matrix, b: Matrix) -> Matrix:
     """Spearman's correlation of the row means over the cells that both have."""
-    means = (_ratio(np.nansum(x, -1, keepdims=True), np.isfinite(x).sum(-1, keepdims=True)) for x in _shared(a, b))
-    return ranks(*means)
+    a, b = _shared(a, b)
+    return ranks(_row_means(a), _row_means(b))
+
+
+def _row_means(values: Matrix) -> Matrix:
+    """The mean of each row, (..., targets, 1); NaN for an empty row."""
+    return _ratio(np.nansum(values, -1, keepdims=True), np.isfinite(values).sum(-1, keepdims=True))
 
 
 def interval(statistic: Callable[..., Matrix], *matrices: Matrix) -> tuple[float, float]:
@@ -189,9 +201,8 @@ def permutation_p(logs: Matrix, similarity: Matrix) -> float:
     # (Mantel's test). The identity counts as one of the permutations, hence the 1 in both places, so that p is never 0.
     rng, value = np.random.default_rng(SEED), within_rows(logs, similarity)
     named = rng.permuted(np.tile(np.arange(len(similarity)), (PERMUTATIONS, 1)), axis=1)
-    found = within_rows(
-        np.broadcast_to(logs, (PERMUTATIONS, *logs.shape)), similarity[named[:, :, None], named[:, None]]
-    )
+    renamed = similarity[named[:, :, None], named[:, None]]  # (permutations, targets, sources)
+    found = within_rows(np.broadcast_to(logs, renamed.shape), renamed)
     reached = (found >= value - 1e-12).sum()
     return float((1 + reached) / (1 + PERMUTATIONS)) if np.isfinite(value) else np.nan
 
@@ -208,7 +219,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     if not len(values):
         return np.nan
     if 2 ** len(values) <= PERMUTATIONS:
-        signs = 1 - 2 * (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1)
+        bits = np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1
+        signs = 1 - 2 * bits  # (all combinations, values)
         extra = 0
     else:
         signs = np.random.default_rng(SEED).choice((-1, 1), size=(PERMUTATIONS, len(values)))
