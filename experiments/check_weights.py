@@ -58,7 +58,7 @@ def check(name: str, listing: Listing) -> Accuracy:
     truth, all_right, right = torch.from_numpy(listing.test_labels), 0, 0
     bar = tqdm(_batches(listing.test, transform), name, math.ceil(len(truth) / BATCH), leave=False, disable=None)
     for images, labels in zip(bar, truth.split(BATCH), strict=True):
-        outputs = _outputs(network, images.to(device)).cpu()  # (b, 1000)
+        outputs = _outputs(network, images.to(device)).cpu()  # (b, classes of ImageNet)
         all_right += int((outputs.argmax(1) == classes[labels]).sum())
         right += int((outputs[:, classes].argmax(1) == labels).sum())
     return Accuracy(all_right / len(truth), right / len(truth), config["input_size"][-1])

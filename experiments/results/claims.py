@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.datasets import IMAGENET_CLASSES
 from experiments.results import paper
 from experiments.results.cells import Table, markdown
 
@@ -18,8 +19,9 @@ def table() -> Table:
     """Build the table of claims: what the paper says, where it says so, and what we find."""
     data = pd.DataFrame([*_layers(), *_seconds(), *_means()])
     text = (
-        "Claims of the paper that can be checked without training. Layers are counted in timm's networks with 1000 "
-        "classes, in the paper's mode: the layers that Algorithm 1 puts into blocks, and those that it leaves alone. "
+        "Claims of the paper that can be checked without training. Layers are counted in timm's networks with "
+        f"{IMAGENET_CLASSES} classes, in the paper's mode: the layers that Algorithm 1 puts into blocks, and those "
+        "that it leaves alone. "
         "Seconds are CPU time of one thread for a pair of Table 1: standardization, matching and transfer ([pair by "
         f"pair](../{TIMES})). The other rows compare the paper with itself."
     )
