@@ -44,7 +44,7 @@ def check(name: str, listing: Listing) -> Accuracy:
 
     Args:
         name: A short name or a timm name.
-        listing: The images, of which those for testing are used.
+        listing: The images. Those for testing are used.
 
     Raises:
         UserError: There are no such weights, or a class is not one of ImageNet's.

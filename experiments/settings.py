@@ -49,7 +49,7 @@ class InitSettings:
     name: str = _doc("how the target gets its first weights: random, pretrained, dpiat, net2net, fna or ghn2", MISSING)
     mode: str = _doc("for dpiat: paper (the authors' algorithm) or default (the library's)", "paper")
     version: int | None = _doc(
-        "for init.mode=default: that of its rules, of which old records are; null: today's", None
+        "for init.mode=default: the version of its rules, which older records name; null: today's", None
     )
     matching: str = _doc("for dpiat: dp, bipartite, nbipartite or random (Table 12)", "dp")
     operator: str = _doc("for dpiat: clip, clip_normalized, full, magnitude (Table 12) or uniform", "clip")
@@ -75,7 +75,7 @@ class Settings:
     target: str = _doc("network to initialize and train; named like source", "eff_b0")
     source_weights: str = _doc("the source starts from: scratch, imagenet or imagenet_finetuned", "scratch")
     source_checkpoint: str | None = _doc(
-        "file with weights of the source; null: train it or reuse its checkpoint", None
+        "file with weights of the source; null: train the source or reuse its checkpoint", None
     )
     source_epochs: int = _doc("epochs of source training (not for source_weights=imagenet)", 100)
     target_epochs: int = _doc("epochs of target training", 4)
@@ -129,8 +129,8 @@ def _describe(cls: type = Settings, prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-HELP = f"""One trial of the DPIAT reproduction: trains the source and the random-init baseline unless they are there
-already, transfers, trains the target, and leaves a record of each in output_dir.
+HELP = f"""Run one trial of the DPIAT reproduction: train the source and the random-init baseline unless they are there
+already, transfer, train the target, and leave a record of each in output_dir.
 
   python run.py dataset=cifar100 source=eff_b2 target=eff_b0
   python run.py dataset=digits scale=smoke source=eff_b2 target=eff_b0

@@ -25,7 +25,7 @@ ENOUGH = 10  # the least number of pairs for a number in this column
 # What was looked at where we disagree with the paper on an operator or a matching.
 CHECKED = {
     "clip_normalized": (
-        "What was checked: the rule is that of the authors' code, and `tests/dpiat/test_operators.py` compares the "
+        "What was checked: the rule is the one in the authors' code, and `tests/dpiat/test_operators.py` compares the "
         "spread of every weight with the rule. What was not checked: the networks that the authors trained."
     ),
 }
@@ -89,7 +89,8 @@ def means_page(data: pd.DataFrame) -> str:
         "± is the standard error over pairs.",
         f"`same start` counts the pairs to which a method gives the same weights as `{first}`; the differences leave "
         "these pairs out.",
-        f"`p` is that of the mean difference to `{first}`, by flipping signs pair by pair, after Holm's correction.",
+        f"`p` is the p-value of the mean difference to `{first}`, by flipping signs pair by pair, after Holm's "
+        "correction.",
     ]
     if of_table12(data):
         of_paper = papers_means(data)
@@ -143,7 +144,7 @@ def agreement_lines(data: pd.DataFrame) -> list[str]:
         theirs = f"{printed:.2f} ± {printed * printed_error:.2f} in the paper"
         choice = rows.loc[name, ["operator", "matching"]]
         checked = " ".join(CHECKED[key] for key in choice if key in CHECKED)
-        ratios = f"its effectiveness over that of `{first}` is {ours} and {theirs}"
+        ratios = f"its effectiveness over the effectiveness of `{first}` is {ours} and {theirs}"
         said.append(f"We disagree on `{name}`: {ratios}. {checked}".rstrip())
     if agree:
         said.append(f"Within the errors of both, we agree on the ratios of {', '.join(agree)}.")

@@ -92,8 +92,8 @@ def measured_speeds(records: cells.Records, hardware: str) -> Speeds:
 def seconds(trial: Trial, speeds: Speeds) -> float:
     """Estimate the seconds that a trial will take.
 
-    The speed is that of the same network at the same size; else the mean over networks of this size; else the mean over
-    all, in proportion to the pixels. NaN if the number of images is not known.
+    The speed is the speed of the same network at this size; else the mean over networks at this size; else the mean
+    over all, in proportion to the pixels. NaN if the number of images is not known.
     """
     size = trial.recipe.image_size
     same_size = [speed for (_, its_size), speed in speeds.items() if its_size == size]

@@ -130,7 +130,7 @@ def table11(results: list[SourceEffects], not_run: Iterable[str]) -> Table:
 
 
 def measures_table(results: list[SourceEffects]) -> Table:
-    """Build the table that asks the same of each number of `dpiat.rank`: by which should one choose a source?"""
+    """Build the table that compares the numbers of `dpiat.rank`: which number should a user choose a source by?"""
     by_measure = measures_of_results(results).groupby("measure", sort=False)
     data = pd.DataFrame(
         {"results": name, "measure": measure, **prediction_quality(values.merge(found, on=["source", "target"]))}

@@ -30,7 +30,7 @@ class Schedule:
     """How a network is trained: Adam without weight decay, a cosine of the learning rate by epochs (section 4)."""
 
     # The names of these fields are keys of every record, and enter the hash that is a trial's id. A new name here would
-    # make every committed record that of another trial.
+    # separate every committed record from its trial.
     epochs: int
     lr: float  # the learning rate of the first epoch
     schedule_epochs: int  # the length of the cosine, in epochs

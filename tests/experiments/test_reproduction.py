@@ -244,7 +244,7 @@ def test_methods_of_table_12_are_compared_pair_by_pair(monkeypatch):
     assert "-0.003 ± 0.005 | 1.0000 | 1 of 4 | 2 targets, 1 seed |" in made.page
     assert "No pair is run with every method yet" in made.page
     assert (
-        "We disagree on `clip_normalized operator, dp matching`: its effectiveness over that of `clip operator, dp"
+        "We disagree on `clip_normalized operator, dp matching`: its effectiveness over the effectiveness of `clip oper"
         in made.page
     )
     assert "matching` is 0.99 ± 0.01 here and 0.66 ± 0.11 in the paper. What was checked: " in made.page

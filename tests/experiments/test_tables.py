@@ -77,7 +77,7 @@ def test_random_init_is_compared_with_itself(desk):
     table = ours.table(DESK, desk | {other.trial.id: record(other.trial, [0.6])})
     found = table.data[table.data["target"] == "mnas"]
     random = found[found["column"].str.startswith("random")].set_index("lr")["effectiveness ours"]
-    assert random.to_dict() == pytest.approx({1e-3: 1, 4e-3: 1})  # not to that of another learning rate
+    assert random.to_dict() == pytest.approx({1e-3: 1, 4e-3: 1})  # not with another learning rate
 
 
 def test_the_time_to_what_random_init_reaches(desk):
@@ -182,7 +182,7 @@ def test_methods_stand_beside_those_of_the_paper(desk):
     said = method_effects.agreement_lines(data)
     assert f"over 2 pairs: {np.corrcoef(*ranks)[0, 1]:.2f}. We disagree on a method where" in said[0]
     assert said[1].startswith(
-        "We disagree on `clip operator, random matching`: its effectiveness over that of `clip operator, dp"
+        "We disagree on `clip operator, random matching`: its effectiveness over the effectiveness of `clip operator"
     )
     assert "is 0.75 ± 0.00 here and 0.40 ± 0.03 in the paper" in said[1] and len(said) == 4  # no agreement
 
@@ -233,7 +233,7 @@ def test_the_starts_of_old_rules_are_looked_up():
         return method_effects._start(target, source, mode, "clip", "dp", "auto", version)
 
     assert start("mnas", "eff_lite1", "default", 1) == start("mnas", "eff_lite1", "paper", 1)  # as the file says
-    assert start("eff_b1", "rex", "default", 1) == "another"  # of which it says nothing
+    assert start("eff_b1", "rex", "default", 1) == "another"  # the file does not have this pair
     assert len(start("mnas", "eff_lite1", "default", VERSION)) == 64  # of today's rules, a digest of what they write
 
 
