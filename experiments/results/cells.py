@@ -100,9 +100,9 @@ def planned_cells(experiment: str, *scale: str) -> list[grids.PlannedCell]:
 
 def frames_by_scale(experiment: str, records: Records) -> dict[str, pd.DataFrame]:
     """Return `trials` of one of the paper's experiments, for each scale at which some of them are run."""
-    # Two scales may plan the same trials: Table 2 at scale=cpu is part of Table 1 at scale=cpu and at scale=desk. Such
-    # a trial must not count at both. The scales are visited by the number of records that name them, and a scale counts
-    # only if it has a trial that no scale before it has.
+    # Two scales plan the same trials if they differ in nothing that the experiment uses. Such a trial must not count at
+    # both. The scales are visited by the number of records that name them, and a scale counts only if it has a trial
+    # that no scale before it has.
     here = [record["scale"] for record in records.values() if record["trial"]["dataset"] == paper.DATASETS[experiment]]
     found, taken = {}, set()
     for scale in sorted({*here} & {*grids.names("scale")}, key=lambda scale: (-here.count(scale), scale)):
@@ -155,9 +155,9 @@ def trials(
         target's own ImageNet weights.
     """
     # Why the mean over all seeds of random init, and not the baseline of the same seed? At the paper's learning rate,
-    # the accuracy of random init within 4 epochs varies by tens of percent between seeds. One seed in the denominator
-    # would move a whole row up or down. ImageNet weights give almost the same accuracy with every seed, and are run as
-    # often as the cells that are divided by them, so there the same seed is the fairer comparison.
+    # the accuracy of random init within 4 epochs varies much between seeds, and every page says how much. One seed in
+    # the denominator would move a whole row up or down. ImageNet weights give almost the same accuracy with every seed,
+    # and are run as often as the cells that are divided by them, so there the same seed is the fairer comparison.
     rows, repeats = {}, random_accuracies(records)
     for cell in planned:
         rows.setdefault(cell.trial.id, _row(cell, records, repeats))
