@@ -1,4 +1,4 @@
-"""One trial: python run.py dataset=cifar100 source=eff_b2 target=eff_b0. See --help for every key."""
+"""Run one trial: python run.py dataset=cifar100 source=eff_b2 target=eff_b0. `--help` explains every key."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ register()
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(config: DictConfig) -> None:
     exit_on_sigterm()
-    settings: Settings = OmegaConf.to_object(config)  # before torch, which takes seconds, is loaded
+    settings: Settings = OmegaConf.to_object(config)  # names mistakes before torch is loaded, which takes seconds
     from experiments import report, trial
     from experiments.results import drawing
     from experiments.store.files import CannotWrite
@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
         outcome = trial.run(settings, lambda record, baseline: drawing.comparison(record, baseline, plots))
         end = parallel.from_first(lambda: report.report(*outcome, plots))
     except trial.Diverged as error:
-        end = str(error)  # and a grid goes on
+        end = str(error)  # a result like another: a grid goes on
     except (UserError, CannotWrite) as error:
         return fail(error)
     except KeyboardInterrupt:
@@ -36,6 +36,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()  # before a launcher starts others
+    exit_on_sigterm()  # here too: under a launcher, only its workers call the function main
     main()
     exit_if_failed()

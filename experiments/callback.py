@@ -1,4 +1,4 @@
-"""The tables and figures of a multirun's own records, written beside them when it ends."""
+"""Tables and figures of a multirun, written beside its records when the multirun ends."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 
-class Report(Callback):
-    """Named by an experiment's file; Hydra calls it when all trials have ended."""
+class TablesAndFigures(Callback):
+    """A callback of Hydra that an experiment's file names. Hydra calls it when all trials have ended."""
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         from experiments import figures, tables
         from experiments.results import ours
         from experiments.store import records
 
-        GlobalHydra.instance().clear()  # the multirun is over, and its grid is composed anew
+        GlobalHydra.instance().clear()  # or Hydra refuses to compose the experiment again, which the grid needs
         folder = Path(config.output_dir).expanduser()
         name = config.hydra.runtime.choices.experiment
-        found = records.ended(folder / "records")
-        tables.write(tables.build(found, [name]), folder / "tables")
-        figures.write(figures.build(found, [name]), folder / "figures")
+        found = records.read_ended(folder / "records")
+        tables.write(tables.all_tables(found, [name]), folder / "tables")
+        figures.write(figures.all_figures(found, [name]), folder / "figures")
         print(ours.table(name, found).page)
-        if words := [
-            word for word in config.hydra.overrides.task if not word.startswith(("experiment=", "output_dir="))
-        ]:
+        said = config.hydra.overrides.task
+        words = [word for word in said if not word.startswith(("experiment=", "output_dir="))]
+        if words:
             print(f"(of the trials that {name}.yaml plans; others, with {' '.join(words)}, have records alone)")
         print("all of them:", folder / "tables", folder / "figures")

@@ -1,4 +1,4 @@
-"""Committed evidence: the records of an experiment's trials, results/trials/<experiment>/records.jsonl.
+"""Committed records of an experiment's trials: results/trials/<experiment>/records.jsonl.
 
 python -m experiments.evidence collect table01  adds what was run, from runs/records
 python -m experiments.evidence restore table01  writes the committed records back, so that the grid goes on from there
@@ -17,37 +17,48 @@ from experiments.store import records
 from experiments.store.files import CannotWrite, write_text
 
 
-def planned(experiment: str, run: cells.Records = MappingProxyType({})) -> set[str]:
-    """The ids of an experiment's trials, at every scale if it is the paper's: targets, baselines, sources.
+def planned_ids(experiment: str, run: cells.Records = MappingProxyType({})) -> set[str]:
+    """Return the ids of an experiment's trials: targets, baselines, sources, at every scale for the paper's tables.
 
-    Those from GHN-2 among what was run.
+    Args:
+        experiment: The name of the experiment.
+        run: Records, among which trials that started from GHN-2 are looked for.
     """
-    scales = [(f"scale={name}",) for name in grids.names("scale")] if grids.of_paper(experiment) else [()]
-    found = [cell for scale in scales for cell in cells.plan(experiment, *scale)]
-    found += cells.from_ghn2(experiment, found, run)
+    scales = [(f"scale={name}",) for name in grids.names("scale")] if grids.is_of_paper(experiment) else [()]
+    found = [cell for scale in scales for cell in cells.planned_cells(experiment, *scale)]
+    found += cells.ghn2_cells(experiment, found, run)
     return {trial.id for cell in found for trial in (cell.trial, cell.random, cell.trial.source) if trial}
 
 
 def collect(experiment: str, folder: Path) -> str:
-    """Add an experiment's trials among the records of a folder to its evidence; returns what was done.
+    """Add the records of an experiment's trials to its evidence.
 
-    A trial that is evidence already, of this experiment or another, stays where and as it is. Raises ValueError, and
-    writes nothing, if there are no records or a new one does not count as evidence.
+    A trial that is evidence already, of this experiment or another, stays as it is.
+
+    Args:
+        experiment: The name of the experiment.
+        folder: A folder of records. Records of other trials are left out.
+
+    Returns:
+        What was done, as a line.
+
+    Raises:
+        ValueError: There are no records, or a new record does not count as evidence. Nothing is written.
     """
-    found = records.ended(folder)
+    found = records.read_ended(folder)
     if not found:
         raise ValueError(f"no records in {folder}: run an experiment first")
     known = cells.all_evidence()
-    wanted = planned(experiment, {**known, **found})
+    wanted = planned_ids(experiment, {**known, **found})
     new = {name: record for name, record in found.items() if name in wanted and name not in known}
     for name, record in new.items():
         try:
-            records.check_counts(record)
+            records.check_evidence(record)
         except ValueError as error:
             raise ValueError(f"{name} does not count, {error}: commit, run it again, then collect") from error
     if new:
         evidence = paper.RESULTS / "trials" / experiment
-        kept = new | {record["id"]: record for record in records.evidence(evidence)}
+        kept = new | {record["id"]: record for record in records.read_evidence(evidence)}
         lines = "".join(records.evidence_line(kept[name]) for name in sorted(kept))
         write_text(evidence / "records.jsonl", lines)
         cells.all_evidence.cache_clear()
@@ -57,11 +68,21 @@ def collect(experiment: str, folder: Path) -> str:
 
 
 def restore(experiment: str, folder: Path) -> str:
-    """Write the evidence of an experiment's trials, whichever it is kept with, to a folder of records.
+    """Write the evidence of an experiment's trials to a folder of records, so that no trial is run again.
 
-    No whole record is overwritten. Returns what was done. Raises ValueError if there is no evidence.
+    A trial that several experiments share is found wherever its record is kept. No whole record is overwritten.
+
+    Args:
+        experiment: The name of the experiment.
+        folder: A folder of records.
+
+    Returns:
+        What was done, as a line.
+
+    Raises:
+        ValueError: There is no evidence.
     """
-    wanted = planned(experiment, cells.all_evidence())
+    wanted = planned_ids(experiment, cells.all_evidence())
     found = [record for name, record in cells.all_evidence().items() if name in wanted]
     if not found:
         raise ValueError(f"no trial of {experiment} is in {paper.RESULTS / 'trials'}: there is nothing to bring back")

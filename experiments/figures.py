@@ -1,7 +1,7 @@
 """Records -> figures, as PNG and SVG under results/figures.
 
-python -m experiments.figures          writes those whose records have changed
-python -m experiments.figures --check  fails if a committed one is not what the records give
+python -m experiments.figures          writes the figures whose records have changed
+python -m experiments.figures --check  fails if a committed file is not what the records give
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from experiments import grids
-from experiments.results import cells, drawing, methods, ours, paper
-from experiments.store.files import CannotWrite, atomic_write, same, write_text
+from experiments.results import cells, drawing, method_effects, ours, paper
+from experiments.store.files import CannotWrite, atomic_write, holds, write_text
 
-# The paper's curves: what over epochs, and whose trials. Where those of Table 3 are not run, its details are drawn of
-# sources that were trained from scratch.
+# The paper's curves: which metric, and the experiments whose trials are drawn. Figures 9 to 11 show the trials of Table
+# 3, or those of Figure 15, with sources trained from scratch, at a scale where Table 3 is not run.
 CURVES = {
     "figure04": ("test_accuracy", "table03"),
     "figure06": ("test_accuracy", "figure06"),
@@ -37,8 +37,13 @@ CURVES = {
 }
 
 
-def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
-    """Every figure, of the paper and of experiments of our own, by the name of its files."""
+def all_figures(records: cells.Records, own: list[str]) -> dict[str, Figure]:
+    """Draw every figure, by the name of its files.
+
+    Args:
+        records: The records of all trials, by id.
+        own: The names of our own experiments that get figures.
+    """
     networks = paper.architectures()
     by_label = {label: networks[name] for label, name in paper.LABELS.items()}
     figures = {
@@ -49,14 +54,16 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
     for name, (metric, *experiments) in CURVES.items():
         drawn = {}
         for experiment in experiments:
-            for scale, frame in cells.frames(experiment, records).items():
+            for scale, frame in cells.frames_by_scale(experiment, records).items():
                 drawn.setdefault(scale, frame)
         figures |= {f"{name}_{scale}": drawing.curves(frame, records, metric, scale) for scale, frame in drawn.items()}
-    for scale, frame in cells.frames("table12", records).items():
-        figures |= _of_methods(f"table12_{scale}", cells.compared(frame), cells.scale_line(frame, records, scale))
+    for scale, frame in cells.frames_by_scale("table12", records).items():
+        figures |= _of_methods(
+            f"table12_{scale}", cells.with_effectiveness(frame), cells.scale_line(frame, records, scale)
+        )
     for experiment in own:
         trials = ours.trials(experiment, records)
-        if methods.several(trials):
+        if method_effects.varies_method(trials):
             figures |= _of_methods(experiment, trials, cells.scale_line(trials, records))
         elif trials["accuracy"].notna().any():
             figures[experiment] = drawing.curves(trials, records)
@@ -66,21 +73,24 @@ def build(records: cells.Records, own: list[str]) -> dict[str, Figure]:
 
 
 def _of_methods(name: str, trials: pd.DataFrame, caption: str) -> dict[str, Figure]:
-    """The figures of several methods on the same pairs, if more than one is run."""
-    planned = methods.pairs(trials)
+    """The figures of several methods of transfer on the same pairs; none until two methods are run."""
+    planned = method_effects.pairs(trials)
     first = planned["method"].iloc[0]
-    if methods.differences(planned)[planned["method"] != first].isna().all():
+    if method_effects.differences(planned)[planned["method"] != first].isna().all():
         return {}
     run = planned.dropna(subset="accuracy").sort_values("method", key=lambda method: method != first, kind="stable")
-    figures = {name: drawing.dots(run, caption)}
-    if methods.of_table12(planned):
-        figures[f"{name}_similarity"] = drawing.by_similarity(run.assign(same=methods.same_start(run)), caption)
+    figures = {name: drawing.method_differences(run, caption)}
+    if method_effects.of_table12(planned):
+        figures[f"{name}_similarity"] = drawing.differences_over_similarity(
+            run.assign(same=method_effects.same_start(run)), caption
+        )
     return figures
 
 
 @cache
 def svg(figure: Figure) -> str:
-    """The same text for the same figure, which is drawn once: letters as paths, no date, no random ids."""
+    """Return the SVG of a figure, the same text on every machine: letters as paths, no date, no random ids."""
+    # Cached because a second drawing may differ: a constrained layout starts from where the first drawing left it.
     file = io.StringIO()
     with rc_context({"svg.hashsalt": "dpiat", "svg.fonttype": "path"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -88,26 +98,25 @@ def svg(figure: Figure) -> str:
 
 
 def write(figures: Mapping[str, Figure], folder: Path) -> None:
-    """PNG and SVG of those figures that are not there as they are."""
+    """Write the PNG and the SVG of each figure whose files are out of date. Raises CannotWrite if the disk refuses."""
     for file, text in outdated(figures, folder).items():
         picture, words = file.with_suffix(".png"), {"Comment": _digest(text)}
         draw = partial(figures[file.stem].savefig, format="png", dpi=150, metadata=words)
         atomic_write(picture, draw)
-        write_text(file, text)  # last: it says that both are as they should be
+        write_text(file, text)  # last: an SVG on disk says that its PNG is there too
         print(picture)
 
 
 def outdated(figures: Mapping[str, Figure], folder: Path) -> dict[Path, str]:
-    """The SVG files, with what they should be, that are not so, not there, or without a PNG that is of them.
-
-    PNGs differ from machine to machine: each says of which SVG it is the picture.
-    Each figure is drawn once here: drawn again, a constrained layout may move a little.
-    """
+    """Return the SVG files that are missing, differ, or have no PNG of their own, with what they should contain."""
+    # PNGs differ from machine to machine, by fonts and rendering, so that their bytes cannot be compared. Each PNG
+    # carries the digest of the SVG that it was drawn with, and this digest is compared.
     texts = {folder / f"{name}.svg": svg(figure) for name, figure in figures.items()}
-    return {file: text for file, text in texts.items() if not (same(file, text) and _pictured(file, text))}
+    return {file: text for file, text in texts.items() if not (holds(file, text) and _pictured(file, text))}
 
 
 def _pictured(file: Path, text: str) -> bool:
+    """Whether an SVG file has a PNG that was drawn with this text."""
     picture = file.with_suffix(".png")
     return picture.is_file() and _digest(text).encode() in picture.read_bytes()
 
@@ -117,7 +126,7 @@ def _digest(text: str) -> str:
 
 
 def _others(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Pictures that are missing, and files that are none of these figures."""
+    """The files of figures that are missing, and files that belong to no figure."""
     known = {folder / f"{name}{suffix}" for name in figures for suffix in (".png", ".svg")}
     return sorted(known ^ {*folder.glob("*")})
 
@@ -131,7 +140,7 @@ def main() -> None:
         records = cells.all_evidence()
     except ValueError as error:
         sys.exit(f"error: {error}")
-    figures = build(records, grids.own())
+    figures = all_figures(records, grids.our_experiments())
     if not arguments.check:
         try:
             write(figures, folder)

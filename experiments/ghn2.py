@@ -3,9 +3,9 @@
     embed kinds and shapes -> pass messages along the graph, forward and backward -> decode a tensor for each node
                            -> tile or slice it to the parameter's shape -> scale it by fan-in
 
-Names of modules are those of the published checkpoints, `ghn2_cifar10.pt` and `ghn2_imagenet.pt`, so that they load.
-Batch-norm statistics are not predicted: a network keeps those that it was built with, and its first epoch, whose steps
-normalize by their batches, estimates them as it does from random init.
+The modules have the names that the published checkpoints use, `ghn2_cifar10.pt` and `ghn2_imagenet.pt`, so that these
+load. Batch-norm statistics are not predicted. A network keeps the statistics that it was built with, and its first
+epoch estimates them, as after random init.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.datasets import IMAGENET_CLASSES
 from experiments.ghn2_graph import KINDS, Graph, Node, trace
 from experiments.settings import UserError
 
-# What makes a graph hypernetwork a GHN-2, and not one that the paper compares it with.
+# What makes a graph hypernetwork a GHN-2, and not one of those that the paper compares GHN-2 with.
 CONFIG = {"hypernet": "gatedgnn", "decoder": "conv", "weight_norm": True, "ve": True, "layernorm": True}
-PUBLISHED = {10: "CIFAR10", 1000: "ImageNet"}  # what the published checkpoints learned, by their numbers of classes
+PUBLISHED = {10: "CIFAR10", IMAGENET_CLASSES: "ImageNet"}  # the data of the published checkpoints, by classes
 
 
 class MLP(nn.Module):
-    """Two linear layers, a ReLU between them and, unless they give parameters, one after them."""
+    """Two linear layers with a ReLU between them, and a last ReLU unless the output is parameters."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, last_relu: bool = True):
         super().__init__()
@@ -42,7 +43,7 @@ class MLP(nn.Module):
 
 
 class ShapeEncoder(nn.Module):
-    """A shape (out, in, height, width) as four embeddings side by side; the last row of a table stands for no shape."""
+    """Embeds a shape (out, in, height, width) as four vectors side by side. The last row of a table means no shape."""
 
     def __init__(self, hidden: int, classes: int, largest_kernel: int):
         super().__init__()
@@ -66,15 +67,15 @@ class ShapeEncoder(nn.Module):
 
 
 def _nearest(values: list[int], wanted: int) -> int:
-    """The index of the value next to the one wanted, the smaller of two that are as near."""
+    """Return the index of the nearest value; of two that are as near, the index of the smaller value."""
     return min(range(len(values)), key=lambda index: (abs(values[index] - wanted), values[index]))
 
 
 class GatedGNN(nn.Module):
-    """One sweep along the edges and one against them (Eq. 3, 4 of the paper).
+    """One sweep along the edges and one sweep against them (Eq. 3, 4 of the paper).
 
-    A node is updated once in a sweep, after those that it hears from:
-    h_v <- GRU(sum over neighbours of MLP(h_u) + sum over nodes with a path of MLP_ve(h_u) / its length, h_v).
+    A node is updated once in a sweep, after the nodes that it hears from:
+    h_v <- GRU(sum over neighbours u of MLP(h_u) + sum over nodes u with a path to v of MLP_ve(h_u) / its length, h_v).
     """
 
     def __init__(self, hidden: int):
@@ -84,14 +85,14 @@ class GatedGNN(nn.Module):
         self.gru = nn.GRUCell(hidden, hidden)
 
     def forward(self, h: Tensor, distances: Tensor) -> Tensor:
-        """`h` (n, hidden); `distances` (n, n) of `Graph.distances`."""
+        """Update the states `h`, (n, hidden), by the lengths of paths in `distances`, (n, n)."""
         near = (distances == 1).to(h)  # (to, from)
         far = torch.where(distances > 0, 1 / distances, 0).to(h)
         h = self._sweep(h, near, far)
         return self._sweep(h.flip(0), near.T.flip(0, 1), far.T.flip(0, 1)).flip(0)
 
     def _sweep(self, h: Tensor, near: Tensor, far: Tensor) -> Tensor:
-        """Nodes in their order; `near` and `far` are zero on and above the diagonal."""
+        """Update the nodes one after the other. `near` and `far` are zero on and above the diagonal."""
         states, messages, virtual = [], [], []
         for v, state in enumerate(h.split(1)):
             heard = torch.zeros_like(state)
@@ -104,7 +105,7 @@ class GatedGNN(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the state of a node to a weight of at most `largest` (out, in, height, width); to a classifier's too."""
+    """Turns the state of a node into a weight of at most `largest` (out, in, height, width), or a classifier's."""
 
     def __init__(self, hidden: int, largest: tuple[int, ...], classes: int):
         super().__init__()
@@ -116,7 +117,9 @@ class Decoder(nn.Module):
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Conv2d(outputs, classes, 1))
 
     def forward(self, h: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        """(n, hidden) -> (n, *shape): the leading part of the largest weight, of which nothing else is computed."""
+        """Decode states (n, hidden) into weights (n, *shape): the leading corner of the largest weight."""
+        # Only the leading corner of the largest weight is used, so the rows of the linear layers that lead outside of
+        # the corner are left out: the same values in a fraction of the time and memory.
         outputs, inputs, height, width = shape
         grid = torch.arange(self.fc[0].out_features, device=h.device).view(-1, *self.largest[2:])
         used = grid[:, :height, :width].flatten()
@@ -127,13 +130,19 @@ class Decoder(nn.Module):
         return F.conv2d(x, self.conv[2].weight[used], self.conv[2].bias[used]).view(len(h), *shape)
 
     def classifier(self, h: Tensor, inputs: int) -> Tensor:
-        """(n, hidden) -> (n, classes, inputs)"""
+        """Decode states (n, hidden) into the weights of classifiers, (n, classes, inputs)."""
         x = self(h, (self.largest[0], inputs, 1, 1))
         return self.class_layer_predictor(x[..., 0])[..., 0]
 
 
 class GHN2(nn.Module):
-    """`forward` predicts every parameter of a network from its graph, by name, with gradients where they are wanted."""
+    """A graph hypernetwork.
+
+    Args:
+        classes: The number of classes of the networks that it predicts.
+        largest: The largest weight that is decoded, (out, in, height, width).
+        hidden: The size of a node's state.
+    """
 
     def __init__(self, classes: int, largest: tuple[int, ...] = (64, 64, 16, 16), hidden: int = 32):
         super().__init__()
@@ -148,7 +157,10 @@ class GHN2(nn.Module):
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(vector, classes))
 
     def forward(self, graph: Graph) -> dict[str, Tensor]:
-        """Raises UserError for a kernel that is larger than any that the decoder gives."""
+        """Predict every parameter of a network from its graph: tensors by name, with gradients.
+
+        Raises UserError for a kernel that is larger than the decoder's.
+        """
         decoders = self.decoders(graph)
         h, found = self.states(graph), {}  # (n, hidden)
         for (decoder, *shape), indices in decoders.items():
@@ -157,7 +169,7 @@ class GHN2(nn.Module):
                 if len(node.shape) > 1:
                     found[node.name] = scaled(tiled(tensor, node.shape))
                     continue
-                weight, bias = (tiled(row, node.shape) for row in tensor)  # a node of a bias alone uses its half
+                weight, bias = (tiled(row, node.shape) for row in tensor)  # a node that is a bias uses the second half
                 if node.kind == "bias":
                     found[node.name] = torch.tanh(bias / 5)
                     continue
@@ -167,14 +179,14 @@ class GHN2(nn.Module):
         return found
 
     def states(self, graph: Graph) -> Tensor:
-        """What the decoders read: (n, hidden)"""
+        """Compute the states that the decoders read, (n, hidden)."""
         device = self.embed.weight.device
         kinds = torch.tensor([KINDS.index(node.kind) for node in graph.nodes], device=device)
         h = self.embed(kinds) + self.shape_enc([node.shape for node in graph.nodes])
         return self.ln(self.gnn(h, graph.distances().to(device)))
 
     def decoders(self, graph: Graph) -> dict[tuple[Any, ...], list[int]]:
-        """The nodes with parameters by their decoder and the part of its largest tensor that is needed.
+        """Group the nodes that have parameters by their decoder, and by the shape that is decoded.
 
         Raises UserError as `forward` does.
         """
@@ -197,21 +209,24 @@ class GHN2(nn.Module):
         return "weights", (min(outputs, self.largest[0]), inputs, *kernel)
 
     def weights(self, h: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        """Decode states into weights, (n, *shape)."""
         return self.decoder(h, shape)
 
     def class_weights(self, h: Tensor, inputs: int) -> Tensor:
+        """Decode states into the weights of classifiers, (n, classes, inputs)."""
         return self.decoder.classifier(h, inputs)
 
     def vectors(self, h: Tensor) -> Tensor:
-        """(n, 2, channels): a weight and a bias"""
+        """Decode states into a weight and a bias each, (n, 2, channels)."""
         return self.decoder_1d(h).unflatten(1, (2, -1))
 
     def class_vectors(self, h: Tensor) -> Tensor:
+        """Decode states into the biases of classifiers, (n, 2, classes)."""
         return self.bias_class(self.vectors(h))
 
 
 def tiled(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The leading part of a predicted tensor, repeated along channels where it is smaller than the parameter."""
+    """Cut a predicted tensor to `shape`, or repeat it along channels where the parameter is larger."""
     tensor = tensor.view(tensor.shape[: len(shape)])
     for axis, size in enumerate(shape[:2]):
         tensor = tensor.index_select(axis, torch.arange(size, device=tensor.device) % tensor.shape[axis])
@@ -219,9 +234,9 @@ def tiled(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def scaled(weight: Tensor) -> Tensor:
-    """Times sqrt(beta / fan-in), where beta makes up for a ReLU after the layer (section 4.2).
+    """Multiply a weight by sqrt(beta / fan-in), where beta makes up for a ReLU after the layer (section 4.2).
 
-    Beta is 2, but 1 for filters of one input channel, whose layers are taken for depthwise ones without one.
+    Beta is 2. Beta is 1 for filters of one input channel, which are taken for depthwise layers without a ReLU.
     """
     kernel = weight.shape[2:]
     beta = 1 if kernel and (weight.shape[1] == 1 or kernel[0] < kernel[1]) else 2
@@ -233,20 +248,24 @@ def scaled(weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A trained GHN-2."""
+
     ghn: GHN2
-    learned: str  # the data set that it learned from
+    learned: str  # the data set that the GHN-2 learned from
 
 
 def read(file: Path) -> Checkpoint:
-    """A published checkpoint, or one of `scripts/train_ghn2.py`. Raises UserError for any other file, in one line."""
+    """Read a published checkpoint, or a checkpoint of `scripts/train_ghn2.py`. Raises UserError for any other file."""
     try:
         content = torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is no checkpoint of GHN-2: torch.load finds no tensors in it, or not all") from error
+        raise UserError(
+            f"{file} is not a checkpoint of GHN-2: torch.load finds no tensors in it, or not all"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("config", "state_dict")):
-        raise UserError(f"{file} is no checkpoint of GHN-2: it needs config and state_dict")
+        raise UserError(f"{file} is not a checkpoint of GHN-2: it needs config and state_dict")
     return Checkpoint(_network(file, content), str(content.get("learned") or _learned(content["config"])))
 
 
@@ -254,7 +273,7 @@ def _network(file: Path, content: dict[str, Any]) -> GHN2:
     config = content["config"]
     for key, value in CONFIG.items():
         if config.get(key) != value:
-            raise UserError(f"{file} is no GHN-2: its {key} is {config.get(key)!r}, not {value!r}")
+            raise UserError(f"{file} is not a GHN-2: its {key} is {config.get(key)!r}, not {value!r}")
     try:
         largest = tuple(map(int, config["max_shape"]))
         ghn = GHN2(int(config["num_classes"]), largest, int(config.get("hid", 32)))
@@ -272,7 +291,7 @@ def _learned(config: dict[str, Any]) -> str:
 
 
 def to_checkpoint(ghn: GHN2, learned: str) -> dict[str, Any]:
-    """What `read`, and the published code, take."""
+    """Return the content of a checkpoint that `read` and the published code can read."""
     config = CONFIG | {"max_shape": ghn.largest, "hid": ghn.embed.embedding_dim}
     config["num_classes"] = ghn.bias_class[1].out_features
     return {"config": config, "state_dict": ghn.state_dict(), "learned": learned}
@@ -280,9 +299,15 @@ def to_checkpoint(ghn: GHN2, learned: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def fill(network: nn.Module, ghn: GHN2, image_size: int) -> None:
-    """Overwrite every parameter of a network, in place, with what GHN-2 predicts.
+    """Overwrite every parameter of a network with what a GHN-2 predicts.
 
-    Raises UserError for a network that it cannot predict.
+    Args:
+        network: Changed in place. Its buffers stay.
+        ghn: The GHN-2.
+        image_size: The side of the network's input, in pixels, at which its graph is traced.
+
+    Raises:
+        UserError: The GHN-2 cannot predict the network.
     """
     predicted = ghn(trace(network, image_size))
     for name, parameter in network.named_parameters():

@@ -1,8 +1,8 @@
-"""A network as the graph of its operations that GHN-2 reads: kinds, shapes of parameters, and who feeds whom.
+"""The graph of a network's operations, which GHN-2 reads: kinds of operations, shapes of parameters, and edges.
 
-The graph is that of autograd, as in the GHN-2 paper (2110.13100): it needs no more of a network than that it can be
-run, whatever its code looks like, and the published checkpoints learned from graphs of that origin. torch.fx would fail
-where code depends on values, and hooks do not see additions.
+The graph comes from autograd, as in the GHN-2 paper (2110.13100), so that any network that runs has a graph. The
+published checkpoints learned from such graphs. torch.fx would fail where code depends on values, and hooks would not
+see additions.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from torch import Tensor, nn
 
 from experiments.settings import UserError, first_line
 
-# The order is that of the rows of a checkpoint's embedding. Attention and positions are not looked for: networks that
-# have them are not GHN-2's to predict here.
+# The order is the order of the rows in a checkpoint's embedding. "msa" (attention) and "pos_enc" (positions) keep their
+# rows, but no operation is recognized as one of them: networks with attention are not predicted here.
 KINDS = (
     *("max_pool", "avg_pool", "sep_conv", "dil_conv", "conv", "msa", "cse", "sum", "concat", "input", "bias", "bn"),
     *("ln", "pos_enc", "glob_avg"),
 )
-LONGEST = 50  # of the shortest paths that count as virtual edges (section 4.1)
+LONGEST = 50  # edges; longer shortest paths do not count as virtual edges (section 4.1)
 
 
 @dataclass(frozen=True)
 class Node:
     """One operation, or one of the two parameters of an operation: its weight, then its bias.
 
-    A norm is one node for both, of which `name` and `bias` are the parameters.
+    A norm is one node for both parameters, `name` and `bias`.
     """
 
     kind: str
     inputs: tuple[int, ...]  # indices of earlier nodes
-    shape: tuple[int, ...] | None = None  # of the parameter; (1, 1, height, width) of a pooling; None without
-    name: str = ""  # of the parameter in the network, "" without
-    bias: str = ""
+    shape: tuple[int, ...] | None = None  # the parameter's; (1, 1, height, width) for a pooling; else None
+    name: str = ""  # the parameter's name in the network; "" without a parameter
+    bias: str = ""  # the name of a norm's second parameter
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in an order in which each comes after its inputs."""
+    """The nodes, each after its inputs."""
 
     nodes: tuple[Node, ...]
 
     @property
     def classifier(self) -> tuple[str, str]:
-        """The names of the weight and the bias that a network ends with; ("", "") if that is no linear layer."""
+        """The names of the weight and the bias of the last layer; ("", "") if the network ends with another layer."""
         weight, bias = self.nodes[-2:] if len(self.nodes) > 1 else self.nodes * 2
         ends = bias.kind == "bias" and bias.inputs == (len(self.nodes) - 2,) and len(weight.shape) == 2
         return (weight.name, bias.name) if ends else ("", "")
 
     def distances(self) -> Tensor:
-        """Lengths of the shortest paths, (n, n): from the column's node to the row's; 0 for none, or one too long."""
+        """Return the lengths of shortest paths from column to row, (n, n); 0 for no path, or one over LONGEST."""
         n = len(self.nodes)
         lengths = torch.full((n, n), torch.inf)
         for v, node in enumerate(self.nodes):
@@ -65,17 +65,25 @@ class Graph:
 
 
 def trace(network: nn.Module, image_size: int) -> Graph:
-    """The graph of a network that takes (n, 3, image_size, image_size); the network is not changed.
+    """Trace the graph of a network. The network is not changed.
 
-    Traced in eval mode, where there is no dropout and one image suffices for batch norms; on the network's own device,
-    meta too. Raises UserError for a network whose parameters GHN-2 cannot predict.
+    The trace runs on the network's device, which may be meta, and in eval mode: there is no dropout, and one image
+    suffices for batch norms.
+
+    Args:
+        network: Takes images (n, 3, image_size, image_size).
+        image_size: The side of an image, in pixels.
+
+    Raises:
+        UserError: The network cannot be run on such images, or has parameters that GHN-2 cannot predict.
     """
     network = deepcopy(network).eval().requires_grad_()
     names = {id(p): name for name, p in network.named_parameters()}
     if not names:
         raise UserError("GHN-2 has nothing to predict: the network has no parameters")
     device = next(network.parameters()).device
-    # An image that requires a gradient is in the graph itself, so that what depends on parameters alone can be told.
+    # The image requires a gradient, so that it is in the graph too. A function that depends on parameters alone, as a
+    # transposed weight does, can then be told from an operation on images.
     image = torch.zeros(1, 3, image_size, image_size, device=device, requires_grad=True)
     try:
         with torch.enable_grad():
@@ -83,8 +91,8 @@ def trace(network: nn.Module, image_size: int) -> Graph:
     except Exception as error:  # whatever a user's network raises
         raise UserError(f"GHN-2 cannot follow the network on {image_size} px: {first_line(error)}") from error
     if not isinstance(output, Tensor) or output.grad_fn is None:
-        raise UserError("GHN-2 cannot follow the network: its output is no tensor that depends on parameters")
-    graph = _Builder(network, names).build(output)
+        raise UserError("GHN-2 cannot follow the network: its output is not a tensor that depends on parameters")
+    graph = _GraphBuilder(network, names).build(output)
     predicted = {name for node in graph.nodes for name in (node.name, node.bias)}
     if missing := [name for name in names.values() if name not in predicted]:
         raise UserError(f"GHN-2 cannot predict {missing[0]}: the network's output does not depend on it")
@@ -92,7 +100,7 @@ def trace(network: nn.Module, image_size: int) -> Graph:
 
 
 def _functions(output: Tensor) -> Iterable[Any]:
-    """Every function behind an output, each after those whose results it takes."""
+    """Yield every function behind an output, each after the functions whose results it takes."""
     stack, seen = [(output.grad_fn, False)], set()
     while stack:
         function, inputs_done = stack.pop()
@@ -108,11 +116,13 @@ def _inputs(function: Any) -> list[Any]:
     return [each for each, _ in function.next_functions if each is not None]
 
 
-class _Builder:
-    """Goes through autograd's functions and keeps, for each, the nodes whose results it hands on.
+class _GraphBuilder:
+    """Goes through autograd's functions and makes nodes of the operations that GHN-2 knows."""
 
-    A function that is no operation for GHN-2, such as an activation or a reshape, hands on what it takes.
-    """
+    # GHN-2 does not know activations and reshapes. Such a function hands on what it takes: `ends` has for each function
+    # the nodes whose results it hands on, which are the inputs of the next node. A weight may reach its layer through
+    # functions too (a transposition, a cast): `own` has for each function the parameters that it depends on, as long as
+    # it depends on nothing else. The first function that takes both, a parameter and a node, is the layer.
 
     def __init__(self, network: nn.Module, names: dict[int, str]):
         self.names = names
@@ -120,8 +130,8 @@ class _Builder:
         self.nodes: list[Node] = []
 
     def build(self, output: Tensor) -> Graph:
-        ends: dict[Any, tuple[int, ...]] = {}  # function -> nodes whose results it hands on
-        own: dict[Any, tuple[Tensor, ...]] = {}  # function -> parameters, if it depends on them alone (a transposition)
+        ends: dict[Any, tuple[int, ...]] = {}
+        own: dict[Any, tuple[Tensor, ...]] = {}
         for function in _functions(output):
             inputs = _inputs(function)
             if hasattr(function, "variable"):
@@ -145,7 +155,7 @@ class _Builder:
         return (len(self.nodes) - 1,)
 
     def _layer(self, parameters: tuple[Tensor, ...], taken: tuple[int, ...]) -> tuple[int]:
-        """The nodes of a layer: its weight, which takes the inputs, then its bias, which takes the weight's result."""
+        """Add the nodes of a layer: its weight, which takes the inputs, then its bias, which takes the weight's."""
         found = {self.names[id(p)].rpartition(".")[2]: p for p in parameters}
         owners = {id(self.owners[id(p)]): self.owners[id(p)] for p in parameters}
         kind = _layer_kind(next(iter(owners.values())))
@@ -163,12 +173,12 @@ class _Builder:
 
 
 def _unique(items: Iterable[Any]) -> tuple[Any, ...]:
-    """Each once, in order; tensors by identity."""
+    """Return each item once, in order. Tensors are compared by identity."""
     return tuple({id(item) if isinstance(item, Tensor) else item: item for item in items}.values())
 
 
 def _layer_kind(module: nn.Module) -> str | None:
-    """By what a module is, not by its exact class: timm's layers are subclasses."""
+    """Return the kind of a layer, or None. timm's layers are subclasses of torch's, so that isinstance decides."""
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return "dil_conv" if min(module.dilation) > 1 else "sep_conv"
     kinds = ((nn.Conv2d, "conv"), (nn.Linear, "conv"), (nn.BatchNorm2d, "bn"), (nn.LayerNorm, "ln"))
@@ -176,13 +186,13 @@ def _layer_kind(module: nn.Module) -> str | None:
 
 
 def _kind(function: Any, taken: tuple[int, ...]) -> str | None:
-    """The kind of an operation without parameters; None if GHN-2 does not see it."""
+    """Return the kind of an operation without parameters, or None if GHN-2 does not know the operation."""
     operation = function.name().partition("Backward")[0]
-    if operation in ("Add", "Cat"):  # not of a constant
+    if operation in ("Add", "Cat"):  # with a single node, something constant is added
         return {"Add": "sum", "Cat": "concat"}[operation] if len(taken) > 1 else None
     if operation == "Mean":
         return "glob_avg" if function._saved_keepdim else None
-    if operation == "Mul":  # a squeeze-excite, if its gate is the one of the networks that GHN-2 learned from
+    if operation == "Mul":  # a squeeze-excite only with a hard gate, as in the networks that GHN-2 learned from
         gates = [each for view in _inputs(function) if view.name().startswith("View") for each in _inputs(view)]
         return "cse" if any(gate.name().startswith("Hard") for gate in gates) else None
     kinds = {"MaxPool2DWithIndices": "max_pool", "AvgPool2D": "avg_pool", "AdaptiveAvgPool2D": "glob_avg"}
@@ -190,6 +200,6 @@ def _kind(function: Any, taken: tuple[int, ...]) -> str | None:
 
 
 def _pooled(function: Any) -> tuple[int, ...] | None:
-    """The shape that stands for a pooling."""
+    """Return the shape that stands for a pooling, or None."""
     size = getattr(function, "_saved_kernel_size", None)
     return size and (1, 1, *size, *size)[:4]

@@ -1,6 +1,6 @@
 """Which trials an experiment consists of: its file in configs/experiment, swept as `run.py -m` sweeps it.
 
-What an experiment is stands in its file, in the comment above its settings, or in configs/aliases.yaml.
+The comment at the top of the file, or an entry of configs/aliases.yaml, says what the experiment is.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ if TYPE_CHECKING:
     from experiments.planning import Trial
 
 
-class Planned(NamedTuple):
-    """A cell's target and what it is compared with: random init and the target's own ImageNet weights, same seed."""
+class PlannedCell(NamedTuple):
+    """A target of an experiment, and the trials that it is compared with."""
 
     settings: Settings
-    trial: Trial
-    random: Trial
-    pretrained: Trial
+    trial: Trial  # the target's
+    random: Trial  # the same target from random init, with the same seed
+    pretrained: Trial  # the same target from its own ImageNet weights, with the same seed
 
 
 def names(group: str = "experiment") -> list[str]:
-    """What one can choose of a group: its files, and the aliases of experiments."""
+    """Return what a group of configs/ offers: the names of its files, and the aliases of experiments."""
     files = {file.stem for file in (CONFIGS / group).glob("*.yaml")}
     return sorted(files | aliases().keys() if group == "experiment" else files)
 
 
 def kind(experiment: str) -> str:
-    """What an experiment is: a table or figure of the paper, ours (its results count), or a demonstration."""
+    """Return what an experiment is: "table of the paper", "figure of the paper", "ours" or "demonstration"."""
     if alias := aliases().get(experiment):
         return alias["kind"]
     return re.search(r"^# kind +(.+)$", _text(experiment), flags=re.MULTILINE)[1]
 
 
-def of_paper(experiment: str) -> bool:
+def is_of_paper(experiment: str) -> bool:
+    """Whether an experiment is a table or a figure of the paper."""
     return kind(experiment).endswith(" of the paper")
 
 
-def own() -> list[str]:
-    """Experiments that are no table or figure of the paper, and whose results count."""
+def our_experiments() -> list[str]:
+    """Return the experiments of our own whose results count, which demonstrations' do not."""
     return [name for name in names() if kind(name) == "ours"]
 
 
 def title(experiment: str) -> str:
-    """What the paper shows: the first paragraph of the experiment's file, or its alias's title."""
+    """Return what an experiment shows: the first paragraph of its file, or the title of its alias."""
     if alias := aliases().get(experiment):
         return alias["title"]
     lines = _text(experiment).splitlines()[1:]
@@ -67,34 +68,40 @@ def _text(experiment: str) -> str:
 
 
 @cache
-def grid(experiment: str, *words: str) -> list[Planned]:
-    """The targets that `run.py -m experiment=NAME WORDS` trains, each once, in its order. Nothing is loaded or run."""
+def grid(experiment: str, *words: str) -> list[PlannedCell]:
+    """Plan the targets that `run.py -m experiment=NAME WORDS` trains, each once, in order. Nothing is loaded or run.
+
+    Raises UserError for settings that cannot be run.
+    """
     from experiments import planning  # imports torch
 
     planned = {}
     for settings in sweep(experiment, *words):
-        target = planning.plan(settings)
+        target = planning.target_trial(settings)
         if target.id not in planned:
             random = replace(settings, init=replace(settings.init, name="random"), lr=settings.baseline_lr)
             pretrained = replace(settings, init=replace(settings.init, name="pretrained"))
-            planned[target.id] = Planned(
+            planned[target.id] = PlannedCell(
                 settings,
                 target,
-                target if target.init == "random" else planning.plan(random),  # as it is run
-                planning.plan(pretrained),
+                target if target.init == "random" else planning.target_trial(random),
+                planning.target_trial(pretrained),
             )
     return list(planned.values())
 
 
 def sweep(experiment: str, *words: str) -> Iterator[Settings]:
-    """The settings of each run of the multirun."""
+    """Yield the settings of each run of the multirun `run.py -m experiment=NAME WORDS`."""
+    # Hydra's own sweeper composes all files anew for each run, a sixth of a second each; an experiment has hundreds of
+    # runs, and every table plans several experiments. So the sweep is done here. Files are composed once for each
+    # choice of files, and the other words are set in a copy.
     register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         fixed = [word for word in words if not _parsed(word).is_sweep_override()]
         hydra = compose("config", [f"experiment={experiment}", *fixed], return_hydra_config=True).hydra
         params = {key: f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()}
         choices = {}
-        for override in map(_parsed, [*params.values(), *words]):  # the words replace what the file sweeps
+        for override in map(_parsed, [*params.values(), *words]):  # a word replaces what the file sweeps
             key = override.get_key_element()
             swept = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
             choices[key] = [f"{key}={value}" for value in swept]
@@ -108,11 +115,11 @@ def sweep(experiment: str, *words: str) -> Iterator[Settings]:
 
 @cache
 def _parsed(word: str) -> Override:
-    """A grid says few words, each in many of its trials: parsed anew for each, they were a third of its time."""
+    """Parse a word. Cached, as a grid repeats few words in many runs."""
     return OverridesParser.create().parse_overrides([word])[0]
 
 
 @cache
 def _composed(experiment: str, groups: tuple[str, ...]) -> DictConfig:
-    """Composing takes a sixth of a second, so that it is done once for each choice of files."""
+    """Compose the settings of an experiment with other choices of files."""
     return compose("config", [f"experiment={experiment}", *groups])

@@ -1,4 +1,4 @@
-"""How a network gets the weights that its training starts from: one function for each name."""
+"""The weights that a training starts from: one function for each name of `init`."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from dpiat.reading import VERSION, Mode
 from experiments import ghn2, models
 from experiments.settings import UserError, first_line
 
-NOISE = 0.01  # of Net2Net, over the standard deviation of a layer's weights: copies do not stay alike
-Initialized = tuple[nn.Module, dict[str, Any]]
+# Net2Net's noise, as a share of the standard deviation of a layer's weights. Without noise, copies of a channel would
+# get the same gradients and stay copies.
+NOISE = 0.01
+Initialized = tuple[nn.Module, dict[str, Any]]  # a network, and facts for its record
 
 
 @dataclass(frozen=True)
 class Method:
     """How weights are moved: the arguments of `dpiat.transfer`."""
 
+    # The names of these fields are keys of records. Their defaults are those of the oldest records, which have no such
+    # keys: another default here would give these records' trials other ids.
     mode: str = "paper"
     matching: str = "dp"
     operator: str = "clip"
     head: str = "auto"
-    version: int = 1  # of the default mode; paper mode has one alone
+    version: int = 1  # the version of the default mode's rules; the paper's mode has version 1 alone
 
     def arguments(self, seed: int) -> dict[str, Any]:
-        """What is drawn at random, is drawn by `seed`."""
+        """Return the arguments of `dpiat.transfer`. `seed` decides what a method draws at random."""
         arguments = asdict(self)
         del arguments["version"]
         if self.matching == "random":
@@ -45,31 +49,39 @@ class Method:
 
 @dataclass(frozen=True)
 class Start:
-    """What the first weights of a network may depend on."""
+    """All that the first weights of a network may depend on."""
 
-    model: str
+    model: str  # the name of the network
     classes: int
     seed: int
-    image_size: int = 224
+    image_size: int = 224  # pixels
     method: Method = Method()
     source_model: str = ""  # the name of the source's network
-    source: Callable[[], nn.Module] | None = None  # trains the source, or loads it, when it is called
-    checkpoint: Path | None = None  # the user's file
+    source: Callable[[], nn.Module] | None = None  # loads or trains the source when it is called
+    checkpoint: Path | None = None  # the file that init.checkpoint names
 
 
 class Initialization(NamedTuple):
-    """One name of `init`: how it makes the network, and what a trial needs for it."""
+    """One name of `init`: how the network is made, and what its trial needs."""
 
-    build: Callable[[Start], Initialized]
-    from_source: bool = False  # its trial has a source, and the fields of a method
-    from_file: bool = False  # its trial has init.checkpoint
-    check: Callable[[Start], None] | None = None  # raises UserError before anything is trained
+    make: Callable[[Start], Initialized]
+    from_source: bool = False  # whether its trial has a source, and the fields of a method
+    from_file: bool = False  # whether its trial needs init.checkpoint
+    check: Callable[[Start], None] | None = None  # raises UserError, before a source is trained for nothing
 
 
 def initialize(name: str, start: Start) -> Initialized:
-    """The network with its first weights, drawn by the seed, and facts about them for the record."""
+    """Make the network of a trial with its first weights.
+
+    Args:
+        name: A name of INITIALIZATIONS.
+        start: All that the weights may depend on.
+
+    Returns:
+        The network, and facts about its weights for the record.
+    """
     torch.manual_seed(start.seed)
-    return INITIALIZATIONS[name].build(start)
+    return INITIALIZATIONS[name].make(start)
 
 
 def _random(start: Start) -> Initialized:
@@ -77,12 +89,12 @@ def _random(start: Start) -> Initialized:
 
 
 def _pretrained(start: Start) -> Initialized:
-    """The network's own ImageNet weights; its classifier is drawn anew unless the classes are ImageNet's."""
+    """The network's own ImageNet weights. The classifier is drawn anew unless the classes are ImageNet's."""
     return models.build(start.model, start.classes, imagenet=True), {}
 
 
 def _dpiat(start: Start) -> Initialized:
-    """The random weights of the same seed, overwritten where the source has something to give."""
+    """The random weights of the seed, overwritten with what the source gives."""
     method = start.method
     if method.mode == "default" and method.version != VERSION:
         raise UserError(f"init.version={method.version} is not in this code: check out the commit of its records")
@@ -93,7 +105,7 @@ def _dpiat(start: Start) -> Initialized:
 
 
 def _grown(method: Callable[..., dpiat.Report], start: Start, **arguments: Any) -> Initialized:
-    """The random weights of the same seed, overwritten by a method that knows how networks of one plan are scaled."""
+    """The random weights of the seed, overwritten by a method for networks that differ in width and depth alone."""
     target, trained = models.build(start.model, start.classes), start.source()
     try:
         report = method(trained, target, **arguments)
@@ -111,7 +123,7 @@ def _fna(start: Start) -> Initialized:
 
 
 def _check_grown(method: Callable[..., dpiat.Report], start: Start) -> None:
-    """Try with random weights, before the source is trained."""
+    """Try the method with random weights. Raises UserError if it does not take the two networks."""
     with torch.random.fork_rng(devices=[]):
         source, target = (models.build(name, start.classes) for name in (start.source_model, start.model))
     try:
@@ -125,7 +137,7 @@ def _not_admissible(start: Start, error: ValueError) -> UserError:
 
 
 def _ghn2(start: Start) -> Initialized:
-    """Every parameter as a trained graph hypernetwork predicts it; buffers as in a new network."""
+    """The parameters that a trained GHN-2 predicts, and the buffers of a new network."""
     network, checkpoint = models.build(start.model, start.classes), ghn2.read(start.checkpoint)
     ghn2.fill(network, checkpoint.ghn, start.image_size)
     return network, {"ghn2": checkpoint.learned}
@@ -136,7 +148,7 @@ def _check_ghn2(start: Start) -> None:
     checkpoint.ghn.decoders(ghn2.trace(network, start.image_size))
 
 
-# A new name is an entry here, a file in configs/init, and a word in the text of settings.py.
+# A new name needs an entry here, a file in configs/init, and a word in the help text of settings.py.
 INITIALIZATIONS = {
     "random": Initialization(_random),
     "pretrained": Initialization(_pretrained),

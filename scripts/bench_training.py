@@ -1,4 +1,4 @@
-"""Images per second of training steps: a plain loop, timm's network eager and compiled, and ours, in one run.
+"""Measure images per second of training steps: a plain loop, timm's network eager and compiled, and ours.
 
     python scripts/bench_training.py --models eff_b0 --sizes 32
     python scripts/bench_training.py --compile          # also torch.compile: minutes for each model
@@ -6,15 +6,15 @@
 
 plain     torch.utils.data.DataLoader with torchvision's transforms in a worker process for each core, float32, Adam:
           what one would write without thinking of speed
-eager     timm's network in channels_last with a fused Adam, fed as ours is
+eager     timm's network in channels_last with a fused Adam, and our batches
 compiled  the same under torch.compile
 ours      experiments.train.training: augmentation on the device too, and on a GPU all of it in a CUDA graph
-together  so many processes of ours side by side on the device, as `launch=joblib` runs the trials of a grid; a CPU's
-          threads are shared among them; the images per second of all
+together  several processes of ours side by side on the device, as `launch=joblib` runs the trials of a grid: the images
+          per second of all of them. On a CPU they share the threads
 
-The images are noise of the network's input size. The first steps of each go unmeasured. "of matrix products" is what
-ours reaches of the device's matrix throughput, measured at the start: the operations of the network's layers, without
-those of batch norms, activations and augmentation, in a second of training.
+The images are noise of the network's input size. The first steps are not measured. "of matrix products" compares ours
+with the device's matrix throughput, measured at the start: the operations of the network's layers in a second of
+training, without batch norms, activations and augmentation, over the operations of matrix products in a second.
 """
 
 import argparse
@@ -39,31 +39,32 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from experiments import models
+from experiments.data.augmentation import MEAN, STD, crop_area
 from experiments.data.loading import Data, Split, train_batches
+from experiments.results import paper
 from experiments.train import graphs
 from experiments.train.malloc import keep_large_blocks
-from experiments.train.training import Recipe, Steps, adam, prepare
+from experiments.train.training import Schedule, Steps, adam, prepare
 
-NINE = ("eff_b0", "eff_b1", "eff_b2", "mix_l", "mix_m", "rex", "rex_150", "mnas", "semnas")
+NINE = tuple(paper.LABELS.values())
 CLASSES, IMAGES, LR = 100, 2048, 4e-3
 WARM_UP = {"cpu": 2, "cuda": graphs.WARM_UP + 2}  # steps
 Batches = Iterator[tuple[Tensor, ...]]
 
 
 class Pictures(Dataset):
-    """What a data set of torchvision gives: a picture, transformed, and its class."""
+    """A data set as torchvision has it: a picture, transformed, and its class."""
 
     def __init__(self, size: int):
         noise = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8)
         self.pictures = [Image.fromarray(picture) for picture in noise]
-        scale = (0.5 if size < 100 else 0.1, 1.0)
         self.transform = v2.Compose(
             [
-                v2.RandomResizedCrop(size, scale),
+                v2.RandomResizedCrop(size, crop_area(size)),
                 v2.RandomHorizontalFlip(),
                 v2.ToImage(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+                v2.Normalize(MEAN, STD),
             ]
         )
 
@@ -96,10 +97,10 @@ def compiled(network: nn.Module, *rest) -> None:
 
 def ours(network: nn.Module, size: int, batch: int, device: torch.device, timed: Callable[[Batches], Batches]) -> None:
     prepare(network, device)
-    recipe = Recipe(epochs=1, lr=LR, schedule_epochs=1, batch_size=batch, image_size=size, seed=0)
+    schedule = Schedule(epochs=1, lr=LR, schedule_epochs=1, batch_size=batch, image_size=size, seed=0)
     images, generator = noise(size, device), torch.Generator()
     with graphs.own_stream(device):
-        ours = Steps(network.train(), adam(network, LR, device), Data(images, images, []), recipe, device)
+        ours = Steps(network.train(), adam(network, LR, device), Data(images, images, []), schedule, device)
         for draw in timed(forever(lambda: images.train_draws(batch, size, generator))):
             ours.train_step(*draw)
 
@@ -123,7 +124,7 @@ def forever(epoch: Callable[[], Batches]) -> Batches:
 
 
 class Clock:
-    """Lets batches through until enough seconds have passed after the warm-up, and counts."""
+    """Lets batches through, and counts images from the end of the warm-up until enough seconds have passed."""
 
     def __init__(self, seconds: float, device: torch.device, ready: Callable[[], object] = lambda: None):
         self.seconds, self.device, self.ready = seconds, device, ready
@@ -133,7 +134,7 @@ class Clock:
             yield next(batches)
         self.ready()
         self.images, start, cpu = 0, self.now(), time.process_time()
-        while self.images == 0 or time.perf_counter() - start < self.seconds:  # without a wait for the device
+        while self.images == 0 or time.perf_counter() - start < self.seconds:  # does not wait for the device
             batch = next(batches)
             self.images += len(batch[0])
             yield batch
@@ -158,7 +159,7 @@ def measured(
 
 
 def together(name: str, size: int, words: argparse.Namespace) -> float:
-    """Images per second of several processes that train at the same time."""
+    """The images per second of several processes that train at the same time."""
     context, count = get_context("spawn"), words.together
     threads = max(1, torch.get_num_threads() // count)
     with ProcessPoolExecutor(count, context, begin, (context.Barrier(count), threads, words.malloc)) as processes:
@@ -166,7 +167,7 @@ def together(name: str, size: int, words: argparse.Namespace) -> float:
 
 
 def begin(barrier: Barrier, threads: int, malloc: str) -> None:
-    """What each process of several knows: when all are warm."""
+    """Prepare one of several processes: it gets the barrier at which they wait until all are warm."""
     global all_warm
     all_warm = barrier
     torch.set_num_threads(threads)
@@ -178,22 +179,21 @@ def one_of_several(name: str, size: int, words: argparse.Namespace) -> float:
     try:
         return measured(ours, name, size, words, all_warm.wait).rate
     except Exception:
-        all_warm.abort()  # or the others would wait for ever
+        all_warm.abort()  # or the other processes would wait for ever
         raise
 
 
 def operations(network: nn.Module, size: int) -> float:
-    """Floating-point operations of a training step, for each image: three times those of the forward pass.
-
-    (The counter takes the weight gradient of a depthwise convolution for that of a dense one.)
-    """
+    """The floating-point operations of a training step for each image: three times those of a forward pass."""
+    # Counted in the forward pass alone: the counter takes the weight gradient of a depthwise convolution for the
+    # gradient of a dense one.
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, size, size))
     return 3 * counter.get_total_flops()
 
 
 def matrix_throughput(device: torch.device) -> float:
-    """Floating-point operations per second of square matrix products, in the type that we train in."""
+    """The floating-point operations per second of square matrix products, in the type that trainings use."""
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())

@@ -1,10 +1,10 @@
-"""Does every architecture of timm transfer? Writes results/timm_self.csv, results/timm_pairs.csv and their summary.
+"""Check that every architecture of timm transfers. Writes results/timm_self.csv and results/timm_pairs.csv.
 
-python scripts/check_timm.py self               each one to itself: every tensor from its own counterpart?
-python scripts/check_timm.py pairs --count 2000 random pairs of different ones, weights really written
+python scripts/check_timm.py self                each architecture to itself: is every tensor from its counterpart?
+python scripts/check_timm.py pairs --count 2000  random pairs of different architectures, with weights really written
 
-The first needs no memory for weights: a plan that copies every tensor from the one of its own name leaves the same
-function. The tests run networks of each family to see that it does.
+The first check needs no memory for weights. A plan that copies every tensor from the tensor of the same name leaves the
+function as it is; tests run networks of each family to see that this holds.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def built(name: str) -> nn.Module:
+    """An architecture on the meta device."""
     with torch.device("meta"):
         return timm.create_model(name)
 
 
 def check_self(name: str) -> dict:
-    """One row: does a plan for two networks of one architecture give every tensor to its own counterpart?"""
+    """Make a row: does a plan for two networks of one architecture give every tensor to its counterpart?"""
     try:
         source, target = built(name), built(name)
     except Exception as error:
@@ -47,20 +48,19 @@ def check_self(name: str) -> dict:
     except Exception as error:
         return {"architecture": name, "outcome": "raised", "detail": first_line(error)}
     wrong = [e for e in entries if e.elements and (e.action, e.source) != ("copied", e.target)]
+    detail = f"{len(wrong)} tensors, the first {wrong[0].target}: {wrong[0].action} {wrong[0].note}" if wrong else ""
     return {
         "architecture": name,
         "outcome": "differs" if wrong else "identical",
         "tensors": len(entries),
         "parameters": sum(p.numel() for p in target.parameters()),
         "seconds": round(time.perf_counter() - start, 3),
-        "detail": f"{len(wrong)} tensors, the first {wrong[0].target}: {wrong[0].action} {wrong[0].note}"
-        if wrong
-        else "",
+        "detail": detail,
     }
 
 
 def check_pair(names: tuple[str, str], largest: int) -> dict:
-    """One row: the transfer of one architecture to another, with weights in memory for the target alone."""
+    """Make a row: the transfer of one architecture to another, with memory for the weights of the target alone."""
     row = {"source": names[0], "target": names[1]}
     try:
         source, target = map(built, names)
@@ -81,7 +81,7 @@ def check_pair(names: tuple[str, str], largest: int) -> dict:
 
 
 def give_memory(module: nn.Module, own: bool) -> None:
-    """Replace a module's tensors on the meta device; with own=False, all elements of one share their memory."""
+    """Give a module's tensors on the meta device memory of their own, or one element's memory with own=False."""
     for tensors in (module._parameters, module._buffers):
         for key, tensor in tensors.items():
             if tensor is not None and tensor.is_meta:
@@ -90,6 +90,7 @@ def give_memory(module: nn.Module, own: bool) -> None:
 
 
 def one_element(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape whose elements share the memory of one."""
     return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
@@ -98,6 +99,7 @@ def first_line(error: Exception) -> str:
 
 
 def run(check: Callable, items: list, processes: int, file: Path) -> list[dict]:
+    """Check the items in several processes, write a row for each into a CSV file, and print a summary."""
     start = time.perf_counter()
     with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         rows = list(tqdm(pool.map(check, items, chunksize=4), total=len(items), disable=None))

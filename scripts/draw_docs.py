@@ -1,4 +1,4 @@
-"""The drawing of one matching and the example of a report that the documentation shows: docs/matching.svg, report.html.
+"""Draw the matching and write the report that the documentation shows: docs/matching.svg and docs/report.html.
 
 python scripts/draw_docs.py [FOLDER]
 """
@@ -16,7 +16,8 @@ PAIR = "resnet18", "seresnet34"
 
 
 def draw(folder: Path) -> None:
-    with torch.device("meta"):  # shapes alone
+    """Write both files into a folder."""
+    with torch.device("meta"):  # a drawing needs shapes and no weights
         source, target = (timm.create_model(name) for name in PAIR)
     plot_matching(source, target, folder / "matching.svg", names=PAIR)
     (folder / "report.html").write_text(plan(source, target).to_html(PAIR), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""What the paper's Table 13 claims, measured: writes results/table13_measured.csv, a row for each method and pair.
+"""Measure what the paper's Table 13 claims. Writes results/table13_measured.csv, with a row for each method and pair.
 
 python scripts/measure_table13.py
 
-For each of the 81 pairs of the paper's networks: does a method apply, how many milliseconds does it take, which part of
-the target does it fill, and does the target compute what the source computes? Nothing is trained: weights are random,
-batch-norm statistics too. 10 classes; the milliseconds are those of a processor. GHN-2 is not among the methods: no
-checkpoint comes with this repository.
+For each of the 81 pairs of the paper's networks: does a method apply, how many milliseconds of a processor does it
+take, which share of the target does it fill, and does the target then compute what the source computes? Nothing is
+trained: weights and batch-norm statistics are random, for 10 classes. GHN-2 is not among the methods, as no checkpoint
+comes with this repository.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import dpiat
 from experiments import models
+from experiments.results import paper
 
 OUT = Path(__file__).parent.parent / "results" / "table13_measured.csv"
-NAMES = ("eff_b0", "eff_b1", "eff_b2", "mix_l", "mix_m", "rex_150", "rex", "mnas", "semnas")
-SAME = 1e-5  # of the largest output
+SAME = 1e-5  # the largest difference of equal functions, as a share of the largest output
 METHODS: dict[str, Callable[[nn.Module, nn.Module], dpiat.Report]] = {
     "DPIAT": lambda source, target: dpiat.transfer(source, target, mode="paper"),
     "FNA (remapping)": dpiat.fna,
@@ -40,7 +40,7 @@ COLUMNS = ("method", "source", "target", "admissible", "milliseconds", "share", 
 
 @torch.no_grad()
 def network(name: str, seed: int) -> nn.Module:
-    """A network in eval mode of which no tensor is at its initial value, so that each shows in the output."""
+    """A network in eval mode with no tensor at its initial value, so that each tensor shows in the output."""
     torch.manual_seed(seed)
     built = models.build(name, 10).eval()
     for tensor in built.state_dict().values():
@@ -65,7 +65,7 @@ def measured(method: str, names: tuple[str, str], source: nn.Module, target: nn.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NAMES, help="names of networks, each to each")
+    parser.add_argument("--networks", nargs="+", default=paper.LABELS.values(), help="names of networks, each to each")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""Recompute the verdicts on Table 1 at scale=cpu from the records, with nothing of this repository but its files.
+"""Recompute the verdicts on Table 1 at scale=cpu from the records, without any code of this repository.
 
-python scripts/recheck_table01.py           prints them; fails if results/tables/verdicts.csv says otherwise
+python scripts/recheck_table01.py           prints the verdicts; fails if results/tables/verdicts.csv differs
 python scripts/recheck_table01.py --results FOLDER
 
-It reads trials/*/records.jsonl, paper/table01_cifar100_effectiveness.csv and tables/similarity.csv, and imports NumPy
-alone, so that a fault of the code that makes the tables shows here.
+Reads trials/*/records.jsonl, paper/table01_cifar100_effectiveness.csv and tables/similarity.csv. Imports NumPy alone,
+so that a fault of the code that makes the tables shows here. So this file repeats names and rules on purpose.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ LABELS = dict(
     )
 )
 NAMES = list(LABELS.values())
-# The trials of Table 1 at scale=cpu: targets of 4 epochs at 32 px, the first of 100 in the schedule; sources of 30.
+# How trials of Table 1 are trained at scale=cpu: targets for the first 4 epochs of a schedule of 100, sources for 30.
 TARGET = {"epochs": 4, "lr": 4e-3, "schedule_epochs": 100, "batch_size": 128, "image_size": 32}
 SOURCE = TARGET | {"epochs": 30, "schedule_epochs": 30}
-SEEDS = (0,)  # of targets
+SEEDS = (0,)  # the seeds of targets
 DRAWS = 2000
-CLOSE, ROUGHLY = 1e-5, 0.08  # of the numbers; of intervals and p, which other random numbers decide here
+CLOSE, ROUGHLY = 1e-5, 0.08  # the tolerance of numbers, and of intervals, which come from other random numbers here
 
 Cells = dict[tuple[str, str], float]  # (target, source): value
 
 
 def is_plain(trial: dict, recipe: dict) -> bool:
-    """Whether a trial is on all of CIFAR-100 with this recipe, and with nothing that the paper does not do."""
+    """Whether a trial is on all of CIFAR-100 with this recipe, and has no setting that the paper does not have."""
     said = {key: value for key, value in trial["recipe"].items() if key != "seed"}
     whole = trial["dataset"] == "cifar100" and trial["train_subset"] is None and trial["stored_size"] is None
     return whole and said == recipe and not trial["checkpoint"]
 
 
 def best(record: dict) -> float:
+    """The highest test accuracy within 4 epochs."""
     return max(row["test_accuracy"] for row in record["epochs"][:4])
 
 
 def read(results: Path) -> tuple[Cells, dict[str, list[float]]]:
-    """The cells, and the accuracies of each target's random init."""
+    """Read the cells, and the accuracies of each target from random init."""
     transfers: dict[tuple[str, str], list[float]] = {}
     random: dict[str, list[float]] = {}
     for file in sorted(results.glob("trials/*/records.jsonl")):
@@ -88,22 +89,21 @@ def pearson(pairs: list[tuple[float, float]]) -> float:
 
 
 def ranked(values: list[float]) -> list[float]:
-    """Ranks; equal values share the mean of theirs."""
-    return [
-        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
-    ]
+    """The ranks of values. Equal values share the mean of their ranks."""
+    below = [sum(other < value for other in values) for value in values]
+    equal = [sum(other == value for other in values) for value in values]
+    return [b + (e + 1) / 2 for b, e in zip(below, equal, strict=True)]
 
 
 def spearman(pairs: list[tuple[float, float]]) -> float:
-    return (
-        pearson(list(zip(*(ranked(list(values)) for values in zip(*pairs, strict=True)), strict=True)))
-        if pairs
-        else math.nan
-    )
+    if not pairs:
+        return math.nan
+    x, y = (ranked(list(values)) for values in zip(*pairs, strict=True))
+    return pearson(list(zip(x, y, strict=True)))
 
 
 def within_rows(rows: list[list[tuple[float, float]]]) -> float:
-    """Of rows of pairs, less the means of their row."""
+    """The correlation over all rows of pairs, after the means of its row are taken off each pair."""
     left = []
     for row in rows:
         if len(row) > 1:
@@ -119,7 +119,7 @@ def row_means(rows: list[list[tuple[float, float]]]) -> list[tuple[float, float]
 def statistics(
     targets: list[str], sources: list[str], ours: Cells, paper: Cells, similarity: Cells
 ) -> dict[str, float]:
-    """All verdicts over these targets and sources, which may be there more than once."""
+    """The numbers of all verdicts over these targets and sources, which may be named more than once."""
     with_paper = [
         [(math.log(ours[t, s]), math.log(paper[t, s])) for s in sources if s != t and (t, s) in ours] for t in targets
     ]
@@ -140,7 +140,8 @@ def statistics(
 
 
 def intervals(ours: Cells, paper: Cells, similarity: Cells) -> dict[str, tuple[float, float]]:
-    """Of the targets and sources that have a cell; where the diagonal does not count, that have one beside it."""
+    """The bootstrap's intervals of all verdicts."""
+    # Targets and sources without a cell are not drawn. A verdict that leaves the diagonal out has fewer of them.
     found = {}
     for with_diagonal in (False, True):
         run = [(t, s) for t, s in ours if with_diagonal or s != t]
@@ -154,17 +155,17 @@ def intervals(ours: Cells, paper: Cells, similarity: Cells) -> dict[str, tuple[f
 
 
 def drawn(targets: list[str], sources: list[str], *cells: Cells) -> list[dict[str, float]]:
-    """The verdicts over so many targets and sources, drawn with replacement."""
-    rng = np.random.default_rng(2023)
-    return [
-        statistics(
-            *([names[k] for k in rng.integers(len(names), size=len(names))] for names in (targets, sources)), *cells
-        )
-        for _ in range(DRAWS if targets else 0)
-    ]
+    """The verdicts of many draws, each of as many targets and sources, with replacement."""
+    rng, found = np.random.default_rng(2023), []
+    for _ in range(DRAWS if targets else 0):
+        some_targets = [targets[k] for k in rng.integers(len(targets), size=len(targets))]
+        some_sources = [sources[k] for k in rng.integers(len(sources), size=len(sources))]
+        found.append(statistics(some_targets, some_sources, *cells))
+    return found
 
 
 def p_of_similarity(ours: Cells, similarity: Cells) -> float:
+    """The share of permutations of the networks whose similarities correlate as much within rows."""
     rng = np.random.default_rng(2024)
 
     def correlation(name: dict[str, str]) -> float:
@@ -181,7 +182,7 @@ def p_of_similarity(ours: Cells, similarity: Cells) -> float:
 
 
 def differs(said: str, found: float, tolerance: float) -> bool:
-    """Whether a cell of the CSV file, empty where nothing can be told, is not what was found here."""
+    """Whether a cell of the CSV file, which is empty where nothing can be told, differs from what was found here."""
     if said == "" or math.isnan(found):
         return said != "" or math.isfinite(found)
     return abs(float(said) - found) > tolerance

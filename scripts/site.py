@@ -1,7 +1,8 @@
-"""A hook of mkdocs: the pages of the site that lie outside of docs/, and links between files of the repository.
+"""A hook of mkdocs that adds the pages outside of docs/ to the site, and turns links between files into links of pages.
 
-The README, the changes and the results are pages of the site too, and all pages link to files as they lie in the
-repository, so that the links lead somewhere on both. A link to a file that the site does not have keeps its text alone.
+The README, the changes and the results are pages of the site too. All pages link to files by their places in the
+repository, so that the links work there. This hook makes the links work on the site. A link to a file that is not on
+the site becomes plain text.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ PAGES = {
     "results/README.md": "results/index.md",
 }
 FOLDERS = ("results/tables/*.md", "results/tables/*.csv", "results/figures/*")
-LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:]*)(#[^)]*)?\)")  # a picture or not, the text, the file, the place in it
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:]*)(#[^)]*)?\)")  # "!" for a picture, the text, the file, the section
 
 
 def pages() -> dict[str, str]:
-    """The files outside of docs/ that the site has: their paths in the repository and on the site."""
+    """Return the files outside of docs/ that the site has: paths in the repository, and paths on the site."""
     found = [file.relative_to(ROOT).as_posix() for pattern in FOLDERS for file in sorted(ROOT.glob(pattern))]
     return PAGES | {path: path for path in found}
 
@@ -40,9 +41,12 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
 
 
 def linked(markdown: str, place: str, there: set[str]) -> str:
-    """The text of a page with its links to files of the repository turned into links to pages of the site.
+    """Return the text of a page with its links to files of the repository turned into links to pages of the site.
 
-    `place` is that of the page on the site, and `there` has the places of all files of the site.
+    Args:
+        markdown: The text of the page.
+        place: The path of the page on the site.
+        there: The paths of all files of the site.
     """
     places = pages()
     path = next((path for path, other in places.items() if other == place), f"docs/{place}")

@@ -1,9 +1,9 @@
-"""Time DPIAT between the pairs of the paper's Table 1, as its appendix A.3 does. Writes results/pair_times.csv.
+"""Time DPIAT between the pairs of the paper's Table 1, as the paper's appendix A.3 does. Writes results/pair_times.csv.
 
 python scripts/time_pairs.py
 
-A pair is standardization of both networks, matching and the transfer of weights, in the paper's mode. Seconds are CPU
-time of one thread, the least of a few repeats, so that a busy machine does not count.
+A pair takes the standardization of both networks, the matching, and the transfer of weights, in the paper's mode.
+Seconds are CPU time of one thread, the least of a few repeats, so that a busy machine does not count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from experiments.store.records import provenance  # noqa: E402
 
 
 def seconds(source: torch.nn.Module, target: torch.nn.Module, repeats: int) -> float:
-    """CPU seconds of one transfer, the least of some repeats."""
+    """The CPU seconds of one transfer, the least of some repeats."""
     found = []
     for _ in range(repeats):
         start = time.process_time()
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     networks = {name: models.build(name, 100) for name in paper.LABELS.values()}
     made = provenance()
-    transfer(*list(networks.values())[:2], mode="paper")  # what is loaded and cached once
+    transfer(*list(networks.values())[:2], mode="paper")  # loads and caches what later transfers find
     rows = [
         {
             "source": source,

@@ -1,16 +1,18 @@
-"""Train a small GHN-2 on small networks that are drawn at random, into a checkpoint in the published format.
+"""Train a small GHN-2 on small random networks, and write a checkpoint in the published format.
 
     python scripts/train_ghn2.py --root FOLDER                  # CIFAR-100 at 32 px, 10,000 steps: 4 hours of a core
     python scripts/train_ghn2.py --dataset digits --size 16 --steps 100 --out digits.pt
 
-In each step it predicts the parameters of a few networks (2110.13100 took eight), which classify one batch, and follows
-the gradient of their mean loss: Adam, gradients clipped to a norm of 5, a learning rate that falls to a tenth after two
-thirds of the steps and again after five sixths, as in the paper. Its networks came from DeepNets-1M, ours are drawn
-anew: plain, residual, or inverted bottlenecks with or without squeeze-excite, a few blocks deep, so that the networks
-of the reproduction are larger than any that were seen. The largest predicted tensor is 32 × 32 × 11 × 11, which keeps
-the checkpoint below 4 MB; the published ones predict twice the channels.
+In each step GHN-2 predicts the parameters of a few networks, which classify one batch, and follows the gradient of
+their mean loss. As in the paper (2110.13100): Adam, gradients clipped to a norm of 5, a learning rate that falls to a
+tenth after two thirds of the steps and again after five sixths. Unlike the paper: four networks in a step for eight,
+and random networks for DeepNets-1M. Ours are plain, residual, or inverted bottlenecks with or without squeeze-excite,
+and a few blocks deep, so that the networks of the reproduction are larger than any network of the training. The largest
+predicted tensor is 32 × 32 × 11 × 11, which keeps the checkpoint below 4 MB. The published checkpoints predict twice
+the channels.
 
-Stopped, it goes on from its last state; run again at the end, it says how accurate networks that it has not seen are.
+A training that was stopped goes on from its last state. At the end, the script prints how accurate networks are that no
+step has drawn.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from experiments.store.files import atomic_write
 
 STYLES = ("plain", "residual", "mbconv", "mbconv", "mbconv with squeeze-excite", "mbconv with squeeze-excite")
 KERNELS = (3, 3, 3, 5, 5, 7, 9, 11)
-LARGEST = (32, 32, 11, 11)
+LARGEST = (32, 32, 11, 11)  # (out, in, height, width)
 Batch = tuple[Tensor, Tensor]
 
 
@@ -55,6 +57,8 @@ class Residual(nn.Sequential):
 
 
 class SqueezeExcite(nn.Module):
+    """Multiplies each channel by a gate that is computed from all channels."""
+
     def __init__(self, width: int, squeezed: int):
         super().__init__()
         self.squeeze, self.expand = nn.Conv2d(width, squeezed, 1), nn.Conv2d(squeezed, width, 1)
@@ -65,7 +69,7 @@ class SqueezeExcite(nn.Module):
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """With a batch norm, which always normalizes by its batch: GHN-2 predicts no statistics."""
+    """A convolution with a batch norm. The norm always normalizes by its batch, as GHN-2 predicts no statistics."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [layer, nn.BatchNorm2d(outputs, track_running_stats=False)]
 
@@ -85,7 +89,7 @@ def block(draw: random.Random, style: str, inputs: int, outputs: int, stride: in
 
 
 def network(draw: random.Random, classes: int, size: int) -> nn.Module:
-    """A network without values: all that it has are shapes."""
+    """Draw a network on the meta device, which has shapes and no values."""
     style, act = draw.choice(STYLES), draw.choice((nn.ReLU, nn.SiLU))
     width, side = draw.choice((16, 24, 32)), size
     with torch.device("meta"):
@@ -93,7 +97,7 @@ def network(draw: random.Random, classes: int, size: int) -> nn.Module:
         side //= 2
         for _ in range(draw.randint(2, 4)):
             outputs = min(int(width * draw.choice((1, 1.5, 2))) // 8 * 8, 128)
-            stride = draw.choice((1, 2, 2)) if side >= 8 else 1  # a batch norm needs more than a pixel
+            stride = draw.choice((1, 2, 2)) if side >= 8 else 1  # a batch norm needs more than one pixel
             for number in range(draw.randint(1, 3)):
                 layers.append(block(draw, style, width, outputs, 1 if number else stride, act))
                 width = outputs
@@ -112,7 +116,7 @@ def outputs_of(ghn: ghn2.GHN2, wanted: nn.Module, images: Tensor, size: int) -> 
 
 
 def batches(split: Split, arguments: argparse.Namespace, first: int) -> Any:
-    """Batches without end, from that of step `first` on."""
+    """Yield batches without end, from the batch of step `first` on."""
     epoch, skipped = divmod(first, len(split.labels) // arguments.batch)
     while True:
         generator = torch.Generator().manual_seed(arguments.seed * 2**20 + epoch)
@@ -122,7 +126,7 @@ def batches(split: Split, arguments: argparse.Namespace, first: int) -> Any:
 
 
 def step(ghn: ghn2.GHN2, optimizer: torch.optim.Adam, batch: Batch, drawn: list[nn.Module], size: int) -> Batch:
-    """Returns the mean loss and accuracy; one that is not finite changes nothing."""
+    """Take a step. Returns the mean loss and accuracy. A gradient that is not finite changes nothing."""
     images, labels = batch
     optimizer.zero_grad()
     losses, hits = [], []
@@ -143,7 +147,7 @@ def learning_rate(arguments: argparse.Namespace, number: int) -> float:
 
 
 def train(arguments: argparse.Namespace, found: Data) -> ghn2.GHN2:
-    """From the last state, if there is one. Raises UserError if that is of other settings."""
+    """Train from the last state, if there is one. Raises UserError if that state is of other settings."""
     classes, state_file = len(found.classes), arguments.out.with_suffix(".state")
     torch.manual_seed(arguments.seed)
     ghn = ghn2.GHN2(classes, LARGEST, arguments.hidden)
@@ -181,7 +185,7 @@ def save(ghn: ghn2.GHN2, arguments: argparse.Namespace, steps: int) -> None:
 
 @torch.no_grad()
 def unseen(ghn: ghn2.GHN2, found: Data, arguments: argparse.Namespace, networks: int = 20) -> Tensor:
-    """Test accuracies of networks that no step has drawn, on 1,024 images in batches of 64."""
+    """Return the test accuracies of networks that no step has drawn, on 1,024 images in batches of 64."""
     order = torch.randperm(len(found.test.labels), generator=torch.Generator().manual_seed(0))[:1024]
     some, draw = found.test.subset(order), random.Random(f"{arguments.seed} unseen")
     accuracies = []

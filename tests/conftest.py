@@ -1,4 +1,4 @@
-"""One thread for the small tensors of the tests: faster, and steady on a busy machine."""
+"""Give the tests one thread: their tensors are small, and one thread is faster and steady on a busy machine."""
 
 import os
 

@@ -1,1 +1,1 @@
-"""Data sets and their augmented batches: what a training is fed."""
+"""Data sets and their augmented batches."""

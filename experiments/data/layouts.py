@@ -1,4 +1,4 @@
-"""Where the image files of a data set are, in the layouts that people have: folders, zips, Food-101, ImageNet's own."""
+"""Finding the image files of a data set in the layouts that people have: folders, zips, Food-101's, ImageNet's."""
 
 from __future__ import annotations
 
@@ -17,44 +17,46 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from experiments.datasets import DATASETS
+from experiments.datasets import DATASETS, IMAGENET_CLASSES
 from experiments.settings import DatasetSettings, UserError, first_line
 from experiments.store.files import atomic_write
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}  # torchvision's
-ARCHIVE, DEVKIT = "ILSVRC2012_img", "ILSVRC2012_devkit_t12"  # of ImageNet
-IMAGENET_CLASSES = DATASETS["imagenet"].classes
+ARCHIVE, DEVKIT = "ILSVRC2012_img", "ILSVRC2012_devkit_t12"  # the names of ImageNet's archives
 IMAGENET = {"train": DATASETS["imagenet"].train_images, "val": DATASETS["imagenet"].test_images}
 
-
-# What Pillow's decoders raise, and zipfile (NotImplementedError for a compression that it does not know).
+# What Pillow's decoders and zipfile raise. NotImplementedError is zipfile's for a compression that it does not know.
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError),
 )
 
 
-class Entry(NamedTuple):
-    """One image file: its class, the folder, zip or tar that it is in, and its name there."""
+class ImageFile(NamedTuple):
+    """One image file while a data set is listed."""
 
-    label: str
-    container: str
-    name: str
+    label: str  # the name of its class
+    container: str  # the folder, zip or tar that the file is in
+    name: str  # its name in the container
     offset: int = 0  # bytes from the start of a tar
     length: int = 0  # bytes in a tar
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
-    """Image files as arrays, which worker processes share; a million Python objects they would copy."""
+class ImageFiles:
+    """The image files of a split."""
 
+    # Arrays and not a list of `ImageFile`: worker processes are forked and share the memory of arrays. Python writes a
+    # reference count into each object that it touches, so that a list of a million objects would be copied page by page
+    # into every worker.
     containers: list[str]
     container: np.ndarray  # (n,) int64, index into containers
     names: np.ndarray  # (n,) bytes
     spans: np.ndarray  # (n, 2) int64, offset and length in a tar
 
     @classmethod
-    def of(cls, entries: list[Entry]) -> Files:
+    def of(cls, entries: list[ImageFile]) -> ImageFiles:
+        """Pack a list of files, in its order."""
         containers = sorted({entry.container for entry in entries})
         index = {container: i for i, container in enumerate(containers)}
         return cls(
@@ -67,21 +69,22 @@ class Files:
     def __len__(self) -> int:
         return len(self.names)
 
-    def subset(self, keep: np.ndarray) -> Files:
-        return Files(self.containers, self.container[keep], self.names[keep], self.spans[keep])
+    def subset(self, keep: np.ndarray) -> ImageFiles:
+        """Return the files with these indices, (k,) int64."""
+        return ImageFiles(self.containers, self.container[keep], self.names[keep], self.spans[keep])
 
     def path(self, i: int) -> str:
-        """The i-th file as a person finds it."""
+        """Return the path of the i-th file, for messages."""
         return os.path.join(self.containers[self.container[i]], os.fsdecode(self.names[i]))
 
     def on_disk(self) -> Iterator[str]:
-        """The files that hold the images: each its own, or an archive."""
+        """Yield for each image the file on disk that holds it: the image's own, or an archive."""
         folders = [os.path.isdir(container) for container in self.containers]
         for i, container in enumerate(self.container):
             yield self.path(i) if folders[container] else self.containers[container]
 
     def read(self, i: int) -> bytes:
-        """The content of the i-th file."""
+        """Read the content of the i-th file."""
         container = self.containers[self.container[i]]
         if container.endswith(".zip"):
             return _open_zip(container, os.getpid()).read(os.fsdecode(self.names[i]))
@@ -93,7 +96,7 @@ class Files:
         return Path(self.path(i)).read_bytes()
 
     def image(self, i: int) -> Image.Image:
-        """The i-th image in RGB. Raises UserError if it cannot be read."""
+        """Decode the i-th image, in RGB. Raises UserError if the file cannot be read."""
         try:
             return Image.open(io.BytesIO(self.read(i))).convert("RGB")
         except UNREADABLE as error:
@@ -101,21 +104,29 @@ class Files:
 
 
 class Listing(NamedTuple):
-    """The image files of a data set, the index of each file's class, and the classes."""
+    """The image files of a data set with their labels, and the names of the classes."""
 
-    train: Files
-    train_labels: np.ndarray  # (n,) int64
-    test: Files
+    train: ImageFiles
+    train_labels: np.ndarray  # (n,) int64, index into classes
+    test: ImageFiles
     test_labels: np.ndarray  # (n,) int64
     classes: list[str]
 
     def sources(self) -> list[Path]:
-        """The image files in folders, and the archives of the others."""
+        """Return every file on disk that holds images, once, sorted."""
         return sorted({Path(file) for files in (self.train, self.test) for file in files.on_disk()})
 
 
-def find(settings: DatasetSettings, cache: Path) -> Listing:
-    """The image files under dataset.root. Raises UserError if they are missing or incomplete."""
+def find_images(settings: DatasetSettings, cache: Path) -> Listing:
+    """Find the image files under dataset.root.
+
+    Args:
+        settings: The settings of the data set.
+        cache: A folder for the index of an archive.
+
+    Raises:
+        UserError: Files are missing or incomplete, or a class has test images and no training images.
+    """
     root = Path(settings.root).expanduser()
     train, test = LAYOUTS[settings.name](settings, root, cache)
     if not train or not test:
@@ -127,19 +138,19 @@ def find(settings: DatasetSettings, cache: Path) -> Listing:
         raise UserError(f"{settings.name} under {root.absolute()} has no training images of the class {unknown[0]!r}")
     index = {label: i for i, label in enumerate(classes)}
     labels = [np.array([index[entry.label] for entry in split], dtype=np.int64) for split in (train, test)]
-    return Listing(Files.of(train), labels[0], Files.of(test), labels[1], classes)
+    return Listing(ImageFiles.of(train), labels[0], ImageFiles.of(test), labels[1], classes)
 
 
-def stat(file: Path) -> os.stat_result:
-    """The size and the time of a file. Raises UserError if there is none, as behind a broken link."""
+def file_stat(file: Path) -> os.stat_result:
+    """Return the size and the time of a file. Raises UserError if there is no file, as behind a broken link."""
     try:
         return file.stat()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): get it again or remove it") from error
 
 
-def splits(root: Path) -> list[Path]:
-    """The folders or zips that hold a training and a test split under root; [] unless there are both."""
+def split_places(root: Path) -> list[Path]:
+    """Return the folders or zips under root: those for training, then the one for testing. [] unless both are there."""
     for test in ("test", "val"):
         if (root / "train").is_dir() and (root / test).is_dir():
             return [root / "train", root / test]
@@ -149,25 +160,25 @@ def splits(root: Path) -> list[Path]:
     return []
 
 
-# --- one function for each layout: the training entries and the test entries ----------------------------------------
+# --- one function for each layout -----------------------------------------------------------------------------------
 
-Entries = tuple[list[Entry], list[Entry]]
+SplitFiles = tuple[list[ImageFile], list[ImageFile]]  # for training, for testing
 
 
-def _folder(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
+def _folder(settings: DatasetSettings, root: Path, cache: Path) -> SplitFiles:
     """An ImageFolder tree, `<split>/<class>/<file>`, unpacked or in zips named after their split."""
-    parts = splits(root)
-    if not parts:
+    places = split_places(root)
+    if not places:
         raise UserError(
             f"no {settings.name} under {root.absolute()}: set dataset.root to a folder with train/ and test/ (or "
             "val/), or with train*.zip and test.zip (or val.zip)"
         )
-    *train, test = ([*_images(part)] for part in parts)
-    return [entry for part in train for entry in part], test
+    *train, test = ([*_images(place)] for place in places)
+    return [file for files in train for file in files], test
 
 
-def _food101(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
-    """torchvision's layout, which is that of the archive: images/<class>/<number>.jpg, and lists of both splits."""
+def _food101(settings: DatasetSettings, root: Path, cache: Path) -> SplitFiles:
+    """The layout of the archive and of torchvision: images/<class>/<number>.jpg, and a list for each split."""
     base = root if (root / "meta").is_dir() else root / "food-101"
     try:
         if settings.download and not base.is_dir():
@@ -188,12 +199,15 @@ def _food101(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
             f"images/{missing[0]}.jpg: unpack food-101.tar.gz again"
         )
     folder = str(base / "images")
-    kept = [[Entry(name.partition("/")[0], folder, f"{name}.jpg") for name in names] for names in (train, test)]
-    return kept[0], kept[1]
+
+    def listed(names: list[str]) -> list[ImageFile]:
+        return [ImageFile(name.partition("/")[0], folder, f"{name}.jpg") for name in names]
+
+    return listed(train), listed(test)
 
 
-def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
-    """ILSVRC2012: a folder for each wnid, or the archives as they come, which are read without being unpacked."""
+def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> SplitFiles:
+    """ILSVRC2012: a folder for each wnid, or the archives as they come, which are read in place."""
     train, val = (root / split if (root / split).is_dir() else root / f"{ARCHIVE}_{split}.tar" for split in IMAGENET)
     if not train.exists() or not val.exists():
         raise UserError(
@@ -204,7 +218,7 @@ def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
         [*_images(train)] if train.is_dir() else _indexed(train, cache),
         ([*_images(val)] or _flat(val)) if val.is_dir() else _indexed(val, cache),
     )
-    if entries[1] and not entries[1][0].label:  # the validation images lie side by side
+    if entries[1] and not entries[1][0].label:  # validation images that lie side by side say nothing of their class
         entries = entries[0], _labelled(entries[1], _ground_truth(root))
     classes = {entry.label for split in entries for entry in split}
     found = dict(zip(IMAGENET, map(len, entries), strict=True))
@@ -216,7 +230,7 @@ def _imagenet(settings: DatasetSettings, root: Path, cache: Path) -> Entries:
     return entries
 
 
-LAYOUTS: dict[str, Callable[[DatasetSettings, Path, Path], Entries]] = {
+LAYOUTS: dict[str, Callable[[DatasetSettings, Path, Path], SplitFiles]] = {
     "cifar10": _folder,
     "cifar100": _folder,
     "imagenette": _folder,
@@ -229,29 +243,31 @@ LAYOUTS: dict[str, Callable[[DatasetSettings, Path, Path], Entries]] = {
 # --- folders, zips and tars -----------------------------------------------------------------------------------------
 
 
-def _images(part: Path) -> Iterator[Entry]:
-    """The images in a folder or zip, class by class; as torchvision's ImageFolder has it, in folders below one's too.
+def _images(place: Path) -> Iterator[ImageFile]:
+    """Yield the images in a folder or zip, class by class.
 
-    Files and folders whose names begin with a dot do not count.
+    As in torchvision's ImageFolder, folders below a class belong to the class. Names that begin with a dot do not
+    count.
     """
-    if not part.is_dir():
-        yield from _zipped(part)
+    if not place.is_dir():
+        yield from _zipped(place)
         return
-    for label in sorted(os.listdir(part)):
-        if (part / label).is_dir() and not label.startswith("."):
-            names = [f"{folder}/{name}" for folder, found in _walk(part / label, label) for name in found]
+    for label in sorted(os.listdir(place)):
+        if (place / label).is_dir() and not label.startswith("."):
+            names = [f"{folder}/{name}" for folder, found in _walk(place / label, label) for name in found]
             if not names:
-                raise UserError(f"{part / label} has no images, and folders are classes here: fill or remove it")
-            yield from (Entry(label, str(part), name) for name in names)
+                raise UserError(f"{place / label} has no images, and folders are classes here: fill or remove it")
+            yield from (ImageFile(label, str(place), name) for name in names)
 
 
-def _flat(folder: Path) -> list[Entry]:
+def _flat(folder: Path) -> list[ImageFile]:
+    """The images of a folder without folders of classes."""
     _, names = next(_walk(folder, ""))
-    return [Entry("", str(folder), name) for name in names]
+    return [ImageFile("", str(folder), name) for name in names]
 
 
 def _walk(folder: Path, name: str) -> Iterator[tuple[str, list[str]]]:
-    """The folder under this name and those below it, each with the names of its images."""
+    """Yield a folder under this name, and the folders below it, each with the names of its images."""
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
@@ -265,8 +281,11 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
-def _zipped(file: Path) -> Iterator[Entry]:
-    """The classes are the folders below all those that the images share, or the last of these if it holds images."""
+def _zipped(file: Path) -> Iterator[ImageFile]:
+    """Yield the images in a zip, class by class."""
+    # A zip may have been made of the folder of a split, of the folder above it, or of its content. So the folders that
+    # all images share say nothing, and the next level names the classes. If an image lies in the last shared folder
+    # itself, there is no next level for this image, and that folder is the class.
     names = sorted(name for name in _open_zip(str(file), os.getpid()).namelist() if _is_image(os.path.basename(name)))
     paths = {name: Path(name) for name in names}
     paths = {name: path for name, path in paths.items() if not any(each.startswith(".") for each in path.parts)}
@@ -276,20 +295,22 @@ def _zipped(file: Path) -> Iterator[Entry]:
     level = len(shared.parts) - any(path.parent == shared for path in paths.values())
     if level < 0:
         raise UserError(f"{file} has images that are in no folder, and folders are classes here: put them into some")
-    yield from (Entry(path.parts[level], str(file), name) for name, path in paths.items())
+    yield from (ImageFile(path.parts[level], str(file), name) for name, path in paths.items())
 
 
 @lru_cache
 def _open_zip(file: str, process: int) -> zipfile.ZipFile:
-    """An open zip; each process has its own, since a file's position is shared with the processes forked from it."""
+    """Return an open zip, one for each process."""
+    # `process` is part of the cache's key: a forked process inherits the open file, and shares its position with the
+    # process it was forked from. Two that read at the same time would read each other's bytes.
     try:
         return zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
         raise UserError(f"{file} is not a complete zip file: get it again") from error
 
 
-def _indexed(file: Path, cache: Path) -> list[Entry]:
-    """The images in a tar, or in the tars in it, which are its classes. The index is kept: to make it takes minutes."""
+def _indexed(file: Path, cache: Path) -> list[ImageFile]:
+    """Return the images in a tar, or in the tars in it, which are classes. The index is kept: it takes minutes."""
     stat = file.stat()
     kept = cache / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}.json"
     try:
@@ -300,11 +321,11 @@ def _indexed(file: Path, cache: Path) -> list[Entry]:
         except tarfile.ReadError as error:
             raise UserError(f"{file} is not a complete tar file ({first_line(error)}): get it again") from error
         atomic_write(kept, lambda f: f.write(json.dumps(rows).encode()))
-    return [Entry(label, str(file), *rest) for label, *rest in rows]
+    return [ImageFile(label, str(file), *rest) for label, *rest in rows]
 
 
 def _tar_images(file: Path) -> Iterator[tuple[str, str, int, int]]:
-    """Class, name, offset and length of each image in a tar and in the tars in it."""
+    """Yield the class, name, offset and length of each image in a tar and in the tars in it."""
     with tarfile.open(file, "r:") as outer:
         for member in outer:
             if not member.name.endswith(".tar"):
@@ -316,7 +337,8 @@ def _tar_images(file: Path) -> Iterator[tuple[str, str, int, int]]:
                     yield Path(member.name).stem, f"{member.name}/{image.name}", start, image.size
 
 
-def _labelled(entries: list[Entry], wnids: list[str]) -> list[Entry]:
+def _labelled(entries: list[ImageFile], wnids: list[str]) -> list[ImageFile]:
+    """Give each file its class, in the order of both lists."""
     if len(entries) != len(wnids):
         raise UserError(
             f"{entries[0].container} has {len(entries)} validation images, the ground truth in {DEVKIT} is of "
@@ -326,7 +348,7 @@ def _labelled(entries: list[Entry], wnids: list[str]) -> list[Entry]:
 
 
 def _ground_truth(root: Path) -> list[str]:
-    """The wnid of each validation image, in the order of their names, from the development kit."""
+    """Read the wnid of each validation image from the development kit, in the order of the images' names."""
     from scipy.io import loadmat
 
     try:

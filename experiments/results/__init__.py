@@ -1,1 +1,1 @@
-"""Records beside the paper: from one record for each trial to what a table or figure says."""
+"""Records and the paper's numbers -> the content of tables and figures."""

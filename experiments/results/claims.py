@@ -1,4 +1,4 @@
-"""What the paper says that costs no training, beside what we find: results/tables/claims.md."""
+"""Claims of the paper that can be checked without training: results/tables/claims.md."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.datasets import IMAGENET_CLASSES
 from experiments.results import paper
 from experiments.results.cells import Table, markdown
 
-TIMES = "pair_times.csv"  # of results, by scripts/time_pairs.py
-LAYERS = "layers "  # begins the name of a count of layers
+TIMES = "pair_times.csv"  # a file of results/, which scripts/time_pairs.py writes
+LAYERS = "layers "  # how the paper's numbers of layers begin in text_figures.csv
 
 
 def table() -> Table:
-    """A row a claim: what the paper says, where, and what we find."""
+    """Build the table of claims: what the paper says, where it says so, and what we find."""
     data = pd.DataFrame([*_layers(), *_seconds(), *_means()])
     text = (
-        "What the paper says that needs no training. Layers are those that Algorithm 1 puts into blocks or leaves "
-        "alone, in the paper's mode, of timm's networks with 1000 classes. Seconds are CPU time of one thread for a "
-        f"pair of Table 1: standardization, matching and transfer ([pair by pair](../{TIMES})). The other rows compare "
-        "the paper with itself."
+        "Claims of the paper that can be checked without training. Layers are counted in timm's networks with "
+        f"{IMAGENET_CLASSES} classes, in the paper's mode: the layers that Algorithm 1 puts into blocks, and those "
+        "that it leaves alone. "
+        "Seconds are CPU time of one thread for a pair of Table 1: standardization, matching and transfer ([pair by "
+        f"pair](../{TIMES})). The other rows compare the paper with itself."
     )
     return Table(data, f"{text}\n\n{markdown(data)}")
 
 
-def line() -> str:
-    """The line on time of results/README.md."""
+def seconds_line() -> str:
+    """Return the sentences on time of results/README.md."""
     times = pair_seconds()
     said = {name: float(value) for name, (value, _) in _said().items() if "seconds per pair" in name}
     return (
         f"A transfer between two of the paper's nine networks takes {times['seconds'].mean():.3f} s on average and "
         f"{times['seconds'].max():.3f} s at most, over the {len(times)} pairs of Table 1, on one core ({_cpu(times)}). "
         f"The paper says {said['mean DPIAT seconds per pair']:g} s and {said['max DPIAT seconds per pair']:g} s. "
-        "[What else it says that needs no training](tables/claims.md).\n"
+        "[More claims that can be checked without training](tables/claims.md).\n"
     )
 
 
 def pair_seconds() -> pd.DataFrame:
-    """What scripts/time_pairs.py measured: source, target, seconds, cpu, torch."""
+    """Read what scripts/time_pairs.py measured: columns source, target, seconds, cpu, torch."""
     return pd.read_csv(paper.RESULTS / TIMES)
 
 
@@ -49,7 +51,7 @@ def _cpu(times: pd.DataFrame) -> str:
 
 @cache
 def _said() -> dict[str, tuple[float, str]]:
-    """Each quantity of the paper's text: its value, and where it stands."""
+    """The numbers in the paper's text, by name: the value, and where it stands."""
     text = pd.read_csv(paper.RESULTS / "paper" / "text_figures.csv")
     return {row.quantity: (row.value, row.where) for row in text.itertuples()}
 

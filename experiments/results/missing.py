@@ -1,4 +1,4 @@
-"""What a table still needs: its trials without a record, the commands that run them, and what they will cost."""
+"""What a table still needs: the trials without a record, the commands that run them, and their cost in hours."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import statistics
 from typing import TYPE_CHECKING
 
 from experiments import grids
-from experiments.datasets import DATASETS
+from experiments.datasets import DATASETS, STREAMED
 from experiments.results import cells
 from experiments.store.records import provenance
 
 if TYPE_CHECKING:
     from experiments.planning import Trial
 
-Speeds = dict[tuple[str, int], float]  # by network and size of its images
+Speeds = dict[tuple[str, int], float]  # seconds of an epoch for each image, by network and pixels of an image's side
 
 
-def missing(experiment: str, records: cells.Records, *words: str) -> dict[str, Trial]:
-    """The trials, by their ids, that have no record: targets, baselines, and the sources that these need.
+def missing_trials(experiment: str, records: cells.Records, *words: str) -> dict[str, Trial]:
+    """Return the trials that have no record, by id: targets, baselines, and the sources that these need.
 
-    Not those whose source diverged: they will never have one.
+    A target whose source diverged is left out, as it will never have a record.
     """
     needed = {}
-    for cell in cells.plan(experiment, *words):
-        wanted = (cell.random,) if cells.sourceless(cell, records) else (cell.trial, cell.random)
+    for cell in cells.planned_cells(experiment, *words):
+        wanted = (cell.random,) if cells.source_diverged(cell, records) else (cell.trial, cell.random)
         targets = [trial for trial in wanted if trial.id not in records]
         sources = [trial.source for trial in targets if trial.source and trial.source.recipe.epochs]
         needed |= {trial.id: trial for trial in (*targets, *sources)}
@@ -34,11 +34,19 @@ def missing(experiment: str, records: cells.Records, *words: str) -> dict[str, T
 def report(
     experiment: str, records: cells.Records, *words: str, names: bool = False, run: cells.Records | None = None
 ) -> str:
-    """What is missing at the scale that the words name, the commands, and the hours at this machine's speed.
+    """Describe what an experiment still needs.
 
-    With `names`, also the id of each trial. `run` are records that are not committed yet.
+    Args:
+        experiment: The name of the experiment.
+        records: The committed records, by id.
+        words: Further words of the command, such as scale=gpu.
+        names: Whether to list the id of each missing trial.
+        run: Records that are not committed yet.
+
+    Returns:
+        The number of missing trials, the hours at this machine's speed, and the commands that run them.
     """
-    needed, run = missing(experiment, records, *words), run or {}
+    needed, run = missing_trials(experiment, records, *words), run or {}
     if not needed:
         return f"{experiment}: every trial is run"
     to_run = {name: trial for name, trial in needed.items() if name not in run}
@@ -46,7 +54,7 @@ def report(
     lines = [
         f"{experiment}: {len(needed)} trials of {epochs:,} epochs in all are missing; {_hours(to_run, records, run)}"
     ]
-    plan = cells.plan(experiment, *words)
+    plan = cells.planned_cells(experiment, *words)
     if any(trial.id in records for cell in plan for trial in (cell.trial, cell.random)):
         lines.append(f"  python -m experiments.evidence restore {experiment}")
     for command, line in zip(cells.commands(experiment, *words), cells.command_lines(experiment, *words), strict=True):
@@ -58,20 +66,20 @@ def report(
     return "\n".join(lines)
 
 
-def _run_by(cell: grids.Planned) -> set[str]:
-    """The trials that a cell's command runs; that of random init alone needs no baseline."""
+def _run_by(cell: grids.PlannedCell) -> set[str]:
+    """The ids of the trials that a cell's command runs. A target from random init has no baseline."""
     return {cell.trial.id} if cell.trial.init == "random" else {cell.trial.id, cell.random.id}
 
 
 def this_hardware() -> str:
-    """What `cells.hardware` says of records that are made here."""
+    """Return what `cells.hardware` will say of records that are made on this machine."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else provenance()["cpu"]
 
 
 def measured_speeds(records: cells.Records, hardware: str) -> Speeds:
-    """Seconds of an epoch, its test included, for each training image: the median over records of this hardware."""
+    """Return the seconds of an epoch, test included, for each training image: medians over records of a hardware."""
     seconds: dict[tuple[str, int], list[float]] = {}
     for record in records.values():
         if cells.hardware(record) == hardware:
@@ -82,12 +90,16 @@ def measured_speeds(records: cells.Records, hardware: str) -> Speeds:
 
 
 def seconds(trial: Trial, speeds: Speeds) -> float:
-    """What a trial will take: as its network did at its size, else as others did, else in proportion to the pixels."""
+    """Estimate the seconds that a trial will take.
+
+    The speed is the speed of the same network at this size; else the mean over networks at this size; else the mean
+    over all, in proportion to the pixels. NaN if the number of images is not known.
+    """
     size = trial.recipe.image_size
     same_size = [speed for (_, its_size), speed in speeds.items() if its_size == size]
     scaled = same_size or [speed * (size / its_size) ** 2 for (_, its_size), speed in speeds.items()]
     speed = speeds.get((trial.model, size), statistics.mean(scaled))
-    known = DATASETS.get(trial.dataset.removesuffix("-streamed"))
+    known = DATASETS.get(trial.dataset.removesuffix(STREAMED))
     images = trial.train_subset or (known.train_images if known else math.nan)
     return trial.recipe.epochs * images * speed
 

@@ -1,4 +1,4 @@
-"""Our own grids: targets by initialization, as tables and in words."""
+"""Tables of our own grids: a row for each target, a column for each initialization."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import pandas as pd
 
 from experiments import grids
-from experiments.results import cells, methods, paper
+from experiments.results import cells, method_effects, paper
 from experiments.results.cells import NOT_PLANNED, NOT_RUN, Table, markdown
-from experiments.store.records import time_to
+from experiments.store.records import time_to_accuracy
 
 
 def table(experiment: str, records: cells.Records) -> Table:
-    """Accuracy within 4 epochs, and its ratio to random init, of each target from each initialization."""
+    """Build the table of one of our own experiments: accuracies within 4 epochs, and ratios to random init."""
     frame = trials(experiment, records)
-    if methods.several(frame):
+    if method_effects.varies_method(frame):
         line = f"{cells.scale_line(frame, records)} {cells.baseline_line(frame)}"
-        return methods.table(grids.title(experiment), line, methods.pairs(frame))
+        return method_effects.table(grids.title(experiment), line, method_effects.pairs(frame))
     keys = ["target", "column", "lr"]
     data = pd.DataFrame(
         {
@@ -45,13 +45,13 @@ RATIOS = {
     cells.SAME_RATE: "The ratio to random init at the same learning rate as the transfer:",
 }
 TIME = (
-    "Epochs until the accuracy of random init within 4 epochs, at the better of its learning rates (means over seeds), "
-    "for each seed of the target (the counterpart of Tables 4 and 5):"
+    "The epoch in which each seed of a target reaches the accuracy that random init has within 4 epochs, at the better "
+    "of its learning rates (means over seeds). This is the counterpart of Tables 4 and 5:"
 )
 
 
 def headline(experiment: str, records: cells.Records) -> str:
-    """The main table of results/README.md: accuracy and effectiveness, means over seeds, of targets that are run."""
+    """Write the main table of results/README.md: accuracy and effectiveness of each pair that is run."""
     every = trials(experiment, records)
     frame = same_seeds(every)
     targets = frame.loc[(frame["init"] != "random") & frame["accuracy"].notna(), "target"].unique()
@@ -67,20 +67,20 @@ def headline(experiment: str, records: cells.Records) -> str:
 
 
 def _above_1(frame: pd.DataFrame) -> str:
-    """Of `same_seeds`, how many pairs of different networks gain: at the paper's rate, and at the better of both."""
+    """Say how many pairs of different networks gain: over random init at the paper's rate, and at the better rate."""
     run = frame[(frame["source"] != "") & (frame["source"] != frame["target"])]
     ratios = run.groupby(["target", "source"])[["effectiveness", cells.SAME_RATE]].mean().dropna()
     of_better = ratios.min(axis=1)
     return (
         f"The mean effectiveness of the {len(ratios)} pairs of different networks is "
-        f"{ratios['effectiveness'].mean():.2f}; divided by random init at the transfer's own rate, it would be "
-        f"{ratios[cells.SAME_RATE].mean():.2f}. At the better of both rates, {(of_better > 1).sum()} of "
-        f"{len(ratios)} are above 1."
+        f"{ratios['effectiveness'].mean():.2f}. Divided by random init at the transfer's own learning rate, the mean "
+        f"would be {ratios[cells.SAME_RATE].mean():.2f}. Divided by random init at the better of both rates, "
+        f"{(of_better > 1).sum()} of {len(ratios)} pairs are above 1."
     )
 
 
 def _after_one_epoch(frame: pd.DataFrame) -> str:
-    """How many pairs of `trials` need one epoch for what random init needs four for."""
+    """Say how many pairs need one epoch for what random init needs four epochs for."""
     run = frame[(frame["source"] != "") & (frame["source"] != frame["target"]) & frame["epochs"].notna()]
     after_one = (run["epochs"] == 1).groupby([run["target"], run["source"]]).all()
     return (
@@ -90,18 +90,22 @@ def _after_one_epoch(frame: pd.DataFrame) -> str:
 
 
 def trials(experiment: str, records: cells.Records) -> pd.DataFrame:
-    """The trials of a grid of ours with the columns of its table and their ratios to random init's means over seeds."""
-    frame = cells.trials(cells.plan(experiment), records)
+    """Return `cells.with_effectiveness` of one of our own experiments, with two more columns.
+
+    `column` names the trial's column of the table, and `epochs` is the epoch in which the trial reaches random init's
+    accuracy.
+    """
+    frame = cells.trials(cells.planned_cells(experiment), records)
     versions = frame.loc[frame["mode"] == "default", "version"].nunique() > 1
     frame["column"] = [_column(row, versions) for row in frame.itertuples()]
     frame["epochs"] = _epochs_to_random(frame, records)
-    return cells.compared(frame)
+    return cells.with_effectiveness(frame)
 
 
 def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float]:
-    """Epochs of each trial until random init's accuracy within 4, at any of its learning rates; infinite if never.
+    """The epoch in which each trial reaches the accuracy of random init within 4 epochs, at its best learning rate.
 
-    NaN until the trial, and random init at each of the rates, are run.
+    Infinite if the trial never does. NaN unless the trial and random init at each of its rates are run.
     """
     random = frame[frame["init"] == "random"].groupby(["target", "lr"])["of random"].first()
     best = random.groupby("target").agg(lambda rates: rates.max(skipna=False))
@@ -109,18 +113,22 @@ def _epochs_to_random(frame: pd.DataFrame, records: cells.Records) -> list[float
     for row in frame.itertuples():
         accuracy = best[row.target]
         known = row.id in records and not math.isnan(accuracy)
-        found.append(time_to(records[row.id], accuracy)[0] or math.inf if known else math.nan)
+        found.append(time_to_accuracy(records[row.id], accuracy)[0] or math.inf if known else math.nan)
     return found
 
 
 def _epochs(cell: pd.Series) -> str:
-    """The epochs of each seed, in their order."""
+    """The epochs of the seeds of a cell, in their order, as text."""
     found = ["not reached" if math.isinf(epochs) else f"{epochs:.0f}" for epochs in cell.dropna()]
     return ", ".join(found) or NOT_RUN
 
 
 def same_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of `trials`, those of the seeds that all cells of a target's row have: a row compares like with like."""
+    """Keep for each target the seeds that all cells of its row have; all seeds if the cells share none."""
+    # A grid fills seed by seed. If one cell of a row had three seeds and another had one, the difference between the
+    # two means would be partly a difference between seeds. A row of the main table is read from left to right, as a
+    # comparison, so all its cells take the same seeds. Random init is the exception: its mean takes all seeds it has
+    # (`cells.trials`), as it divides the whole row.
     kept = []
     for _, row in frame.groupby("target", sort=False):
         seeds = [set(cell["seed"]) for _, cell in row.dropna(subset="accuracy").groupby("column")]
@@ -130,7 +138,7 @@ def same_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _column(row: Any, versions: bool) -> str:
-    """The column of a trial, which names all that its grid may vary; `versions`: those of the default mode, too."""
+    """The name of a trial's column: all that its grid may vary, and the default mode's version if there are several."""
     if not row.source:
         named = {"random": f"random init, lr {row.lr:g}", "pretrained": "own ImageNet weights"}
         return named.get(row.init, row.init)
@@ -141,20 +149,26 @@ def _column(row: Any, versions: bool) -> str:
     return f"{row.source}{init}{mode}{method}{head}"
 
 
-def wide(frame: pd.DataFrame, value: str, text: Callable[[pd.Series], str] = cells.shown) -> str:
-    """Markdown: a row for each target, a column for each initialization, and what `text` says of each cell's trials."""
+def wide(frame: pd.DataFrame, value: str, text: Callable[[pd.Series], str] = cells.mean_and_spread) -> str:
+    """Write Markdown with a row for each target and a column for each initialization.
+
+    Args:
+        frame: The rows of `trials`.
+        value: The column of `frame` that cells show.
+        text: Turns the values of a cell's trials into the cell's text.
+    """
     shown = frame.groupby(["target", "column"], sort=False)[value].agg(text).unstack()
     return markdown(_in_order(shown.loc[frame["target"].unique()]))
 
 
 def _in_order(shown: pd.DataFrame) -> pd.DataFrame:
-    """The columns with random init and own weights first."""
+    """The columns in their order: random init, own ImageNet weights, then the sources."""
     order = sorted(shown.columns, key=lambda name: (not name.startswith("random"), not name.startswith("own"), name))
     return shown[order].fillna(NOT_PLANNED).rename_axis(columns=None).reset_index()
 
 
 def transfers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The transfers of `trials` that are run: target, source, similarity, value (mean over `same_seeds`)."""
+    """Return the transfers that are run: target, source, similarity, and value, the mean over `same_seeds`."""
     frame = same_seeds(frame)
     found = frame[(frame["source"] != "") & frame["effectiveness"].notna()]
     means = found.groupby(["target", "source"], sort=False)[["similarity", "effectiveness"]].mean()

@@ -1,4 +1,4 @@
-"""What the paper prints (results/paper), by this repository's names of networks."""
+"""What the paper prints (results/paper), with this repository's names of networks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from experiments.datasets import IMAGENET_CLASSES
+
 if TYPE_CHECKING:
     from dpiat import Architecture
     from dpiat.reading import Mode
 
 RESULTS = Path(__file__).parents[2] / "results"
-RANDOM_LR = 4e-3  # its learning rate for random init
+RANDOM_LR = 4e-3  # the paper's learning rate for random init
 
+# What the paper calls its networks.
 LABELS = {
     "Eff-B0": "eff_b0",
     "Eff-B1": "eff_b1",
@@ -28,11 +31,11 @@ LABELS = {
     "Mnas": "mnas",
     "SeMnas": "semnas",
 }
-LITES = {f"Eff-Lite{number}": f"eff_lite{number}" for number in range(3)}  # sources of ours
-# Networks with their families together: those that it has, and the Lites after their elders.
+LITES = {f"Eff-Lite{number}": f"eff_lite{number}" for number in range(3)}  # our own sources
+# The labels of all these networks, with the EfficientNets and their Lite versions together.
 FAMILIES = {name: label for label, name in [*LABELS.items(), *LITES.items()]}
 FAMILIES = dict(sorted(FAMILIES.items(), key=lambda item: not item[1].startswith("Eff")))
-# Its tables of one value for each target and source, and what the accuracy within 4 epochs is divided by.
+# The tables with one value for each target and source: the file, and what the accuracy within 4 epochs is divided by.
 MATRICES = {
     "table01": ("table01_cifar100_effectiveness", "random"),
     "table06": ("table06_cifar10_effectiveness", "random"),
@@ -41,7 +44,7 @@ MATRICES = {
     "table09": ("table09_cifar100_vs_imagenet_pretrained", "pretrained"),
     "table10": ("table10_food101_vs_imagenet_pretrained", "pretrained"),
 }
-# The table of results behind each correlation in its Table 11.
+# The correlations in Table 11, by the table that each is computed from: the data set and the source's weights.
 TABLE_11 = {
     "table06": ("CIFAR10", "random"),
     "table01": ("CIFAR100", "random"),
@@ -50,8 +53,8 @@ TABLE_11 = {
     "table09": ("CIFAR100", "ImageNet"),
     "table10": ("FOOD101", "ImageNet"),
 }
-STARTS = {"random": "random init", "ImageNet": "ImageNet weights"}  # of the training of its sources
-# The data set of each experiment with trials of its own.
+STARTS = {"random": "random init", "ImageNet": "ImageNet weights"}  # what the training of a source starts from
+# The data set of each of the paper's experiments that has trials of its own.
 DATASETS = {
     **dict.fromkeys(("table01", "table02", "table03", "table09", "table12", "figure15"), "cifar100"),
     **dict.fromkeys(("table06", "table08"), "cifar10"),
@@ -61,29 +64,29 @@ DATASETS = {
 
 
 def label(network: str) -> str:
-    """What the paper calls a network in its figures; others keep their names."""
+    """Return what the paper calls a network in its figures. Other networks keep their names."""
     return FAMILIES.get(network, network)
 
 
 def in_order(networks: Iterable[str]) -> list[str]:
-    """Networks with their families together; others after those that the paper has, as they come."""
+    """Sort networks by families. Networks that the paper does not have come last, in their order."""
     order = list(FAMILIES)
     return sorted(dict.fromkeys(networks), key=lambda name: order.index(name) if name in order else len(order))
 
 
 def printed(file: str) -> pd.DataFrame:
-    """One of the files in results/paper, with this repository's names of networks."""
+    """Read a file of results/paper, with this repository's names of networks."""
     table = pd.read_csv(RESULTS / "paper" / f"{file}.csv")
     return table.replace({column: LABELS for column in ("target", "source") if column in table})
 
 
 def matrix(table: str) -> pd.DataFrame:
-    """A table of one value for each target and source: columns target, source, value."""
+    """Read a table with one value for each target and source: columns target, source, value."""
     return printed(MATRICES[table][0])
 
 
 def methods() -> pd.DataFrame:
-    """Table 12: columns operator, matching, paper (mean effectiveness over its pairs), paper's ± (standard error)."""
+    """Read Table 12: columns operator, matching, paper (mean effectiveness over pairs), paper's ± (standard error)."""
     from dpiat.transfer import PAPER_NAMES
 
     table = printed("table12_ablation_cifar100")
@@ -92,18 +95,18 @@ def methods() -> pd.DataFrame:
 
 
 def architectures(names: Iterable[str] = tuple(LABELS.values()), mode: Mode = "paper") -> dict[str, Architecture]:
-    """Networks, standardized, as in the paper unless told. Needs no memory for weights."""
+    """Standardize networks by name, in the paper's mode unless another is named. Needs no memory for weights."""
     import torch
 
     from dpiat import standardize
     from experiments import models
 
     with torch.device("meta"):
-        return {name: standardize(models.build(name, 1000), mode) for name in names}
+        return {name: standardize(models.build(name, IMAGENET_CLASSES), mode) for name in names}
 
 
 def similarities(networks: Mapping[str, Architecture]) -> pd.DataFrame:
-    """Eq. 5 for every pair (Figure 5): columns source, target, similarity."""
+    """Compute Eq. 5 for every pair (Figure 5): columns source, target, similarity."""
     from dpiat import similarity
 
     rows = [(s, t, similarity(networks[s], networks[t])) for s, t in product(networks, repeat=2)]
@@ -112,5 +115,5 @@ def similarities(networks: Mapping[str, Architecture]) -> pd.DataFrame:
 
 @cache
 def similarity() -> pd.DataFrame:
-    """Those of the nine networks of its tables."""
+    """Compute Eq. 5 for every pair of the paper's nine networks."""
     return similarities(architectures())

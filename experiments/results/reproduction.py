@@ -1,4 +1,4 @@
-"""The paper's tables with our results beside its own, cell by cell, at each scale that was run."""
+"""The paper's tables with our results beside the paper's, cell by cell, at each scale that was run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 
 from experiments import grids
-from experiments.results import cells, methods, paper, verdicts
-from experiments.results.cells import NOT_RUN, Records, Table, markdown, shown
-from experiments.store.records import time_to
+from experiments.results import cells, method_effects, paper, verdicts
+from experiments.results.cells import NOT_RUN, Records, Table, markdown, mean_and_spread
+from experiments.store.records import time_to_accuracy
 
 NEEDS_GHN2 = "not run: needs GHN-2"
 
 
 def tables(records: Records) -> dict[str, Callable[[], Table]]:
-    """What builds each of the paper's tables but Table 11, and the page of verdicts on them."""
+    """Return the functions that build the paper's tables, without Table 11, and the page of verdicts, by name."""
     found: dict[str, Callable[[], Table]] = {"verdicts": partial(verdicts_table, records)}
     found |= {name: partial(matrix, name, records) for name in paper.MATRICES}
     found |= {"table02": partial(table02, records), "table03": partial(table03, records)}
@@ -29,24 +29,29 @@ def tables(records: Records) -> dict[str, Callable[[], Table]]:
 
 
 def matrix(table: str, records: Records) -> Table:
-    """Accuracy within 4 epochs of each target from each source, over random init's or its own ImageNet weights'."""
+    """Build Table 1, or one of Tables 6 to 10.
+
+    A cell is the accuracy of a target within 4 epochs, from a source, over the accuracy from random init or from the
+    target's own ImageNet weights.
+    """
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        data = compared(table, frame)
+        data = beside_paper(table, frame)
         text = data["text"] + "<br>paper " + data["paper"].map("{:.2f}".format) + data["difference"].map(_signed)
         page = data.assign(text=text).pivot(index="target", columns="source", values="text")
         page = page.loc[data["target"].unique(), data["source"].unique()].rename_axis(columns=None)
-        divided, rows = "Each trial is divided by that of the same seed from the target's own ImageNet weights.", ""
+        divided = "Each accuracy is divided by the accuracy of the same seed from the target's own ImageNet weights."
+        rows = ""
         if over_random(table):
             divided = cells.baseline_line(frame)
-            rows = ", with random init's accuracy ± its standard deviation over seeds (how many)"
+            rows = ", with the accuracy of random init ± its standard deviation over seeds (number of seeds)"
             random = data.drop_duplicates("target").set_index("target")
             page.insert(0, "random init", [_random_init(random.loc[target]) for target in page.index])
         parts = [
             f"{data['ours'].count()} of {len(data)} cells are run. {divided}",
             markdown(verdict_table(table, data)).rstrip("\n"),
-            f"Rows are targets{rows}; columns are sources; in a cell, ours ± its standard deviation over seeds of the "
-            "target (how many), and the paper's:",
+            f"Rows are targets{rows}. Columns are sources. A cell has our value ± its standard deviation over seeds of "
+            "the target (number of seeds), and the paper's value:",
             markdown(page.reset_index()),
         ]
         return data, "\n\n".join(parts)
@@ -59,8 +64,13 @@ def over_random(table: str) -> bool:
     return paper.MATRICES[table][1] == "random"
 
 
-def compared(table: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The cells of one of the paper's matrices with ours, from `cells.trials` of one scale, beside its own."""
+def beside_paper(table: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of one of the paper's matrices with ours beside them.
+
+    Args:
+        table: A name in paper.MATRICES.
+        frame: The rows of `cells.trials`, at one scale.
+    """
     printed = paper.matrix(table).rename(columns={"value": "paper"})
     ratios = frame.assign(value=frame["accuracy"] / frame[f"of {paper.MATRICES[table][1]}"])
     data = _beside(printed, ratios[ratios["source"] != ""], ["target", "source"])
@@ -71,16 +81,17 @@ def compared(table: str, frame: pd.DataFrame) -> pd.DataFrame:
     return data
 
 
-def run(table: str, records: Records) -> pd.DataFrame:
-    """Of `compared` at each scale, named in `scale`, the cells that are run."""
-    found = [compared(table, frame).assign(scale=scale) for scale, frame in cells.frames(table, records).items()]
-    return pd.concat(found or [compared(table, cells.trials([], records)).assign(scale="")]).dropna(subset="ours")
+def run_cells(table: str, records: Records) -> pd.DataFrame:
+    """Return the cells of `beside_paper` that are run, at every scale, which the column `scale` names."""
+    frames = cells.frames_by_scale(table, records) or {"": cells.trials([], records)}
+    found = [beside_paper(table, frame).assign(scale=scale) for scale, frame in frames.items()]
+    return pd.concat(found).dropna(subset="ours")
 
 
 def first_table(records: Records, table: str = "table01", scale: str = "cpu") -> str:
-    """The first table of results/README.md: ours over the paper's, and the verdicts; or what is run for it."""
-    frame = cells.frames(table, records).get(scale)
-    if frame is None or (data := compared(table, frame))["ours"].isna().all():
+    """Write the first table of results/README.md: our cells and the paper's, and the verdicts."""
+    frame = cells.frames_by_scale(table, records).get(scale)
+    if frame is None or (data := beside_paper(table, frame))["ours"].isna().all():
         return _being_run(table, scale)
     labels = {name: label for label, name in paper.LABELS.items()}
     ours = data["ours"].map("**{:.2f}**".format).where(data["ours"].notna(), "–")
@@ -98,19 +109,19 @@ def first_table(records: Records, table: str = "table01", scale: str = "cpu") ->
     )
 
 
-SHORT = ["verdict", "cells", "ours", "says", "paper, the same cells", "paper, all cells"]
+SHORT = ["verdict", "cells", "ours", "says", "paper, the same cells", "paper, all cells"]  # the README's columns
 
 
 def short_table(records: Records, table: str = "table01", scale: str = "cpu") -> str:
-    """The README's table: how far the first table is, and the verdicts on it; or what is run for it."""
-    frame = cells.frames(table, records).get(scale)
-    if frame is None or (data := compared(table, frame))["ours"].isna().all():
+    """Write the README's table: how much of the first table is run, and the verdicts on it."""
+    frame = cells.frames_by_scale(table, records).get(scale)
+    if frame is None or (data := beside_paper(table, frame))["ours"].isna().all():
         return _being_run(table, scale)
     return f"{_how_far(frame, data, records, scale)}\n\n{markdown(verdict_table(table, data)[SHORT])}"
 
 
 def _how_far(frame: pd.DataFrame, data: pd.DataFrame, records: Records, scale: str) -> str:
-    """What was run of a table at a scale, and what its cells divide by."""
+    """Say how much of a table is run at a scale, and what its cells divide by."""
     seeds = data["n"].max()
     repeats = f"{seeds} seed{'s' if seeds > 1 else ''} of each target"
     return (
@@ -120,8 +131,8 @@ def _how_far(frame: pd.DataFrame, data: pd.DataFrame, records: Records, scale: s
 
 
 def _being_run(table: str, scale: str) -> str:
-    """What is run for a table that has no cell yet."""
-    plan = cells.plan(table, f"scale={scale}")
+    """Say which trials and commands a table needs that has no cell yet."""
+    plan = cells.planned_cells(table, f"scale={scale}")
     trials = {trial.id: trial for cell in plan for trial in (cell.trial, cell.random, cell.trial.source) if trial}
     epochs = sum(trial.recipe.epochs for trial in trials.values())
     commands = " and ".join(f"`{line}`" for line in cells.command_lines(table, f"scale={scale}"))
@@ -129,6 +140,7 @@ def _being_run(table: str, scale: str) -> str:
 
 
 def _random_init(row: pd.Series) -> str:
+    """The accuracy of a target from random init as text: mean ± standard deviation (number of seeds)."""
     if pd.isna(row["random init"]):
         return NOT_RUN
     spread = f" ± {row['random sd']:.3f}" if row["random n"] > 1 else ""
@@ -136,7 +148,7 @@ def _random_init(row: pd.Series) -> str:
 
 
 def verdict_table(table: str, data: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts on the cells of a table, as text, beside what the paper's own cells say."""
+    """Return the verdicts on our cells of a table as text, beside the verdicts on the paper's cells."""
     ours, same, whole = _verdicts(table, data)
     return pd.DataFrame(
         {
@@ -154,25 +166,25 @@ def verdict_table(table: str, data: pd.DataFrame) -> pd.DataFrame:
 
 
 def _verdicts(table: str, data: pd.DataFrame) -> list[list[verdicts.Verdict]]:
-    """Those on our cells, on the paper's where we have one, and on all of the paper's."""
+    """The verdicts on our cells, on the paper's same cells, and on all of the paper's cells."""
     networks = [name for name in paper.LABELS.values() if name in set(data["target"])]
-    ours, whole = (verdicts.square(data, column, networks) for column in ("ours", "paper"))
-    similarity = verdicts.square(paper.similarity(), "similarity", networks)
+    ours, whole = (verdicts.as_matrix(data, column, networks) for column in ("ours", "paper"))
+    similarity = verdicts.as_matrix(paper.similarity(), "similarity", networks)
     tables = ours, np.where(np.isfinite(ours), whole, np.nan), whole
-    found = [verdicts.all_of(values, whole, similarity, over_random(table)) for values in tables]
-    for of_paper in found[1:]:  # which agrees with itself
+    found = [verdicts.all_verdicts(values, whole, similarity, over_random(table)) for values in tables]
+    for of_paper in found[1:]:  # the last three verdicts are on agreement, and the paper agrees with itself
         of_paper[-3:] = [verdict._replace(value=np.nan, low=np.nan, high=np.nan) for verdict in of_paper[-3:]]
     return found
 
 
 def verdicts_table(records: Records) -> Table:
-    """The verdicts on each table at each scale that was run, and on the paper's own, as numbers."""
+    """Build the table of all verdicts: on each table, at each scale that was run, and on the paper's own cells."""
     rows = []
     for table in paper.MATRICES:
-        for scale, frame in cells.frames(table, records).items():
-            ours, same, _ = _verdicts(table, compared(table, frame))
+        for scale, frame in cells.frames_by_scale(table, records).items():
+            ours, same, _ = _verdicts(table, beside_paper(table, frame))
             rows += [_verdict_row(table, scale, *both) for both in zip(ours, same, strict=True)]
-        *_, whole = _verdicts(table, compared(table, cells.trials([], records)))
+        *_, whole = _verdicts(table, beside_paper(table, cells.trials([], records)))
         rows += [_verdict_row(table, "the paper's own", each, each) for each in whole if np.isfinite(each.value)]
     data = pd.DataFrame(rows)
     return Table(data, f"{verdicts.RULES}\n{markdown(data, digits=4)}")
@@ -187,7 +199,7 @@ def _number(value: float) -> str:
 
 
 def summary(data: pd.DataFrame) -> str:
-    """How our cells agree with the paper's, from columns ours and paper; nothing where fewer than three are run."""
+    """Say how our cells agree with the paper's, from columns ours and paper, once three cells are run."""
     run = data.dropna(subset="ours")
     if len(run) < 3:
         return f"{len(run)} of {len(data)} cells are run."
@@ -203,14 +215,14 @@ def summary(data: pd.DataFrame) -> str:
 
 
 def table02(records: Records) -> Table:
-    """Effectiveness of GHN-2, a row for each checkpoint, and of random init, which is 1 by definition."""
+    """Build Table 2: the effectiveness of GHN-2, with a row for each checkpoint, and of random init, which is 1."""
     printed = paper.printed("table02_ghn2_effectiveness").rename(columns={"value": "paper"})
     keys = ["target", "initialization"]
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         frame = frame.assign(value=frame["accuracy"] / frame["of random"])
         frame["initialization"] = ("GHN2-" + frame["ghn2"]).where(frame["init"] == "ghn2", "random")
-        rows = printed.merge(frame[keys].drop_duplicates(), on=keys, how="outer")  # of checkpoints of ours, too
+        rows = printed.merge(frame[keys].drop_duplicates(), on=keys, how="outer")  # our own checkpoints get rows too
         data = _beside(rows, frame, keys)
         data.loc[(data["initialization"] != "random") & (data["n"] == 0), "text"] = NEEDS_GHN2
         return data, f"{cells.baseline_line(frame)}\n\n{_listed(data)}"
@@ -219,7 +231,7 @@ def table02(records: Records) -> Table:
 
 
 def table03(records: Records) -> Table:
-    """Best test accuracy within 100 epochs."""
+    """Build Table 3: the best test accuracy within 100 epochs."""
     printed = paper.printed("table03_cifar100_max_accuracy").rename(columns={"value": "paper"})
     weights = {"ImageNet": "imagenet", "ImageNet-CIFAR100": "imagenet_finetuned"}
     printed = printed.rename(columns={"initialization": "init"}).fillna({"source": ""})
@@ -233,34 +245,35 @@ def table03(records: Records) -> Table:
         random = data[data["init"] == "random"].set_index("target")[["ours", "paper"]]
         others = data[data["init"] != "random"].set_index("target")
         ratios = others[["ours", "paper"]] / random.loc[others.index]
-        return data, f"Of the ratios to random init: {summary(ratios)}\n\n{_listed(data)}"
+        return data, f"Ratios to random init: {summary(ratios)}\n\n{_listed(data)}"
 
     return _at_each_scale("table03", records, compare)
 
 
 def table12(records: Records) -> Table:
-    """Mean effectiveness over 20 pairs ± the standard error over them, as in the paper, by the cells of its Table 1."""
+    """Build Table 12: the mean effectiveness of each method over 20 pairs ± the standard error over pairs."""
     printed = paper.methods()
 
     def compare(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        trials = cells.compared(frame)
-        pairs = methods.pairs(trials)
+        trials = cells.with_effectiveness(frame)
+        pairs = method_effects.pairs(trials)
         means = pairs.dropna(subset="accuracy").rename(columns={"effectiveness": "value"})
         data = _beside(printed, means, ["operator", "matching"])
         data["sd"] /= data["n"].where(data["n"] > 0) ** 0.5
         data = data.rename(columns={"sd": "standard error"})
         if data["n"].sum() == 0:
             return data, _listed(data)
-        return data, f"{cells.baseline_line(frame)}\n\n{methods.means(pairs)}\n{methods.by_pair(pairs)}"
+        page = f"{method_effects.means_page(pairs)}\n{method_effects.pairs_page(pairs)}"
+        return data, f"{cells.baseline_line(frame)}\n\n{page}"
 
     return _at_each_scale("table12", records, compare)
 
 
-MEASURED = paper.RESULTS / "table13_measured.csv"  # by scripts/measure_table13.py
+MEASURED = paper.RESULTS / "table13_measured.csv"  # scripts/measure_table13.py writes it
 
 
 def table13() -> Table:
-    """The methods' properties: the paper's words, and beside them what is measured without training."""
+    """Build Table 13: the properties of methods in the paper's words, and what we measured without training."""
     data = paper.printed("table13_method_properties")
     title = "Properties of initialization methods, from the paper"
     if not MEASURED.exists():
@@ -293,22 +306,24 @@ def table13() -> Table:
 
 # --- Tables 4 and 5: time to accuracy ---------------------------------------------------------------------------------
 
-# Which sources the paper calls similar to Eff-B0 and Eff-B2, at about 0.8, and which not, at about 0.5.
+# The sources that Tables 4 and 5 mean by "similarity 0.8" and "similarity 0.5" to Eff-B0 and Eff-B2.
 BY_SIMILARITY = {0.8: ("eff_b2", "eff_b0"), 0.5: ("mix_l", "rex")}
+# The tables of times: the paper's file, and the experiment whose trials they show.
 TIMES = {
     "table04": ("table04_cifar100_time_to_accuracy_minutes", "table03"),
     "table05": ("table05_imagenet_time_to_accuracy_minutes", "figure06"),
 }
 TIMES_EXPLAINED = (
-    "Speed-ups are ratios to random init's time; the paper's follow from its minutes, of which it gives one for all "
-    "sources of about the same similarity. Seconds are compared on the same hardware only."
+    "A speed-up is the time of random init over the time of the transfer. The paper's speed-ups follow from its "
+    "minutes, and it gives one number for all sources of about the same similarity. Seconds are compared on the same "
+    "hardware only."
 )
 
 
 def times(table: str, records: Records) -> Table:
-    """How many times as fast as random init a test accuracy is reached, in epochs and in seconds of the hardware.
+    """Build Table 4 or 5: how many times as fast as random init a test accuracy is reached, in epochs and in seconds.
 
-    The accuracy is random init's best, rounded down to a multiple of 0.05, which gives the paper its thresholds.
+    The accuracy is random init's best, rounded down to a multiple of 0.05. The paper's thresholds follow this rule.
     """
     file, experiment = TIMES[table]
     printed = _by_source(paper.printed(file))
@@ -322,17 +337,15 @@ def times(table: str, records: Records) -> Table:
         return data, f"{TIMES_EXPLAINED}\n\n{markdown(page, digits=2)}"
 
     made = _at_each_scale(experiment, records, compare, table)
-    return (
-        made._replace(page="\n\n".join([made.page.rstrip("\n"), *_from_scratch(records)]) + "\n")
-        if table == "table04"
-        else made
-    )
+    if table != "table04":
+        return made
+    return made._replace(page="\n\n".join([made.page.rstrip("\n"), *_from_scratch(records)]) + "\n")
 
 
 def _from_scratch(records: Records) -> list[str]:
-    """What Table 4 would say of sources that are trained from scratch, from the trials of Figure 15."""
+    """The counterpart of Table 4 for sources trained from scratch, from the trials of Figure 15, as paragraphs."""
     parts = []
-    for scale, frame in cells.frames("figure15", records).items():
+    for scale, frame in cells.frames_by_scale("figure15", records).items():
         found = to_final_accuracy(frame[frame["weights"] != "imagenet"], records)
         if len(found):
             parts += [FINAL_EXPLAINED, cells.scale_line(frame, records, scale), markdown(found, digits=2).rstrip("\n")]
@@ -340,8 +353,8 @@ def _from_scratch(records: Records) -> list[str]:
 
 
 def curves_said(records: Records, scale: str = "cpu") -> str:
-    """results/README.md on Figure 15 and on Table 4's counterpart: how much faster, and the picture."""
-    frame = cells.frames("figure15", records).get(scale)
+    """Write the part of results/README.md on Figure 15: how much faster transfers are, and the picture."""
+    frame = cells.frames_by_scale("figure15", records).get(scale)
     found = to_final_accuracy(frame, records) if frame is not None else pd.DataFrame()
     if found.empty:
         commands = " and ".join(f"`{line}`" for line in cells.command_lines("figure15", f"scale={scale}"))
@@ -356,20 +369,25 @@ def curves_said(records: Records, scale: str = "cpu") -> str:
 
 
 FINAL_EXPLAINED = (
-    "The counterpart with sources that were trained on the data set itself, as in Figure 15: epochs until the test "
-    "accuracy that random init has after its last epoch, and how many times as many random init itself needs to reach "
-    "it first."
+    "The counterpart with sources that were trained on the data set itself, as in Figure 15. `epochs` counts the "
+    "epochs of a transfer until the test accuracy that random init has after its last epoch. `ratio` is how many times "
+    "as many epochs random init needs to reach this accuracy first."
 )
 
 
 def to_final_accuracy(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
-    """For each transfer of `cells.trials` that is run with its random init: epochs to the latter's final accuracy."""
+    """Return for each transfer that is run with its random init the epochs to random init's final accuracy.
+
+    Args:
+        frame: The rows of `cells.trials`.
+        records: The records of trials, by id.
+    """
     rows = []
     for row in frame[(frame["source"] != "") & frame["id"].isin(records.keys())].itertuples():
         if row.random not in records:
             continue
         final = records[row.random]["epochs"][-1]["test_accuracy"]
-        (epochs, _), (random_epochs, _) = (time_to(records[name], final) for name in (row.id, row.random))
+        (epochs, _), (random_epochs, _) = (time_to_accuracy(records[name], final) for name in (row.id, row.random))
         key = {"target": row.target, "source": row.source, "source weights": row.weights, "similarity": row.similarity}
         rows.append(
             {
@@ -385,7 +403,7 @@ def to_final_accuracy(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
 
 
 def _by_source(printed: pd.DataFrame) -> pd.DataFrame:
-    """The paper's rows, one for each source that it can mean, with its speed-up over random init."""
+    """The paper's rows of a table of times, one for each source that a row means, with the speed-up."""
     random = printed[printed["initialization"] == "random"].set_index("target")["minutes"]
     rows = []
     for row in printed.itertuples():
@@ -400,32 +418,40 @@ def _by_source(printed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _reached(frame: pd.DataFrame, records: Records) -> pd.DataFrame:
-    """For each trial that is run with its random init: the accuracy, the epochs to it, the ratios to random init."""
+    """For each trial that is run with its random init: the accuracy, the epochs until then, the speed-ups."""
     rows = []
     for row in frame[frame["id"].isin(records.keys())].itertuples():
         if row.random not in records:
             continue
         best = max(epoch["test_accuracy"] for epoch in records[row.random]["epochs"])
         accuracy = int(best * 20 + 1e-9) / 20
-        epochs, seconds = time_to(records[row.id], accuracy)
-        random_epochs, random_seconds = time_to(records[row.random], accuracy)
+        epochs, seconds = time_to_accuracy(records[row.id], accuracy)
+        random_epochs, random_seconds = time_to_accuracy(records[row.random], accuracy)
         alike = cells.hardware(records[row.id]) == cells.hardware(records[row.random])
         ratios = (random_epochs / epochs, random_seconds / seconds if alike else None) if epochs else (None, None)
         key = (row.target, row.init, row.source, row.weights)
         rows.append((*key, accuracy, epochs or "not reached", random_epochs, *ratios))
     ours = ["accuracy", "epochs", "random init's epochs", "speed-up in epochs", "speed-up in seconds"]
     found = pd.DataFrame(rows, columns=["target", "init", "source", "weights", *ours])
-    return found.astype({"epochs": object, "random init's epochs": object})  # whole numbers, beside words
+    return found.astype({"epochs": object, "random init's epochs": object})  # whole numbers and words
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
 def _at_each_scale(experiment: str, records: Records, compare: Callable, name: str = "", rules: str = "") -> Table:
-    """The comparison for each scale that was run, or for none, where every cell says so, below the rules."""
+    """Build a table that compares with the paper, at each scale that was run, or once with every cell "not run".
+
+    Args:
+        experiment: The experiment whose trials are shown.
+        records: The records of trials, by id.
+        compare: Takes the rows of `cells.trials` at one scale. Returns the cells, and a page.
+        name: The name of the table, if it is not the experiment's.
+        rules: What stands below the title.
+    """
     name = name or experiment
     data, parts = [], [grids.title(name), *([rules.rstrip("\n")] if rules else [])]
-    frames = cells.frames(experiment, records)
+    frames = cells.frames_by_scale(experiment, records)
     for scale, frame in frames.items():
         found, page = compare(frame)
         data.append(found.assign(scale=scale))
@@ -439,10 +465,10 @@ def _at_each_scale(experiment: str, records: Records, compare: Callable, name: s
 
 
 def _beside(printed: pd.DataFrame, frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The paper's rows with ours: mean, standard deviation, n, planned n, difference, and all of it as text."""
+    """The paper's rows with ours beside them: mean, sd, n, planned n, the difference, and a text of all of it."""
     groups = frame.groupby(keys, sort=False)["value"]
     ours = pd.DataFrame([{**dict(zip(keys, key, strict=True)), **cells.summarize(cell)} for key, cell in groups])
-    texts = groups.agg(shown).rename("text").reset_index()
+    texts = groups.agg(mean_and_spread).rename("text").reset_index()
     columns = [*keys, "ours", "sd", "n", "planned"]
     data = printed.merge(ours.reindex(columns=columns), on=keys, how="left").merge(texts, on=keys, how="left")
     data[["ours", "sd"]] = data[["ours", "sd"]].astype(float)
@@ -455,6 +481,6 @@ def _signed(difference: float) -> str:
 
 
 def _listed(data: pd.DataFrame) -> str:
-    """Markdown: a row a cell, ours as text."""
+    """Markdown with a row for each cell."""
     kept = data.drop(columns=["ours", "sd", "standard error", "n", "planned"], errors="ignore")
     return markdown(kept.rename(columns={"text": "ours"}).drop(columns="scale", errors="ignore"))

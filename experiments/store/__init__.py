@@ -1,1 +1,1 @@
-"""What is on disk: records, checkpoints and locks, each there whole or not at all."""
+"""The files of trials: records, checkpoints and locks. A file is there whole or not at all."""

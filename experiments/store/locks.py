@@ -1,4 +1,4 @@
-"""One process at a time: who needs what another is making waits for it."""
+"""Locks: of several processes that need the same result, one makes the result and the others wait."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from experiments.settings import UserError, first_line
 
 
 @contextmanager
-def alone(file: Path, what: str) -> Iterator[None]:
-    """Hold the lock of `file`. While another process has it, wait, after a line that says for whom and for `what`.
+def exclusive(file: Path, what: str) -> Iterator[None]:
+    """Hold the lock of `file` for the time of a `with` block.
 
-    The lock is the operating system's (flock), not the file, which stays and says who had it last: it ends with its
-    holder, however that ends. Between machines it holds on NFS (4, or 3 with lockd; after a crash of the holder's
-    machine, once the server's lease of about a minute and a half is over) and on Lustre mounted with `flock`.
-    Raises UserError where the file system has no locks.
+    Args:
+        file: The lock's file, which stays on disk and says which process had the lock last.
+        what: What the holder does, for the line that a waiting process prints.
+
+    Raises:
+        UserError: The file cannot be written, or the file system has no locks.
     """
+    # The lock is the operating system's (flock), and not the existence of a file. A lock file of our own would outlive
+    # a process that is killed, and every job of a cluster that is killed would leave a trial that nobody may train
+    # until a person removes the file. flock ends with its holder, however the holder ends. Between machines, flock
+    # works on NFS 4, on NFS 3 with lockd, and on Lustre mounted with `flock`. If the holder's machine crashes, NFS
+    # frees the lock when the server's lease is over, after about a minute and a half. The file must not be removed when
+    # the lock is free: a process may have opened it and be about to lock it, and a third process would then lock a new
+    # file of the same name.
     us = f"process {os.getpid()} on {socket.gethostname()}"
 
     def sign(handle: int) -> None:

@@ -1,4 +1,4 @@
-"""One record for each trial: what was run, on what, and what came out. Written whole or not at all; no torch."""
+"""One record for each trial: what was run, on which machine, and what came out. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from experiments.store.files import write_text
 
-CODE = ("run.py", "dpiat", "experiments", "configs")  # what decides how a trial runs
+CODE = ("run.py", "dpiat", "experiments", "configs")  # the files that decide how a trial runs
 VERSIONED = ("torch", "torchvision", "timm", "numpy")
 EFFECTIVENESS_EPOCHS = 4
-ENDED = ("finished", "diverged")  # the statuses of trials that are not run again
-RUNS = Path("runs/records")  # where trials leave their records, unless `output_dir` says otherwise
+ENDED = ("finished", "diverged")  # the statuses of trials that are never run again
+RUNS = Path("runs/records")  # where trials leave their records, unless `output_dir` names another folder
 
 
 def save(record: dict[str, Any], file: Path) -> None:
@@ -28,10 +28,10 @@ def save(record: dict[str, Any], file: Path) -> None:
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """The record in `file` if its trial has ended; None if not, if there is none, or if it is damaged.
+    """Read the record in `file`.
 
-    A damaged one is named, and replaced when its trial is run or brought back. Records without a digest are of before
-    there was one.
+    Returns None if there is no record, if its trial has not ended, or if the file is damaged. A line names a damaged
+    file, which is replaced when its trial is run or brought back.
     """
     try:
         record = _whole(file.read_text())
@@ -43,13 +43,16 @@ def read(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def ended(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records in a folder of trials that have ended, by their ids."""
+def read_ended(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the records of all trials in a folder that have ended, by their ids."""
     return {record["id"]: record for file in sorted(folder.glob("*.json")) if (record := read(file))}
 
 
 def _whole(text: str) -> dict[str, Any]:
-    """A record from its text, without its digest. Raises ValueError if it is not what was written."""
+    """Read a record from its text and check its digest. Raises ValueError if the text is not what was written.
+
+    The oldest records have no digest.
+    """
     record = json.loads(text)
     if record.pop("sha256", None) not in (None, _digest(record)):
         raise ValueError("it is not what was written")
@@ -61,12 +64,12 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def best_accuracy(record: dict[str, Any], epochs: int = EFFECTIVENESS_EPOCHS) -> float:
-    """The highest test accuracy within the first epochs, in [0, 1]."""
+    """Return the highest test accuracy within the first epochs, in [0, 1]."""
     return max(row["test_accuracy"] for row in record["epochs"][:epochs])
 
 
-def time_to(record: dict[str, Any], accuracy: float) -> tuple[int, float] | tuple[None, None]:
-    """Epochs and seconds until a test accuracy is reached; None where it never is."""
+def time_to_accuracy(record: dict[str, Any], accuracy: float) -> tuple[int, float] | tuple[None, None]:
+    """Return the epochs and the seconds until a test accuracy in [0, 1] is reached; (None, None) if it never is."""
     for number, row in enumerate(record["epochs"], start=1):
         if row["test_accuracy"] >= accuracy:
             return number, sum(each["seconds"] for each in record["epochs"][:number])
@@ -74,19 +77,22 @@ def time_to(record: dict[str, Any], accuracy: float) -> tuple[int, float] | tupl
 
 
 def effectiveness(record: dict[str, Any], baseline: dict[str, Any]) -> float:
-    """Accuracy within the first 4 epochs divided by that of the random-init baseline (section 4.1); NaN over 0."""
+    """Divide the best accuracy within 4 epochs by the baseline's (section 4.1). NaN if the baseline's is 0."""
     return best_accuracy(record) / (best_accuracy(baseline) or math.nan)
 
 
-def divergence(record: dict[str, Any]) -> str:
-    """What to say of a trial whose status is diverged."""
+def divergence_text(record: dict[str, Any]) -> str:
+    """Say in which epoch a trial diverged, and at which losses."""
     last = record["epochs"][-1]
     losses = f"train loss {last['train_loss']:g}, test loss {last['test_loss']:g}"
     return f"diverged in epoch {last['epoch']} ({losses}; a lower learning rate may help)"
 
 
 def provenance() -> dict[str, Any]:
-    """The commit, whether code and settings differ from it, the versions and the machine that a trial runs with."""
+    """Collect the commit, whether the code differs from the commit, the versions, and the machine."""
+    # `dirty` decides whether a record may become evidence, so it must not miss a change. `status` finds changed files
+    # that git knows. A new module that git does not know would run too: `ls-files` looks for these, but in the folders
+    # of the code alone, so that notes and outputs elsewhere do not spoil a run.
     folder = Path(__file__).parents[2]
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     added = _git(folder, "ls-files", "--others", "--exclude-standard", "--", *CODE)
@@ -125,10 +131,11 @@ def _cpu() -> str:
 # --- committed evidence -----------------------------------------------------------------------------------------------
 
 
-def evidence(folder: Path) -> list[dict[str, Any]]:
-    """The records that are committed in a folder: the lines of its `records.jsonl`, a trial each.
+def read_evidence(folder: Path) -> list[dict[str, Any]]:
+    """Read the committed records of a folder: the lines of its `records.jsonl`, one trial each.
 
-    Raises ValueError for a line that is not what was written, whose id is not that of its trial, or that is no result.
+    Raises:
+        ValueError: A line is not what was written, has an id that is not its trial's, or does not count as evidence.
     """
     file = folder / "records.jsonl"
     found = []
@@ -137,15 +144,15 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
             record = _whole(line)
             if record["id"].rpartition("-")[2] != trial_digest(record["trial"]):
                 raise ValueError("its id is not that of its trial")
-            check_counts(record)
+            check_evidence(record)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file}, line {number}: {error}: take it from the commit that added it") from error
         found.append(record)
     return found
 
 
-def check_counts(record: dict[str, Any]) -> None:
-    """Raise ValueError unless a record counts: of a trial that has ended, from a clean commit, with its accuracies."""
+def check_evidence(record: dict[str, Any]) -> None:
+    """Raise ValueError unless a record counts as evidence: an ended trial, a clean commit, all accuracies there."""
     if record["status"] not in ENDED:
         raise ValueError("its trial has not ended")
     if record["dirty"] or not record["commit"]:
@@ -155,9 +162,11 @@ def check_counts(record: dict[str, Any]) -> None:
 
 
 def evidence_line(record: dict[str, Any]) -> str:
+    """Return the line of `records.jsonl` for a record."""
     return json.dumps(record | {"sha256": _digest(record)}) + "\n"
 
 
 def trial_digest(identity: dict[str, Any]) -> str:
-    """What ends the id of a trial: all that determines its result, in 40 bits."""
+    """Return the end of a trial's id: a hash of everything that determines the trial's result."""
+    # 40 bits: among ten thousand trials, the chance that any two share an id is one in twenty thousand.
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]

@@ -1,1 +1,1 @@
-"""The one training loop: epochs of a network on a data set, whatever its first weights were."""
+"""The one training loop: epochs of a network on a data set, whatever the first weights are."""

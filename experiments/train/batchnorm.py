@@ -1,7 +1,8 @@
 """Which images a batch norm normalizes together in training.
 
-By default, all of a batch, also where several processes share it, so that a result does not depend on their number.
-With `batchnorm_group`, each group of so many successive images by itself, as each of the paper's TPU cores did.
+By default a batch norm sees the whole batch, even where several processes share the batch. So a result does not depend
+on the number of processes. With `batchnorm_group`, each group of so many successive images is normalized by itself, as
+on each of the paper's TPU cores.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from experiments.train import parallel
 
 
 def normalizing(group: int | None) -> AbstractContextManager[Any]:
-    """For the time of a forward pass: batch norms normalize groups of `group` images, or the whole batch."""
+    """Make batch norms normalize groups of `group` images, or the whole batch for None, during a forward pass."""
     return nullcontext() if group is None and parallel.size() == 1 else _Normalizing(group)
 
 
 class _Normalizing(TorchFunctionMode):
-    """Stands in for torch.nn.functional.batch_norm, which every batch norm calls, timm's and a user's own too."""
+    """Puts `batch_norm` in the place of torch.nn.functional.batch_norm."""
+
+    # Why not replace the modules, as torch.nn.SyncBatchNorm.convert_sync_batchnorm does? The replacement would have to
+    # know every class: timm's BatchNormAct2d fuses an activation, and users write norms of their own. All of these call
+    # F.batch_norm in the end. A function mode catches this one call, leaves the network's modules, names and state dict
+    # as they are, and is gone after the forward pass.
 
     def __init__(self, group: int | None):
         super().__init__()
@@ -46,10 +52,21 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """torch.nn.functional.batch_norm of x (images, channels, ...) by groups of images, or of all processes' images.
+    """Compute torch.nn.functional.batch_norm by groups of images, or over the images of all processes.
 
-    The running statistics become the mean of what they would become by each group alone. (The paper's cores kept their
-    own and never compared them.) Over several processes that mean is completed by parallel.average_buffers.
+    Args:
+        group: The number of successive images that are normalized together; None for the batch of all processes.
+        x: Activations, (images, channels, ...).
+        running_mean: The running statistics, (channels,), updated in place when `training`; None to keep none.
+        running_var: As `running_mean`.
+        weight: The scale, (channels,), or None.
+        bias: The shift, (channels,), or None.
+        training: False normalizes by the running statistics, as torch does.
+        momentum: The share of the new statistics in the running ones.
+        eps: What is added to a variance.
+
+    Returns:
+        The normalized activations, of the shape and type of `x`.
     """
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
@@ -60,22 +77,34 @@ def batch_norm(
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(var * images / (images - 1), momentum)
         return y
-    parts, statistics = x.split(group), []
-    for _ in parts:
-        statistics.append([None if s is None else s.clone() for s in (running_mean, running_var)])
-    y = [F.batch_norm(p, *s, weight, bias, True, momentum, eps) for p, s in zip(parts, statistics, strict=True)]
+    # Each group updates a copy of the running statistics, and the mean of the copies is kept. The groups follow one
+    # another in this process, but stand for devices that work at the same time: to update the same buffers in turn
+    # would weigh the last group most. The paper's cores kept statistics of their own and never compared them; a network
+    # has one set of statistics here, so the mean is the fairest single answer. Over several processes,
+    # `parallel.average_buffers` completes the mean after the epoch.
+    outputs, means, variances = [], [], []
+    for images in x.split(group):
+        own_mean = None if running_mean is None else running_mean.clone()
+        own_var = None if running_var is None else running_var.clone()
+        outputs.append(F.batch_norm(images, own_mean, own_var, weight, bias, True, momentum, eps))
+        means.append(own_mean)
+        variances.append(own_var)
     if running_mean is not None:
-        for running, own in zip((running_mean, running_var), zip(*statistics, strict=True), strict=True):
-            running.copy_(torch.stack(own).mean(0))
-    return torch.cat(y)
+        running_mean.copy_(torch.stack(means).mean(0))
+        running_var.copy_(torch.stack(variances).mean(0))
+    return torch.cat(outputs)
 
 
 class _OverProcesses(torch.autograd.Function):
-    """Normalizes by mean and variance over the images of all processes, each of which has as many.
+    """Normalizes by the mean and the variance over the images of all processes. Each process has as many images."""
 
-    The input's gradient is that of the sum of the processes' losses; those of weight and bias are a process's own, and
-    DistributedDataParallel takes their mean.
-    """
+    # A process computes the loss of its own images, but its statistics depend on the images of all processes. So the
+    # gradient of an input has terms from the losses of other processes, and the backward pass needs its own exchange:
+    # the two sums over images that the formula contains (of the gradient, and of the gradient times the normalized
+    # input) are gathered from all processes. The gradients of weight and bias must not be summed here:
+    # DistributedDataParallel takes their mean afterwards, and would count them twice.
+    # The variance over all images follows from the variances of the processes plus the variance of their means. The
+    # sums of squares would do too, but lose digits where the mean is far from zero.
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):

@@ -1,9 +1,21 @@
-"""Steps of training and of testing as CUDA graphs, so that networks of small images do not wait for kernel launches.
+"""Training and test steps as CUDA graphs, so that networks of small images do not wait for kernel launches.
 
-A step is a function of tensors that returns nothing and adds what it finds to tensors of its own. Captured once, it is
-replayed with one launch. What it does beside its work on the GPU (Python's own random numbers, say) happens when it is
-captured and never again: `cuda_graphs=false` is for networks that count on it.
+A step is a function of tensors. It returns nothing and adds its loss to a tensor of its own. A step that was captured
+once is replayed with one launch. A replay repeats the work on the GPU alone: what Python does in the step, such as
+drawing from `random`, happens at the capture and never again. `cuda_graphs=false` is for networks that need it.
 """
+
+# Why graphs: at 32 px a step is a long row of kernels that take a few microseconds each. Python and the driver need
+# longer to launch such a kernel than the GPU needs to run it, so the GPU waits for the CPU. A graph holds all launches
+# of the step, and one call starts them.
+#
+# What a capture demands shapes the rest of this file:
+# - Nothing may be captured on the default stream, so all work of a training runs on one other stream (`own_stream`).
+# - A graph reads the addresses it was captured with. So a step has inputs of its own that each batch is copied into,
+#   and its results are sums in tensors that stay; no step returns anything.
+# - The CPU must not wait for the GPU inside a step (no `.item()`). A step that does is found before the capture and
+#   runs without a graph, with a line that says so: slower, but right.
+# - Shapes are fixed. The last, smaller batch of a test pass runs without a graph.
 
 from __future__ import annotations
 
@@ -19,13 +31,13 @@ from tqdm import tqdm
 
 from experiments.settings import first_line
 
-WARM_UP = 3  # calls before the capture: libraries choose their algorithms, the optimizer makes its state
-AHEAD = 8  # steps
+WARM_UP = 3  # calls before the capture, in which libraries choose algorithms and the optimizer makes its state
+AHEAD = 8  # steps that the CPU may be ahead of the GPU
 
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """All work on a stream that is not the default one, on which nothing can be captured."""
+    """Run all work on a stream of its own: nothing can be captured on the default stream."""
     if device.type != "cuda":
         yield
         return
@@ -38,14 +50,15 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 @lru_cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all trainings: libraries keep memory for each stream that they have seen."""
+    """Return the one stream of all trainings: libraries keep memory for each stream that they have seen."""
     return torch.cuda.Stream(device)
 
 
 class Pace:
-    """Called after each step, keeps the CPU few steps ahead of the GPU.
+    """Keeps the CPU a few steps ahead of the GPU. Call the object after each step.
 
-    So a bar shows what is done and not what is asked for, and few batches wait in memory.
+    Launches return at once. Without a limit, the CPU would ask for a whole epoch in a second: the progress bar would be
+    wrong, and the batches of the epoch would wait in memory.
     """
 
     def __init__(self, device: torch.device):
@@ -60,23 +73,30 @@ class Pace:
             self.events.popleft().synchronize()
 
 
-class Replayed:
-    """Calls of a step, which is captured after a few of them with tensors of one shape, and replayed from then on.
+class ReplayedStep:
+    """Captures a step after a few calls, and replays the step from then on.
 
-    Every call counts, the first ones too. Calls with other shapes (of a last, smaller batch) and steps that cannot be
-    captured, of which it says so, are computed as they would be without it. It keeps no step, so that what a step needs
-    (processes that load images, memory) goes with the step's owner.
+    Every call does the step's work, the first calls too. Calls with other shapes run without the graph, and so does a
+    step that cannot be captured, after a line that says why.
+
+    Args:
+        name: What the line calls the step.
+        wanted: False never captures.
     """
+
+    # The step is an argument of each call, and is not kept. A step refers to its training, which refers to this object:
+    # kept here, the step would close a circle. The loader processes and the memory of the training would then stay
+    # until the garbage collector comes by.
 
     def __init__(self, name: str, wanted: bool = True):
         self.name = name
-        self.eager = not wanted  # for good
-        self.inputs: list[Tensor] = []  # the graph's own, filled anew for each call
-        self.left = WARM_UP  # calls until it is captured
+        self.eager = not wanted  # True for good once a capture has failed
+        self.inputs: list[Tensor] = []  # the tensors that the graph reads, filled anew for each call
+        self.left = WARM_UP  # calls until the capture
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, step: Callable[..., None], *inputs: Tensor) -> None:
-        """step(*inputs), the same step each time."""
+        """Do what step(*inputs) does. The step must be the same in each call."""
         if not self.eager and not self.inputs:
             self.inputs = [torch.empty_like(tensor) for tensor in inputs]
         if self.eager or any(own.shape != new.shape for own, new in zip(self.inputs, inputs, strict=True)):
@@ -100,7 +120,7 @@ class Replayed:
     def _capture(self, call: Callable[[], None]) -> bool:
         try:
             self.replay = capture(call)
-        except Exception as error:  # of CUDA, or whatever a user's network raises only then
+        except Exception as error:  # CUDA's, or what a user's network raises under capture alone
             self._give_up(first_line(error))
         return not self.eager
 
@@ -110,7 +130,7 @@ class Replayed:
 
 
 def synchronizes(call: Callable[[], None]) -> bool:
-    """Call it; whether it made the CPU wait for the GPU, which a graph cannot."""
+    """Make the call, and return whether the CPU had to wait for the GPU, which no graph can hold."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -123,13 +143,18 @@ def synchronizes(call: Callable[[], None]) -> bool:
 
 
 def capture(call: Callable[[], None]) -> Callable[[], None]:
-    """A function that does on the GPU what the call would do, which is not done now. Raises what keeps it from that."""
+    """Capture a call, which does no work now, and return a function that does the call's work on the GPU.
+
+    Raises whatever the capture raises.
+    """
     graph = torch.cuda.CUDAGraph()
     try:
         with _capturing(graph):
             call()
     except Exception:
-        with _capturing(torch.cuda.CUDAGraph()):  # of nothing: else the generator of dropout waits for the end of this
+        # A capture that fails leaves the generator of dropout in its capturing state, and the next plain dropout would
+        # raise. A capture of nothing ends in order and takes the generator back.
+        with _capturing(torch.cuda.CUDAGraph()):
             pass
         raise
     return graph.replay

@@ -1,4 +1,4 @@
-"""A trial that is run once, for all tests that begin with one."""
+"""A trial that is run once, for all tests that begin with a finished trial."""
 
 import shutil
 from pathlib import Path

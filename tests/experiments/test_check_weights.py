@@ -1,4 +1,4 @@
-"""The check of ImageNet weights counts what it should; on real Imagenette images where a folder of them is given."""
+"""The check of ImageNet weights counts right, also on real images where DPIAT_IMAGENETTE names their folder."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ SPRINGER, CHURCH = 217, 497  # ImageNet's indices of n02102040 and n03028079
 
 
 class Constant(nn.Module):
-    """Always the same two best outputs, in this order."""
+    """A network that always has the same two best outputs, in this order."""
 
     pretrained_cfg = {"input_size": (3, 16, 16)}  # noqa: RUF012
 
@@ -35,7 +35,7 @@ class Constant(nn.Module):
 def listing(tmp_path) -> layouts.Listing:
     root = images.tree(tmp_path / "tree", train=1, test=3, classes=("n03028079", "n02102040"))
     (root / "test" / "n03028079" / "002.jpg").unlink()
-    return layouts.find(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
+    return layouts.find_images(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
 
 
 def test_both_accuracies_are_counted(listing, monkeypatch):
@@ -48,7 +48,7 @@ def test_both_accuracies_are_counted(listing, monkeypatch):
 
 def test_classes_find_their_outputs(listing):
     assert check_weights.imagenet_indices(listing.classes) == [SPRINGER, CHURCH]
-    with pytest.raises(UserError, match="tench is no class of ImageNet: the folders must have the names of wnids"):
+    with pytest.raises(UserError, match="tench is not a class of ImageNet: the folders must have the names of wnids"):
         check_weights.imagenet_indices(["tench"])
 
 
@@ -68,7 +68,7 @@ def test_the_command_prints_a_row_for_each_network(tmp_path, listing, monkeypatc
 def test_real_weights_know_real_images(tmp_path):
     """EfficientNet-Lite0 is right on three of four images of ImageNet, and far more often among ten classes."""
     root = Path(os.environ["DPIAT_IMAGENETTE"])
-    listing = layouts.find(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
+    listing = layouts.find_images(DatasetSettings(name="imagenette", root=str(root)), tmp_path)
     found = check_weights.check("eff_lite0", check_weights._evenly(listing, 60))
     assert found.among_all > 0.45 and found.among_these > 0.85 and found.size == 224
 

@@ -84,7 +84,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def test_seeds_give_the_batches_that_the_records_were_made_with():
-    """The order, the crops and the generator's state are those of the first records; so trials can be added to them."""
+    """Order, crops and generator states are as in the first records, so that trials can be added to the records."""
     digits = loading.load(DatasetSettings(name="digits"), "unused")
     generator = torch.Generator().manual_seed(5)
     epochs = [list(loading.train_batches(digits.train, 128, 16, generator)) for _ in range(2)]

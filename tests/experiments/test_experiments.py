@@ -1,4 +1,4 @@
-"""The files of configs/experiment: they compose, plan what their comments say, and share trials where they say so."""
+"""The files of configs/experiment compose, plan what their comments say, and share trials where they say so."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from experiments.settings import UserError, aliases
 STATISTICS = paper.RESULTS / "trials" / "imagenette_statistics" / "records.jsonl"
 
 ALIASES = aliases()
-PAPERS = [name for name in grids.names() if grids.of_paper(name)]
+PAPERS = [name for name in grids.names() if grids.is_of_paper(name)]
 TABLE, FIGURE = "table of the paper", "figure of the paper"
 KINDS = {TABLE, FIGURE, "ours", "demonstration"}
 DESK = ["imagenet_to_imagenette", "imagenette_statistics", "imagenette_methods", "cifar100_classifier"]
 
 
 def epochs(name: str) -> int:
-    """Epochs of all trials of a grid, each counted once."""
+    """The epochs of all trials of a grid. A trial that occurs twice counts once."""
     trials = {}
     for cell in grids.grid(name):
         trials |= {each.id: each for each in (cell.trial, cell.random, cell.trial.source) if each is not None}
@@ -49,7 +49,7 @@ def test_every_experiment_says_what_it_is():
     assert (
         set(kinds.values()) == KINDS and kinds["figure04"] == "figure of the paper" and kinds["demo"] == "demonstration"
     )
-    assert grids.own() == sorted(name for name in kinds if name.startswith(("cifar100", "imagenet")))
+    assert grids.our_experiments() == sorted(name for name in kinds if name.startswith(("cifar100", "imagenet")))
 
 
 @pytest.mark.parametrize("name", ALIASES)

@@ -1,4 +1,4 @@
-"""What makes training fast changes nothing: the same values and gradients, by another way."""
+"""What makes training fast does not change values or gradients."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class Operators(TorchDispatchMode):
-    """Collects the names of what is computed."""
+    """Collects the names of the operators that are computed."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class Operators(TorchDispatchMode):
 
 
 def both(inputs, **convolution):
-    """Output and gradients of torch's conv2d and of ours, for one random gradient, and what ours computed with."""
+    """The output and gradients of torch's conv2d and of ours, for one random gradient, and the operators of ours."""
     inputs = [None if t is None else t.requires_grad_() for t in inputs]
     leaves = [t for t in inputs if t is not None]
     expected = F.conv2d(*inputs, **convolution)
@@ -104,7 +104,7 @@ def test_frozen_weight_gets_no_gradient():
 
 @pytest.mark.parametrize("model", ["eff_b0", "mix_m", "rex"])
 def test_networks(model):
-    """A whole network at 32 px: in double precision nothing differs but by rounding."""
+    """A whole network at 32 px, in double precision, differs by rounding alone."""
     gradients = []
     for way in (nn.Module.__call__, lambda network, x: _convolving(network, x)):
         torch.manual_seed(0)

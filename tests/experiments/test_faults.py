@@ -1,4 +1,4 @@
-"""What a trial goes through: kills, damaged files, full disks, losses that are no numbers. Nothing of it may show."""
+"""Kills, damaged files, full disks and losses that are not numbers leave no trace in what a trial comes to."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ from experiments.data import loading
 from experiments.settings import DatasetSettings, InitSettings, Settings
 from experiments.store import checkpoints, files, records
 from experiments.train import training
-from experiments.train.training import Recipe
+from experiments.train.training import Schedule
 
 pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ class Killed(BaseException):
 
 
 def kill_after(monkeypatch, epoch: int) -> None:
-    """The next training ends when its state after `epoch` is on disk, without a chance to tidy up."""
+    """Kill the next training when its state after `epoch` is on disk, without a chance to clean up."""
 
     def killed(*arguments) -> None:
         monkeypatch.undo()
@@ -58,7 +58,7 @@ def dropping(num_classes: int) -> nn.Module:
 
 def test_a_training_goes_on_from_every_epoch_bit_for_bit(tmp_path):
     digits = loading.load(DatasetSettings(name="digits", train_subset=256), str(tmp_path))
-    recipe = Recipe(epochs=4, lr=4e-3, schedule_epochs=4, batch_size=64, image_size=16, seed=5)
+    schedule = Schedule(epochs=4, lr=4e-3, schedule_epochs=4, batch_size=64, image_size=16, seed=5)
 
     def keep(row, state) -> None:
         checkpoints.write(state, tmp_path / f"{row['epoch']}.pt")
@@ -67,12 +67,12 @@ def test_a_training_goes_on_from_every_epoch_bit_for_bit(tmp_path):
     torch.manual_seed(1)
     fresh = dropping(10).state_dict()
     network.load_state_dict(fresh)
-    rows, best = training.train(network, digits, recipe, CPU, on_epoch=keep)
+    rows, best = training.train(network, digits, schedule, CPU, on_epoch=keep)
     for epoch in (1, 2, 3, 4):
         torch.manual_seed(100 + epoch)  # other weights and another random state, to be overwritten
         again = dropping(10)
         state = checkpoints.read(tmp_path / f"{epoch}.pt")
-        rows_again, best_again = training.train(again, digits, recipe, CPU, state=state)
+        rows_again, best_again = training.train(again, digits, schedule, CPU, state=state)
         assert metrics({"epochs": rows_again}) == metrics({"epochs": rows})
         for ours, theirs in ((again.state_dict(), network.state_dict()), (best_again, best)):
             assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -200,7 +200,7 @@ def test_a_trial_that_diverges_keeps_its_row_and_is_not_run_again(tmp_path, caps
     assert record["status"] == "diverged" and outcome.baseline["status"] == "finished"
     assert 1 <= len(record["epochs"]) < 5 and training.diverged(record["epochs"])
     assert not training.diverged(record["epochs"][:-1]) and not list(tmp_path.glob("unfinished/*"))
-    assert "diverged in epoch" in records.divergence(record)
+    assert "diverged in epoch" in records.divergence_text(record)
     capsys.readouterr()
     again = trial.run(settings(tmp_path, lr=1e30, target_epochs=5))
     assert trained_epochs(capsys) == 0 and again.record["status"] == "diverged"
@@ -216,7 +216,7 @@ def test_a_source_that_diverges_ends_its_targets_alone(tmp_path, capsys):
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen:
-    """run.py, with the networks of the tests; writes into `folder` alone."""
+    """Start run.py with the networks of the tests. It writes into `folder` alone."""
     fixed = [
         "dataset=digits",
         "scale=smoke",
@@ -272,7 +272,7 @@ def test_a_grid_goes_on_after_what_cannot_be_run(tmp_path):
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-FORKS = multiprocessing.get_context("forkserver")  # children of a process that has imported everything
+FORKS = multiprocessing.get_context("forkserver")  # processes start fast, from one that has imported everything
 FORKS.set_forkserver_preload(["sklearn.datasets", "experiments.trial", "networks"])
 
 
@@ -290,7 +290,7 @@ def start_process(wanted: Settings) -> tuple[multiprocessing.Process, Path]:
 
 
 def begin_trial(wanted: Settings) -> multiprocessing.Process:
-    """Returns when the trial begins in its process."""
+    """Start a trial in a process of its own, and return when the trial begins."""
     process, log = start_process(wanted)
     while process.is_alive() and not log.exists():
         time.sleep(0.001)
@@ -298,7 +298,7 @@ def begin_trial(wanted: Settings) -> multiprocessing.Process:
 
 
 def ends(folder: Path) -> dict[str, object]:
-    """What the trials of a folder came to: the metrics by their ids, and the checkpoint's weights as bytes."""
+    """The results of the trials in a folder: metrics by id, and the weights of checkpoints as bytes."""
     found = {file.stem: metrics(records.read(file)) for file in folder.glob("records/*.json")}
     for file in folder.glob("checkpoints/*.pt"):
         found[file.name] = [(k, v.numpy().tobytes()) for k, v in checkpoints.read(file)["state"].items()]

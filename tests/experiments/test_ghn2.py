@@ -1,4 +1,4 @@
-"""GHN-2: numbers of its authors' code, every parameter of the paper's networks, and a trial that starts from it."""
+"""GHN-2 predicts what its authors' code predicts, for every parameter of the paper's networks, and starts a trial."""
 
 import argparse
 import importlib
@@ -31,7 +31,7 @@ SMALL = {"largest": (8, 8, 11, 11), "hidden": 16}
 
 
 def by_rule(ghn: ghn2.GHN2) -> ghn2.GHN2:
-    """Weights by a rule of whole numbers, alike on every machine, as large as PyTorch's own would be."""
+    """Fill weights by a rule of whole numbers, the same on every machine, as large as PyTorch would draw them."""
     for number, tensor in enumerate(ghn.state_dict().values()):
         mixed = (torch.arange(tensor.numel()) + 7919 * number) * 1103515245 % 2**32
         mixed = (mixed ^ (mixed >> 15)) * 1103515245 % 2**32
@@ -67,7 +67,7 @@ def test_the_published_code_predicts_the_same(name, ghn):
 
 
 def test_what_the_fixture_would_notice(ghn, monkeypatch):
-    """Faults that a comparison of numbers must not let pass."""
+    """The comparison of numbers notices faults in each part of the prediction."""
 
     def worst() -> float:
         network = networks.Operations(100)
@@ -191,12 +191,14 @@ def test_a_trial_starts_from_a_prediction(folder):
 
 
 def test_another_checkpoint_is_another_trial(folder):
-    first = planning.plan(settings(folder))
+    first = planning.target_trial(settings(folder))
     ghn = ghn2.read(folder / "ghn2.pt").ghn
     ghn.embed.weight.data[0] += 1
     torch.save(ghn2.to_checkpoint(ghn, "a rule"), folder / "ghn2.pt")
-    assert planning.plan(settings(folder)).id != first.id
-    random = planning.plan(settings(folder, init=InitSettings(name="random", checkpoint=str(folder / "ghn2.pt"))))
+    assert planning.target_trial(settings(folder)).id != first.id
+    random = planning.target_trial(
+        settings(folder, init=InitSettings(name="random", checkpoint=str(folder / "ghn2.pt")))
+    )
     assert random.checkpoint == ""
 
 
@@ -207,7 +209,7 @@ def test_mistakes_are_named_before_anything_is_trained(folder):
             changes = {"checkpoint": str(folder / "other.pt")}
         wanted = settings(folder, target=target)
         with pytest.raises(UserError) as raised:
-            planning.plan(replace(wanted, init=replace(wanted.init, **changes)))
+            planning.target_trial(replace(wanted, init=replace(wanted.init, **changes)))
         assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
         return str(raised.value)
 
@@ -216,10 +218,10 @@ def test_mistakes_are_named_before_anything_is_trained(folder):
     assert "does not exist" in said(checkpoint=str(folder / "nowhere.pt"))
     assert "is not a file" in said(checkpoint=str(folder))
     (folder / "text.pt").write_text("no tensors")
-    assert "text.pt is no checkpoint of GHN-2: torch.load" in said(checkpoint=str(folder / "text.pt"))
+    assert "text.pt is not a checkpoint of GHN-2: torch.load" in said(checkpoint=str(folder / "text.pt"))
     (folder / "half.pt").write_bytes((folder / "ghn2.pt").read_bytes()[:5000])
-    assert "half.pt is no checkpoint of GHN-2: torch.load" in said(checkpoint=str(folder / "half.pt"))
-    assert "other.pt is no checkpoint of GHN-2: torch.load" in said({"code": ghn2.Checkpoint})  # is not run
+    assert "half.pt is not a checkpoint of GHN-2: torch.load" in said(checkpoint=str(folder / "half.pt"))
+    assert "other.pt is not a checkpoint of GHN-2: torch.load" in said({"code": ghn2.Checkpoint})  # is not run
     assert "it needs config and state_dict" in said(networks.small(10).state_dict())
     assert "its ve is False, not True" in said(good | {"config": good["config"] | {"ve": False}})
     assert "is not of GHN-2's format: " in said(good | {"config": good["config"] | {"num_classes": 7}})

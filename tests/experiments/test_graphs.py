@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: what of it does not need a GPU, and what does."""
+"""Steps as CUDA graphs compute what plain steps compute. Some of the tests need a GPU."""
 
 import copy
 
@@ -14,11 +14,11 @@ from experiments import models
 from experiments.data import augmentation
 from experiments.data.loading import Data, Split
 from experiments.train import graphs, training
-from experiments.train.training import Recipe, Steps, train
+from experiments.train.training import Schedule, Steps, train
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 NETWORKS = ("eff_b0", "eff_b1", "eff_b2", "mix_m", "mix_l", "rex", "rex_150", "mnas", "semnas", "eff_lite0")
-RECIPE = Recipe(epochs=3, lr=4e-3, schedule_epochs=10, batch_size=8, image_size=16, seed=0)
+SCHEDULE = Schedule(epochs=3, lr=4e-3, schedule_epochs=10, batch_size=8, image_size=16, seed=0)
 
 
 def noise(images: int, seed: int, device: torch.device = CPU) -> Split:
@@ -28,7 +28,7 @@ def noise(images: int, seed: int, device: torch.device = CPU) -> Split:
 
 
 class OnTheCPU(TorchDispatchMode):
-    """Collects the operations that see a tensor of the CPU's: a graph would keep what was in it at the capture."""
+    """Collects the operations that see a tensor on the CPU: a graph would keep the tensor's values of the capture."""
 
     def __init__(self):
         super().__init__()
@@ -44,14 +44,15 @@ class OnTheCPU(TorchDispatchMode):
 @pytest.mark.parametrize("group", [None, 4])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_stays_on_its_device(name, group, monkeypatch):
-    """Tensors without values show it: no step asks for one (which raises), or takes one from the CPU."""
+    """On the meta device, a step that asks for a value raises, and a tensor from the CPU is found."""
     monkeypatch.setattr(training, "_autocast", lambda device: torch.autocast("cpu", enabled=False))
     augmentation._statistics(META)  # once
     with META:
         network = models.build(name, 10)
-    recipe = Recipe(epochs=1, lr=0.1, schedule_epochs=1, batch_size=8, image_size=32, seed=0, batchnorm_group=group)
+    schedule = Schedule(epochs=1, lr=0.1, schedule_epochs=1, batch_size=8, image_size=32, seed=0, batchnorm_group=group)
     data = Data(noise(16, 0, META), noise(16, 1, META), [])
-    steps = Steps(network, torch.optim.SGD(network.parameters(), lr=0.1, fused=False, foreach=True), data, recipe, META)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=False, foreach=True)
+    steps = Steps(network, optimizer, data, schedule, META)
     (draw, *_) = data.train.train_draws(8, 32, torch.Generator())
     (images, labels), *_ = data.test.test_draws(8, 32)
     with OnTheCPU() as cpu:
@@ -63,7 +64,7 @@ def test_a_step_stays_on_its_device(name, group, monkeypatch):
 
 
 def replayed_on_the_cpu(monkeypatch) -> list[str]:
-    """Steps computed where they would be replayed; the list fills with what was done."""
+    """Compute steps where a GPU would replay them. The list that is returned fills with what was done."""
     done = []
 
     def capture(call):
@@ -81,15 +82,15 @@ def epochs(steps: Steps, count: int = 2) -> list[tuple[float, float]]:
 
 
 def both(monkeypatch) -> tuple[Steps, Steps]:
-    """Steps of two equal networks: plain ones, and ones that are replayed."""
+    """Plain steps and replayed steps of two equal networks."""
     torch.manual_seed(0)
     network = networks.larger(10)
     data = Data(noise(50, 0), noise(44, 1), [])  # 6 batches; 5 and one of 4 images
     made = []
     for _ in range(2):
         own = copy.deepcopy(network)
-        made.append(Steps(own, torch.optim.Adam(own.parameters(), lr=1e-3), data, RECIPE, CPU))
-    made[1].training, made[1].testing = graphs.Replayed("training"), graphs.Replayed("testing")
+        made.append(Steps(own, torch.optim.Adam(own.parameters(), lr=1e-3), data, SCHEDULE, CPU))
+    made[1].training, made[1].testing = graphs.ReplayedStep("training"), graphs.ReplayedStep("testing")
     return tuple(made)
 
 
@@ -136,7 +137,7 @@ def test_graphs_train_as_steps_do(make, capsys):
     rows = []
     for captured in (False, True):
         own = copy.deepcopy(network)
-        rows.append(train(own, data, RECIPE, torch.device("cuda"), graphs=captured)[0])
+        rows.append(train(own, data, SCHEDULE, torch.device("cuda"), graphs=captured)[0])
     assert "no CUDA graph" not in capsys.readouterr().out
     for plain, replayed in zip(*rows, strict=True):
         assert replayed["lr"] == plain["lr"]
@@ -154,8 +155,8 @@ def test_a_training_goes_on_with_graphs():
     def keep(row, state):
         states.append(copy.deepcopy(state))
 
-    whole = train(copy.deepcopy(network), data, RECIPE, cuda, on_epoch=keep)[0]
-    rest = train(copy.deepcopy(network), data, RECIPE, cuda, state=states[0])[0]
+    whole = train(copy.deepcopy(network), data, SCHEDULE, cuda, on_epoch=keep)[0]
+    rest = train(copy.deepcopy(network), data, SCHEDULE, cuda, state=states[0])[0]
     assert [row["test_loss"] for row in rest] == pytest.approx([row["test_loss"] for row in whole], rel=0.05)
 
 

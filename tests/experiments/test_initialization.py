@@ -1,4 +1,4 @@
-"""Net2Net and FNA as first weights of a trial's target."""
+"""Net2Net and FNA give a trial's target its first weights."""
 
 import pytest
 import timm
@@ -6,7 +6,7 @@ import torch
 from functions import differ, randomized
 
 from experiments.initialization import Start, initialize
-from experiments.planning import plan
+from experiments.planning import target_trial
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
 
 
@@ -23,4 +23,4 @@ def test_a_trial_starts_from_it(init):
 def test_a_trial_that_is_not_admissible_is_told_before_anything_is_trained():
     settings = Settings(DatasetSettings(name="digits"), InitSettings(name="net2net"), source="eff_b2", target="eff_b0")
     with pytest.raises(UserError, match=r"eff_b0 cannot grow from eff_b2: .* fewer than"):
-        plan(settings)
+        target_trial(settings)

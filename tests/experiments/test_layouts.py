@@ -1,4 +1,4 @@
-"""Food-101 and ImageNet in the layouts that torchvision and the archives have; zips; what is missing is named."""
+"""Food-101 and ImageNet are read as torchvision and the archives lay them out, zips too. Errors name what lacks."""
 
 import hashlib
 import json
@@ -106,7 +106,7 @@ def digest(file: Path) -> str:
 
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
-    """ImageNet's three archives with three classes; how many images belong is made to fit."""
+    """ImageNet's three archives with three classes. The expected numbers of images are changed to fit."""
     monkeypatch.setattr(layouts, "IMAGENET_CLASSES", 3)
     monkeypatch.setattr(layouts, "IMAGENET", {"train": 3 * TRAIN, "val": VAL})
     root, raw = tmp_path / "imagenet", tmp_path / "raw"
@@ -131,7 +131,7 @@ def archives(tmp_path, monkeypatch):
 
 @pytest.fixture
 def unpacked(archives, tmp_path, monkeypatch):
-    """The same, unpacked by torchvision."""
+    """The same images, unpacked by torchvision."""
     root = tmp_path / "unpacked"
     root.mkdir()
     for archive in archives.iterdir():
@@ -235,7 +235,7 @@ def test_a_link_that_leads_nowhere_is_named(name, tmp_path):
     (tree / "train" / "ash" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     settings = DatasetSettings(name=name, root=str(tree), stored_size=8)
     with pytest.raises(UserError, match=r"train/ash/lost\.jpg cannot be read \(No such file or directory\): get it"):
-        loading.identity(settings) if name == "folder" else loading.load(settings, str(tmp_path / "cache"))
+        loading.dataset_id(settings) if name == "folder" else loading.load(settings, str(tmp_path / "cache"))
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_classes_may_be_links_and_what_is_no_image_does_not_count(tmp_path):
     images.write(tmp_path / "b" / "real" / "train" / "ash", ["001.jpg"], 5)  # the same names
 
     def identity(place: str) -> str:
-        return loading.identity(DatasetSettings(name="folder", stream=True, root=str(tmp_path / place / "set")))
+        return loading.dataset_id(DatasetSettings(name="folder", stream=True, root=str(tmp_path / place / "set")))
 
     first = identity("a")
     assert first != identity("b")

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process where the C library can be told so."""
+"""Freed memory stays with the process, where the C library is glibc."""
 
 import platform
 import subprocess
@@ -9,7 +9,7 @@ from trials import ROOT
 
 from experiments.train.malloc import keep_large_blocks
 
-# Of the memory of a freed tensor of 64 MiB: how much the process has less, in MiB.
+# Prints by how many MiB the process shrinks when a tensor of 64 MiB is freed.
 SCRIPT = """
 import torch
 from experiments.train.malloc import keep_large_blocks

@@ -1,4 +1,4 @@
-"""Several processes that train one network come to what one process comes to, and batch norms by groups of images."""
+"""Several processes that train one network come to what one process comes to. Batch norms by groups of images."""
 
 import multiprocessing
 import os
@@ -23,17 +23,17 @@ from experiments.settings import DatasetSettings, InitSettings, UserError
 from experiments.store import records
 from experiments.train import parallel, training
 from experiments.train.batchnorm import normalizing
-from experiments.train.training import Recipe
+from experiments.train.training import Schedule
 
 pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
-RECIPE = Recipe(epochs=2, lr=4e-3, schedule_epochs=2, batch_size=64, image_size=16, seed=5)
+SCHEDULE = Schedule(epochs=2, lr=4e-3, schedule_epochs=2, batch_size=64, image_size=16, seed=5)
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["sklearn.datasets", "experiments.trial", "networks"])
 
 
 def plain(num_classes: int) -> nn.Module:
-    """Without batch norms: a process's images do not touch those of another."""
+    """A network without batch norms, in which the images of one process do not touch the images of another."""
     return nn.Sequential(
         *(nn.Conv2d(3, 16, 3, 2, 1), nn.GroupNorm(4, 16), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes)),
@@ -46,13 +46,13 @@ def built(build: Callable[[int], nn.Module]) -> nn.Module:
 
 
 def gradients(build: Callable[[int], nn.Module], group: int | None) -> dict[str, Tensor]:
-    """Of the loss of one batch of 32, of which a process takes its part; and the running statistics after it."""
+    """The gradients of the loss of a batch of 32, of which a process takes its share, and the running statistics."""
     network = built(build)
     generator = torch.Generator().manual_seed(1)
     inputs, labels = torch.rand(32, 3, 8, 8, generator=generator), torch.arange(32) % 10
-    own = parallel.part(32)
+    own = parallel.own_share(32)
     with normalizing(group):
-        replica = parallel.replicated(network, CPU)  # which has to live until the gradients are there
+        replica = parallel.replicated(network, CPU)  # has to live until the gradients are there
         outputs = replica(inputs[own])
     cross_entropy(outputs, labels[own]).backward()
     parallel.average_buffers(network)
@@ -62,7 +62,7 @@ def gradients(build: Callable[[int], nn.Module], group: int | None) -> dict[str,
 
 def rows(build: Callable[[int], nn.Module], group: int | None, folder: Path) -> list[dict]:
     digits = loading.load(DatasetSettings(name="digits", train_subset=256), str(folder))
-    return training.train(built(build), digits, replace(RECIPE, batchnorm_group=group), CPU)[0]
+    return training.train(built(build), digits, replace(SCHEDULE, batchnorm_group=group), CPU)[0]
 
 
 def work(rank: int, port: int, build: Callable, group: int | None, folder: Path) -> None:
@@ -121,12 +121,12 @@ def test_a_group_of_images_is_normalized_by_itself(norm):
     ours, *alone = (norm(5) for _ in range(4))
     with normalizing(4):
         y = ours(x)
-    parts = [each(part) for each, part in zip(alone, x.split(4), strict=True)]
-    torch.testing.assert_close(y, torch.cat(parts))
+    groups = [each(group) for each, group in zip(alone, x.split(4), strict=True)]
+    torch.testing.assert_close(y, torch.cat(groups))
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(ours, name), torch.stack([getattr(n, name) for n in alone]).mean(0))
     y.square().mul(torch.arange(12.0).view(-1, 1, 1, 1)).sum().backward()
-    torch.cat(parts).square().mul(torch.arange(12.0).view(-1, 1, 1, 1)).sum().backward()
+    torch.cat(groups).square().mul(torch.arange(12.0).view(-1, 1, 1, 1)).sum().backward()
     torch.testing.assert_close(ours.weight.grad, sum(n.weight.grad for n in alone))
     before = ours.running_mean.clone()
     with normalizing(4):

@@ -1,4 +1,4 @@
-"""Data sets in the layouts that people have them in: folders, zips, torchvision's files."""
+"""Data sets are read from folders, zips and torchvision's files, and cached."""
 
 import hashlib
 import multiprocessing

@@ -1,4 +1,4 @@
-"""scripts/recheck_table01.py, which shares no code with ours, comes to the same verdicts on made-up records."""
+"""scripts/recheck_table01.py, which shares no code with the tables, comes to the same verdicts on made-up records."""
 
 import csv
 import shutil
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "recheck_table01.py"
 
 
 def made(folder: Path, *words: str) -> Path:
-    """A folder of results: cells of Table 1 at scale=cpu, and trials of other settings that do not count."""
+    """Make a folder of results: cells of Table 1 at scale=cpu, and trials of other settings, which do not count."""
     rng, found = np.random.default_rng(0), {}
     grid = [
         *grids.grid("table01", "scale=cpu", "seed=0", *words),

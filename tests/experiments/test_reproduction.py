@@ -1,4 +1,4 @@
-"""The paper's tables with ours beside them, from made-up records of planned trials."""
+"""Our tables beside the paper's, from made-up records of planned trials."""
 
 from dataclasses import replace
 
@@ -6,11 +6,11 @@ import pytest
 from trials import record
 
 from experiments import evidence, figures, grids
-from experiments.results import cells, drawing, methods, outcomes, paper, reproduction
+from experiments.results import cells, drawing, method_effects, paper, reproduction, source_effects
 
 
 def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
-    """Records of planned cells at scale=gpu: `accuracy(trial)` gives the accuracies of a trial's epochs."""
+    """Make records of planned cells at scale=gpu. `accuracy(trial)` returns the accuracies of a trial's epochs."""
     found = {}
     for cell in grids.grid(experiment, "scale=gpu", *words):
         for trial in (cell.trial, cell.random):
@@ -20,7 +20,7 @@ def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def table01() -> dict[str, dict]:
-    """Two seeds of six pairs, of which one is worse than random init."""
+    """Two seeds of six pairs. One pair is worse than random init."""
     gain = {("eff_b0", "mnas"): 0.45, ("eff_b0", "mix_l"): 0.1, ("eff_b0", "rex"): 0.3}
 
     def accuracy(trial) -> list[float]:
@@ -54,7 +54,7 @@ def test_all_seeds_of_random_init_divide_each_cell():
     row = table.data.set_index(["target", "source"]).loc[("mnas", "rex")]
     assert row["ours"] == pytest.approx(0.3 / 0.13) and row["random n"] == 4 and row["planned"] == 1
     assert "| mnas | 0.130 ± 0.026 (4) |" in table.page and "5 of 126 trials are run" in table.page
-    assert "one seed is 20% off that mean" in table.page
+    assert "The accuracy of one seed has a standard deviation of 20% of the mean." in table.page
 
 
 def test_a_scale_runs_what_it_can_afford():
@@ -73,8 +73,8 @@ def test_other_tables_take_nothing_from_it(table01):
 
 
 def test_our_correlation_stands_in_table_11(table01):
-    page, table = (made := outcomes.table11(table01, [])).page, made.data.set_index("results")
-    assert "Of our own tables, not run: 6, 7, 8, 9, 10." in page
+    page, table = (made := source_effects.table11(table01, [])).page, made.data.set_index("results")
+    assert "Our own tables that are not run yet: 6, 7, 8, 9, 10." in page
     ours = table.loc["ours, scale gpu: Table 1: CIFAR100, sources from random init"]
     assert ours["cells"] == 6 and ours["regret"] == pytest.approx(0)
 
@@ -111,7 +111,7 @@ def test_ghn2_is_not_run(table01):
 
 
 def from_ghn2(randoms: dict[str, dict], cells_of: list, learned: str, accuracies: list[float]) -> dict[str, dict]:
-    """Records of GHN-2 and of its random init, in the paper's batches, beside those of planned random init."""
+    """Add records of GHN-2 and of its random init, in the paper's batches, to records of planned random init."""
     found = {}
     for cell in cells_of:
         recipe = replace(cell.random.recipe, batch_size=32 if cell.random.model == "eff_b2" else 64)
@@ -138,16 +138,16 @@ def test_ghn2_stands_beside_the_papers(table01):
         table.page.count("not run: needs GHN-2") == 4
         and "| eff_b0 | GHN2-CIFAR100, 32 px |  | 0.500 (1) |  |" in table.page
     )
-    assert run.keys() - table01.keys() <= evidence.planned("table02", run)
+    assert run.keys() - table01.keys() <= evidence.planned_ids("table02", run)
     assert reproduction.matrix("table01", run).data.equals(reproduction.matrix("table01", table01).data)
-    assert cells.from_ghn2("table02", planned, run) and not cells.from_ghn2("table01", planned, run)
+    assert cells.ghn2_cells("table02", planned, run) and not cells.ghn2_cells("table01", planned, run)
     moved = {f"{name}x": found for name, found in run.items()}
-    assert not cells.from_ghn2("table02", planned, moved)  # ids of other settings
+    assert not cells.ghn2_cells("table02", planned, moved)  # ids of other settings
 
 
 @pytest.fixture(scope="module")
 def table03() -> dict[str, dict]:
-    """Random init that reaches 0.68 in 100 epochs, transfers that do in half of the time."""
+    """Random init reaches 0.68 in 100 epochs, and transfers reach it in half of the time."""
 
     def accuracy(trial) -> list[float]:
         gain = {"random": 1, "pretrained": 4, "dpiat": 2}[trial.init]
@@ -163,7 +163,7 @@ def test_table_03(table03):
     assert cells.loc[("eff_b0", "pretrained", "", ""), "ours"] == pytest.approx(0.7)
     assert cells.loc[("eff_b2", "dpiat", "mix_l", "imagenet"), ["n", "paper"]].tolist() == [1, 0.713]
     assert cells["n"].sum() == 16 and table.page.count("needs GHN-2") == 2
-    assert "Of the ratios to random init: 14 of 16 cells are run. Rank correlation with the paper's " in table.page
+    assert "Ratios to random init: 14 of 16 cells are run. Rank correlation with the paper's " in table.page
 
 
 def test_time_to_accuracy_is_relative_to_random_init(table03):
@@ -190,7 +190,7 @@ def test_ghn2_over_100_epochs(table03):
     data = reproduction.times("table04", run).data.set_index(["target", "init", "source", "weights"])
     assert data.loc[("eff_b0", "GHN2", "", ""), "epochs"] == 62  # to 0.4
     assert data.loc[("eff_b2", "GHN2", "", ""), "epochs"] == "not run: needs GHN-2"
-    (frame,) = cells.frames("table03", run).values()
+    (frame,) = cells.frames_by_scale("table03", run).values()
     assert "GHN-2, lr 0.004 (n = 1)" in [
         text.get_text() for text in drawing.curves(frame, run).subfigs[0].legends[0].texts
     ]
@@ -221,7 +221,7 @@ def test_table_4_has_a_counterpart_from_scratch():
     )
     said = reproduction.curves_said(found)
     assert said.startswith("Figure 15: 1 of 1 transfers reach the accuracy that random init has in the end, 2.0 to 2.0")
-    drawn = figures.build(found, [])
+    drawn = figures.all_figures(found, [])
     assert {"figure15_cpu", "figure09_cpu", "figure10_cpu", "figure11_cpu"} < set(drawn) and "figure04_cpu" not in drawn
     titles = {name: drawn[name].subfigs[0].get_suptitle() for name in ("figure15_cpu", "figure09_cpu")}
     assert titles["figure15_cpu"].startswith("Test accuracy: 1 of 1 transfers to another network end above")
@@ -229,7 +229,7 @@ def test_table_4_has_a_counterpart_from_scratch():
 
 
 def test_methods_of_table_12_are_compared_pair_by_pair(monkeypatch):
-    monkeypatch.setattr(methods, "same_start", lambda data: [False] * len(data))
+    monkeypatch.setattr(method_effects, "same_start", lambda data: [False] * len(data))
     gains = {"clip": (0.30, 0.32, 0.28, 0.34), "clip_normalized": (0.29, 0.32, 0.27, 0.35)}
     found = {}
     for operator, accuracies in gains.items():
@@ -244,14 +244,14 @@ def test_methods_of_table_12_are_compared_pair_by_pair(monkeypatch):
     assert "-0.003 ± 0.005 | 1.0000 | 1 of 4 | 2 targets, 1 seed |" in made.page
     assert "No pair is run with every method yet" in made.page
     assert (
-        "We disagree on `clip_normalized operator, dp matching`: of the effectiveness of `clip operator, dp"
+        "We disagree on `clip_normalized operator, dp matching`: its effectiveness over the effectiveness of `clip oper"
         in made.page
     )
-    assert "it has 0.99 ± 0.01 here and 0.66 ± 0.11 in the paper. What was checked: " in made.page
+    assert "matching` is 0.99 ± 0.01 here and 0.66 ± 0.11 in the paper. What was checked: " in made.page
 
 
 def test_curves_of_the_paper_are_drawn_from_its_trials(table03):
-    (frame,) = cells.frames("table03", table03).values()
+    (frame,) = cells.frames_by_scale("table03", table03).values()
     figure = drawing.curves(frame, table03, "train_loss")
     assert [axes.get_title() for axes in figure.axes] == ["Eff-B0", "Eff-B2"]
     assert figure.axes[0].get_ylabel() == "train loss" and len(figure.axes[0].lines) == 8
@@ -288,5 +288,5 @@ def test_seconds_are_compared_on_one_machine_and_cells_at_one_scale(table03, tab
     assert row["speed-up in epochs"] == 2 and row.isna()["speed-up in seconds"]
     first, *rest = table01
     split = table01 | {first: table01[first] | {"scale": "desk"}}  # two scales that plan the same trials
-    ((scale, frame),) = cells.frames("table01", split).items()
+    ((scale, frame),) = cells.frames_by_scale("table01", split).items()
     assert scale == "gpu" and frame["accuracy"].count() == len(rest) + 1

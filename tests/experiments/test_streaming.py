@@ -1,4 +1,4 @@
-"""Streamed images: the same batches however they are made, torchvision's transforms, mistakes named."""
+"""Streamed images give the same batches whoever makes them, with torchvision's transforms. Errors name the mistake."""
 
 import os
 import signal
@@ -96,7 +96,7 @@ def test_test_images_are_torchvisions(root):
 
 
 def test_training_images_are_crops_of_each_image_once(tmp_path):
-    """Each image has a colour of its own, so that its crops are known: every colour is there, with its label."""
+    """Each image has a colour of its own, so that crops are recognized: each colour occurs once, with its label."""
     for k, (label, colour) in enumerate({"ash": (255, 0, 0), "birch": (0, 255, 0), "cedar": (0, 0, 255)}.items()):
         for split in ("train", "test"):
             (tmp_path / "tree" / split / label).mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_the_number_of_workers_follows_the_cores(root, monkeypatch):
 
 
 def identity(root: Path, **changes) -> str:
-    return loading.identity(DatasetSettings(**{"name": "folder", "stream": True, "root": str(root)} | changes))
+    return loading.dataset_id(DatasetSettings(**{"name": "folder", "stream": True, "root": str(root)} | changes))
 
 
 def test_a_folder_is_known_by_what_is_in_it(tmp_path):

@@ -1,4 +1,4 @@
-"""Records -> committed evidence -> tables and figures."""
+"""Records become committed evidence, and evidence becomes tables and figures."""
 
 import errno
 import json
@@ -15,9 +15,9 @@ from trials import record
 from dpiat import rank
 from dpiat.reading import VERSION
 from experiments import evidence, figures, grids, models, tables
-from experiments.callback import Report
+from experiments.callback import TablesAndFigures
 from experiments.report import side_by_side
-from experiments.results import cells, choosing, drawing, methods, missing, ours, outcomes, paper
+from experiments.results import cells, drawing, method_effects, missing, ours, paper, source_choice, source_effects
 from experiments.settings import UserError
 from experiments.store import records
 from experiments.store.files import CannotWrite
@@ -27,14 +27,14 @@ DESK, METHODS, MODES = "imagenet_to_imagenette", "imagenette_methods", "imagenet
 
 
 def at_paper_lr(experiment: str, accuracies: list[float], *words: str) -> dict[str, dict]:
-    """Records of random init at the paper's learning rate, by which an experiment at another rate divides."""
+    """Make records of random init at the paper's learning rate, which divides experiments at other rates."""
     planned = grids.grid(experiment, "init=random", "lr=4e-3", *words)
     return {cell.trial.id: record(cell.trial, accuracies) for cell in planned}
 
 
 @pytest.fixture(scope="module")
 def desk() -> dict[str, dict]:
-    """Records of mnas from eff_lite0, of its random init with two seeds at two rates, and of other settings."""
+    """Records of mnas from eff_lite0 and from random init, with two seeds at two rates; and of other settings."""
     found = {}
     accuracies = {0: ([0.3, 0.6], [0.2, 0.3]), 1: ([0.4, 0.3], [0.2, 0.1])}
     for seed, (own, random) in accuracies.items():
@@ -68,7 +68,8 @@ def test_effectiveness_divides_by_the_mean_over_seeds_and_nothing_else_slips_in(
     assert f"| mnas | {random} | {random} | – | 0.500 ± 0.141 (2) | not run | not run |" in table.page
     assert "| mnas | – | 2.000 ± 0.566 (2) | not run | not run |" in table.page
     assert "9,469 training images at 64 px" in table.page and "6 of 189 trials are run" in table.page
-    assert "at a learning rate of 0.004 (2 for each target; at least 5 are wanted; one seed is 28% off" in table.page
+    assert "at a learning rate of 0.004 (2 for each target; at least 5 are wanted)." in table.page
+    assert "The accuracy of one seed has a standard deviation of 28% of the mean." in table.page
 
 
 def test_random_init_is_compared_with_itself(desk):
@@ -76,7 +77,7 @@ def test_random_init_is_compared_with_itself(desk):
     table = ours.table(DESK, desk | {other.trial.id: record(other.trial, [0.6])})
     found = table.data[table.data["target"] == "mnas"]
     random = found[found["column"].str.startswith("random")].set_index("lr")["effectiveness ours"]
-    assert random.to_dict() == pytest.approx({1e-3: 1, 4e-3: 1})  # not to that of another learning rate
+    assert random.to_dict() == pytest.approx({1e-3: 1, 4e-3: 1})  # not with another learning rate
 
 
 def test_the_time_to_what_random_init_reaches(desk):
@@ -94,8 +95,9 @@ def test_the_time_to_what_random_init_reaches(desk):
     assert epochs["mnas", "eff_lite2"] == "not reached" and epochs["semnas", "eff_lite2"] == "not run"
     headline = ours.headline(DESK, found)
     assert "random init in 1 of 3 pairs, with each seed of the target" in headline
-    assert "The mean effectiveness of the 3 pairs of different networks is 1.13;" in headline  # 0.6, 0.4, 0.34 / 0.395
-    assert "would be 1.79. At the better of both rates, 2 of 3 are above 1." in headline  # over 0.25
+    assert "The mean effectiveness of the 3 pairs of different networks is 1.13." in headline  # 0.6, 0.4, 0.34 / 0.395
+    assert "the mean would be 1.79." in headline  # over 0.25
+    assert "at the better of both rates, 2 of 3 pairs are above 1." in headline
 
 
 def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
@@ -113,7 +115,7 @@ def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
 
 def test_methods_are_compared_on_the_same_pairs(desk):
     names = MODES, METHODS, DESK
-    assert [methods.several(ours.trials(name, desk)) for name in names] == [True, True, False]
+    assert [method_effects.varies_method(ours.trials(name, desk)) for name in names] == [True, True, False]
     found = at_paper_lr(MODES, [0.2], "init.mode=paper")
     for mode, accuracies in (("paper", (0.6, 0.4, 0.5)), ("default", (0.7, 0.5))):
         planned = grids.grid(MODES, f"init.mode={mode}")
@@ -127,12 +129,14 @@ def test_methods_are_compared_on_the_same_pairs(desk):
     begin_alike = "| default mode | 2 of 20 | 3.000 ± 0.500 | 0.600 ± 0.100 | 2 |  |  |  |  |"
     assert begin_alike in table.page and "the difference is +0.100 ± 0.000 over 2 pairs, at most 0.100." in table.page
     data = table.data[table.data["target"].isin(("semnas", "eff_b0"))].assign(n=1)
-    data = data.assign(same=methods.same_start(data))
+    data = data.assign(same=method_effects.same_start(data))
     default = data[data["mode"] == "default"].set_index(["source", "target"])["same"]
     assert default["eff_lite0", "semnas"] and default["eff_lite0", "eff_b0"]
     assert not default["eff_lite1", "semnas"]  # the modes differ in eff_lite1's strides
     assert "at a learning rate of 0.001; random init has 0.004. ± is the standard error over pairs." in table.page
-    figure = drawing.dots(methods.pairs(ours.trials(MODES, found)).dropna(subset="accuracy"), "settings.")
+    figure = drawing.method_differences(
+        method_effects.pairs(ours.trials(MODES, found)).dropna(subset="accuracy"), "settings."
+    )
     (axes,) = figure.axes
     assert axes.containers[0].lines[0].get_xdata() == pytest.approx([0.1, 0.1])
     labels = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
@@ -156,7 +160,7 @@ def test_trials_that_begin_alike_count_once_for_a_pair():
         }
         for matching, value in (("dp", 0.5), ("bipartite", 0.6), ("nbipartite", 0.6))
     ]
-    (line,) = methods.noise(pd.DataFrame(rows).assign(same=True))
+    (line,) = method_effects.noise_line(pd.DataFrame(rows).assign(same=True))
     assert line.startswith("Where the start is the same, the difference is +0.100 over 1 pairs, at most 0.100.")
 
 
@@ -173,14 +177,14 @@ def test_methods_stand_beside_those_of_the_paper(desk):
         page,
     )
     assert "No pair is run with every method yet" in page
-    data = methods.pairs(ours.trials(METHODS, found)).dropna(subset="accuracy")
+    data = method_effects.pairs(ours.trials(METHODS, found)).dropna(subset="accuracy")
     ranks = [4, 3, 2, 1], [3.5, 1, 3.5, 2]  # ours, and the paper's 1.59, 0.64, 1.59, 1.55
-    said = methods.agreement(data)
+    said = method_effects.agreement_lines(data)
     assert f"over 2 pairs: {np.corrcoef(*ranks)[0, 1]:.2f}. We disagree on a method where" in said[0]
     assert said[1].startswith(
-        "We disagree on `clip operator, random matching`: of the effectiveness of `clip operator, dp"
+        "We disagree on `clip operator, random matching`: its effectiveness over the effectiveness of `clip operator"
     )
-    assert "it has 0.75 ± 0.00 here and 0.40 ± 0.03 in the paper" in said[1] and len(said) == 4  # no agreement
+    assert "is 0.75 ± 0.00 here and 0.40 ± 0.03 in the paper" in said[1] and len(said) == 4  # no agreement
 
 
 def test_a_difference_is_compared_with_similarity():
@@ -193,40 +197,43 @@ def test_a_difference_is_compared_with_similarity():
             found[cell.random.id] = record(cell.random, [0.2])
     page = ours.table(METHODS, found).page
     assert re.search(r"\| clip_normalized operator, dp matching \| 12 of 20 .* \| 6 of 12 \| .* \| -1\.00 \|\n", page)
-    assert "`with similarity`: the rank correlation of the difference with the pair's similarity.\n" in page
-    run = methods.pairs(ours.trials(METHODS, found)).dropna(subset="accuracy")
-    figure = drawing.by_similarity(run.assign(same=False), "settings.")
+    assert "`with similarity` is the rank correlation of the difference with the similarity of the pair.\n" in page
+    run = method_effects.pairs(ours.trials(METHODS, found)).dropna(subset="accuracy")
+    figure = drawing.differences_over_similarity(run.assign(same=False), "settings.")
     assert "depends most on similarity (rank correlation -1.00)" in figure.subfigs[0].get_suptitle()
     (axes,) = (axes for axes in figure.axes if axes.get_visible())
     drawn = axes.lines[0].get_xydata()
     assert axes.get_title().startswith("clip_normalized operator") and len(drawn) == 12
     assert drawn[0] == pytest.approx([0.4, 0.06]) and drawn[-1] == pytest.approx([0.95, -0.05])
-    few = methods.pairs(ours.trials(METHODS, dict(list(found.items())[:8])))
-    assert "with similarity" not in methods.summary(few.assign(same=False))
+    few = method_effects.pairs(ours.trials(METHODS, dict(list(found.items())[:8])))
+    assert "with similarity" not in method_effects.summary(few.assign(same=False))
 
 
 def test_whatever_of_a_method_varies_names_it(desk):
     planned = [cell for head in ("auto", "skip") for cell in grids.grid(DESK, "target=mnas", f"init.head={head}")]
-    frame = cells.compared(cells.trials(planned, desk))
-    assert methods.several(frame) and set(methods.pairs(frame)["method"]) == {"auto head", "skip head"}
+    frame = cells.with_effectiveness(cells.trials(planned, desk))
+    assert method_effects.varies_method(frame) and set(method_effects.pairs(frame)["method"]) == {
+        "auto head",
+        "skip head",
+    }
 
 
 def test_a_version_of_the_default_mode_is_a_method(desk):
     words = [("init.mode=paper",), *(("init.mode=default", f"init.version={version}") for version in (1, VERSION))]
     planned = [cell for more in words for cell in grids.grid(DESK, "target=mnas", *more)]
-    trials = cells.compared(cells.trials(planned, desk))
+    trials = cells.with_effectiveness(cells.trials(planned, desk))
     names = ["paper mode, version 1", "default mode, version 1", f"default mode, version {VERSION}"]
-    assert list(methods.pairs(trials)["method"].unique()) == names
+    assert list(method_effects.pairs(trials)["method"].unique()) == names
     without = trials[(trials["mode"] != "default") | (trials["version"] == VERSION)]
-    assert list(methods.pairs(without)["method"].unique()) == ["paper mode", "default mode"]
+    assert list(method_effects.pairs(without)["method"].unique()) == ["paper mode", "default mode"]
 
 
 def test_the_starts_of_old_rules_are_looked_up():
     def start(target: str, source: str, mode: str, version: int) -> str:
-        return methods._start(target, source, mode, "clip", "dp", "auto", version)
+        return method_effects._start(target, source, mode, "clip", "dp", "auto", version)
 
     assert start("mnas", "eff_lite1", "default", 1) == start("mnas", "eff_lite1", "paper", 1)  # as the file says
-    assert start("eff_b1", "rex", "default", 1) == "another"  # of which it says nothing
+    assert start("eff_b1", "rex", "default", 1) == "another"  # the file does not have this pair
     assert len(start("mnas", "eff_lite1", "default", VERSION)) == 64  # of today's rules, a digest of what they write
 
 
@@ -239,17 +246,17 @@ def test_choosing_by_similarity():
         ("a", "a", 1.0, 9.0),
     ]
     rows.append(("c", "x", 0.1, 5.0))  # no choice
-    found = choosing.choice(pd.DataFrame(rows, columns=["target", "source", "similarity", "value"]))
+    found = source_choice.prediction_quality(pd.DataFrame(rows, columns=["target", "source", "similarity", "value"]))
     assert found["cells"] == 6 and found["within a row"] == pytest.approx(0.6 / (0.16 * 2.5) ** 0.5)
     assert found["regret"] == 0 and found["regret of chance"] == pytest.approx((1 / 4 + 1 / 10) / 2)
     worst = pd.DataFrame(
         [("a", "x", 0.5, 2.0), ("a", "y", 0.9, 1.0)], columns=["target", "source", "similarity", "value"]
     )
-    assert choosing.choice(worst)["regret"] == 0.5
+    assert source_choice.prediction_quality(worst)["regret"] == 0.5
 
 
 def test_the_papers_table_11(desk):
-    table = outcomes.table11(desk, [DESK]).data.set_index("results")
+    table = source_effects.table11(desk, [DESK]).data.set_index("results")
     assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]  # one cell of ours is none
     assert (table["correlation"] - table["printed"]).abs().max() < 0.006
 
@@ -258,10 +265,10 @@ def test_by_which_number_to_choose(desk):
     values = pd.DataFrame(
         [("mnas", "semnas", 2.0), ("mnas", "mix_l", 1.0), ("mnas", "rex", 1.5)], columns=["target", "source", "value"]
     )
-    results = [choosing.Results("a table", values), *outcomes.outcomes(desk, [])]
-    made = choosing.measures(results)
+    results = [source_choice.SourceEffects("a table", values), *source_effects.all_effects(desk, [])]
+    made = source_choice.measures_table(results)
     data = made.data.set_index(["results", "measure"])
-    table = outcomes.table11(desk, []).data.set_index("results")
+    table = source_effects.table11(desk, []).data.set_index("results")
     paper_mode = data.xs("similarity, paper mode", level="measure").loc[table.index]
     assert np.allclose(paper_mode[["correlation", "regret"]], table[["correlation", "regret"]])
     networks = {name: models.build(name, 1000) for name in ("mnas", "semnas", "mix_l", "rex")}
@@ -361,7 +368,7 @@ def test_the_effectiveness_window_is_four_epochs():
 
 
 def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
-    wanted = evidence.planned(DESK)
+    wanted = evidence.planned_ids(DESK)
     planned = {name: found for name, found in desk.items() if name in wanted}
     first, *others = planned.values()
     records.save(first, tmp_path / "runs" / f"{first['id']}.json")
@@ -376,11 +383,11 @@ def test_evidence_goes_back_to_records_and_grows(desk, tmp_path, results):
     for other in (*others, changed, *other_settings):
         records.save(other, tmp_path / "more" / f"{other['id']}.json")
     assert "4 of other settings left out" in evidence.collect(DESK, tmp_path / "more")
-    assert {found["id"]: found for found in records.evidence(results / "trials" / DESK)} == planned
+    assert {found["id"]: found for found in records.read_evidence(results / "trials" / DESK)} == planned
 
 
 def signed(line: str, **changes) -> str:
-    """A line of evidence with other values and the digest that belongs to them."""
+    """Change values in a line of evidence, and sign the line with the digest of the new values."""
     record = json.loads(line) | changes
     del record["sha256"]
     return records.evidence_line(record).strip()
@@ -404,14 +411,14 @@ def test_evidence_that_was_changed_is_refused(desk, tmp_path, results, change, m
     records.save(kept, tmp_path / "runs" / "a.json")
     evidence.collect(DESK, tmp_path / "runs")
     file = results / "trials" / DESK / "records.jsonl"
-    assert records.evidence(file.parent) == [kept]
+    assert records.read_evidence(file.parent) == [kept]
     file.write_text(change(file.read_text().strip()) + "\n")
     with pytest.raises(ValueError, match=rf"records\.jsonl, line 1: ({message})"):
-        records.evidence(file.parent)
+        records.read_evidence(file.parent)
 
 
 def test_experiments_share_evidence(desk, tmp_path, results):
-    found, *_ = (found for found in desk.values() if found["id"] in evidence.planned(METHODS))
+    found, *_ = (found for found in desk.values() if found["id"] in evidence.planned_ids(METHODS))
     records.save(found, tmp_path / "runs" / "a.json")
     evidence.collect(DESK, tmp_path / "runs")
     assert "0 records added, 1 there before" in evidence.collect(METHODS, tmp_path / "runs")
@@ -456,7 +463,7 @@ def test_a_diverged_trial_keeps_its_place_and_is_marked(desk, tmp_path, results)
     rows = [dict(row, train_loss=math.nan) if row["epoch"] == 3 else row for row in record["epochs"][:3]]
     records.save(record | {"status": "diverged", "epochs": rows}, tmp_path / "runs" / "a.json")
     evidence.collect(DESK, tmp_path / "runs")
-    (found,) = records.evidence(results / "trials" / DESK)
+    (found,) = records.read_evidence(results / "trials" / DESK)
     table = ours.table(DESK, {**desk, found["id"]: found})
     assert "1 of them diverged and count with their best epoch" in table.page
     assert records.best_accuracy(found) == max(row["test_accuracy"] for row in record["epochs"][:3])
@@ -466,10 +473,10 @@ def test_what_has_no_source_is_not_missing():
     words = "scale=gpu", "target=mnas", "source=rex,eff_b0", "seed=0"
     rex, eff_b0 = grids.grid("table01", *words)
     found = {rex.trial.source.id: record(rex.trial.source, [0.1], status="diverged", scale="gpu")}
-    assert rex.trial.id not in missing.missing("table01", found, *words)
-    assert eff_b0.trial.id in missing.missing("table01", found, *words)
+    assert rex.trial.id not in missing.missing_trials("table01", found, *words)
+    assert eff_b0.trial.id in missing.missing_trials("table01", found, *words)
     line = cells.scale_line(cells.trials([rex, eff_b0], found), found)
-    assert line.endswith("0 of 3 trials are run, 1 cannot be: their source diverged.")
+    assert line.endswith("0 of 3 trials are run, 1 cannot be run, as their source diverged.")
 
 
 def test_unfinished_and_damaged_records_do_not_count(tmp_path, capsys):
@@ -501,7 +508,7 @@ def test_a_generated_file_is_compared_byte_for_byte(changed, tmp_path, monkeypat
     monkeypatch.setattr(paper, "RESULTS", tmp_path)
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     file = tmp_path / "tables" / "a.md"
-    monkeypatch.setattr(tables, "committed", lambda _: {file: "a\n"})
+    monkeypatch.setattr(tables, "generated_files", lambda _: {file: "a\n"})
     monkeypatch.setattr("sys.argv", ["tables"])
     tables.main()
     assert file.read_bytes() == b"a\n"
@@ -514,8 +521,8 @@ def test_a_generated_file_is_compared_byte_for_byte(changed, tmp_path, monkeypat
 @pytest.mark.parametrize("module", [tables, figures])
 def test_results_that_cannot_be_written_are_one_line(module, results, monkeypatch):
     results.write_text("a file where the folder goes")
-    monkeypatch.setattr(tables, "committed", lambda _: {results / "tables" / "a.md": "a\n"})
-    monkeypatch.setattr(figures, "build", lambda *_: {"a": figures.Figure()})
+    monkeypatch.setattr(tables, "generated_files", lambda _: {results / "tables" / "a.md": "a\n"})
+    monkeypatch.setattr(figures, "all_figures", lambda *_: {"a": figures.Figure()})
     monkeypatch.setattr("sys.argv", ["command"])
     with pytest.raises(SystemExit, match=r"error: cannot write .*/a\.(md|png) \("):
         module.main()
@@ -530,7 +537,7 @@ def test_words_go_with_missing(monkeypatch, capsys):
 
 def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     words = ("target=mnas,rex", "source=eff_lite0", "seed=0")
-    needed = missing.missing(DESK, desk, *words)
+    needed = missing.missing_trials(DESK, desk, *words)
     assert {(trial.model, trial.init) for trial in needed.values()} >= {("rex", "dpiat"), ("rex", "random")}
     assert not {name for name in needed if name in desk}
     monkeypatch.setattr(missing, "this_hardware", lambda: "a processor")
@@ -550,10 +557,10 @@ def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     )
     monkeypatch.undo()
     assert missing.report(DESK, mine, *words, names=True).splitlines()[-len(needed) :] == list(needed)
-    random = next(cell for cell in cells.plan(DESK) if cell.trial.init == "random").random.id
+    random = next(cell for cell in cells.planned_cells(DESK) if cell.trial.init == "random").random.id
     others = {
         trial.id: record(trial, [0.5])
-        for cell in cells.plan(DESK)
+        for cell in cells.planned_cells(DESK)
         for trial in (cell.trial, cell.random)
         if trial.id != random
     }
@@ -562,7 +569,9 @@ def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     text = missing.report(DESK, mine, *words, run=run)
     assert "all of them are run and not collected yet" in text and "python run.py" not in text
     assert text.endswith(f"  python -m experiments.evidence collect {DESK}")
-    done = {cell.trial.id: {} for cell in cells.plan(DESK)} | {cell.random.id: {} for cell in cells.plan(DESK)}
+    done = {cell.trial.id: {} for cell in cells.planned_cells(DESK)} | {
+        cell.random.id: {} for cell in cells.planned_cells(DESK)
+    }
     assert missing.report(DESK, done) == f"{DESK}: every trial is run"
 
 
@@ -590,7 +599,7 @@ def test_a_multirun_ends_with_tables_and_figures(tmp_path, capsys):
             accuracy = 0.6 if trial.source and trial.source.model == "mnas" else 0.3
             records.save(record(trial, [accuracy], scale="smoke"), tmp_path / "records" / f"{trial.id}.json")
     hydra = {"runtime": {"choices": {"experiment": "smoke"}}, "overrides": {"task": ["experiment=smoke", "seed=3"]}}
-    Report().on_multirun_end(OmegaConf.create({"output_dir": str(tmp_path), "hydra": hydra}))
+    TablesAndFigures().on_multirun_end(OmegaConf.create({"output_dir": str(tmp_path), "hydra": hydra}))
     out = capsys.readouterr().out
     assert "| mnas | 1.000 (1) | 2.000 (1) |" in out
     assert "(of the trials that smoke.yaml plans; others, with seed=3, have records alone)" in out

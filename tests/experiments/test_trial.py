@@ -1,4 +1,4 @@
-"""A trial from its settings to its records, on real digits with small networks of the user's own."""
+"""A trial from its settings to its records, on real digits with small networks of our own."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ from experiments import models, planning, trial
 from experiments.report import report
 from experiments.settings import DatasetSettings, InitSettings, LoggerSettings, Settings, UserError
 from experiments.store import checkpoints, records
-from experiments.store.records import evidence
+from experiments.store.records import read_evidence
 
 
 @pytest.mark.training
@@ -57,7 +57,7 @@ def test_nothing_is_run_twice(outcome, tmp_path, capsys):
 
 @pytest.mark.training
 def test_a_transfer_starts_from_the_same_random_weights_as_its_baseline(tmp_path):
-    """lr=0 trains nothing but the batch-norm statistics: a target that nothing was transferred to is the baseline."""
+    """A tiny rate trains the batch-norm statistics alone: a target that receives nothing is like the baseline."""
     unlike = settings(tmp_path, source="networks:unlike", source_epochs=1, lr=1e-30, baseline_lr=1e-30)
     outcome = trial.run(unlike)
     assert outcome.record["initialization"]["filled"] == 0
@@ -66,7 +66,7 @@ def test_a_transfer_starts_from_the_same_random_weights_as_its_baseline(tmp_path
 
 def test_learning_rates_are_the_papers(tmp_path):
     def rates(**changes) -> tuple[float, float | None]:
-        planned = planning.plan(settings(tmp_path, **changes))
+        planned = planning.target_trial(settings(tmp_path, **changes))
         return planned.recipe.lr, planned.source and planned.source.recipe.lr
 
     assert rates() == (4e-3, 4e-3)
@@ -75,13 +75,13 @@ def test_learning_rates_are_the_papers(tmp_path):
     assert rates(init=InitSettings(name="random")) == (4e-3, None)
     assert rates(init=InitSettings(name="pretrained")) == (1e-3, None)
     assert rates(lr=0.5, source_lr=0.25) == (0.5, 0.25)
-    recipe = planning.plan(settings(tmp_path, target_epochs=100)).recipe
+    recipe = planning.target_trial(settings(tmp_path, target_epochs=100)).recipe
     assert [recipe.learning_rate(epoch) for epoch in (0, 50, 100)] == pytest.approx([4e-3, 2.2e-3, 4e-4])
 
 
 def test_inputs_have_the_networks_own_size_unless_told(tmp_path):
     digits = DatasetSettings(name="digits")
-    planned = planning.plan(settings(tmp_path, dataset=digits, source="eff_b2", target="eff_b1"))
+    planned = planning.target_trial(settings(tmp_path, dataset=digits, source="eff_b2", target="eff_b1"))
     assert (planned.source.recipe.image_size, planned.recipe.image_size) == (260, 240)
 
 
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_other_settings_is_refused(outcome, tmp_path):
     (checkpoint,) = tmp_path.glob("checkpoints/*.pt")
     with pytest.raises(UserError, match="is of other settings: model is 'networks:larger' there, not 'networks:small'"):
         trial.run(settings(tmp_path, source="networks:small", source_checkpoint=str(checkpoint)))
-    planned = planning.plan(settings(tmp_path, source_epochs=1))
+    planned = planning.target_trial(settings(tmp_path, source_epochs=1))
     checkpoint.rename(checkpoint.with_name(f"{planned.source.id}.pt"))
     with pytest.raises(UserError, match="is of other settings: recipe is"):
         trial.run(settings(tmp_path, source_epochs=1))
@@ -286,8 +286,8 @@ def logged_by(file: Path) -> dict:
 
 
 def test_ids_of_committed_trials_stay():
-    """A trial that was run once must be found again, whatever settings have come since."""
-    committed = evidence(ROOT / "results" / "trials" / "imagenet_to_imagenette")
+    """A trial that was run once must be found again, whatever settings were added since."""
+    committed = read_evidence(ROOT / "results" / "trials" / "imagenet_to_imagenette")
     chosen = [r for r in committed if r["trial"]["init"] == "dpiat" and r["trial"]["recipe"]["seed"] == 1]
     for record in chosen:
         settings = Settings(
@@ -299,10 +299,10 @@ def test_ids_of_committed_trials_stay():
             lr=1e-3,
             seed=1,
         )
-        assert planning.plan(settings).id == record["id"]
+        assert planning.target_trial(settings).id == record["id"]
         for key, value in (("matching", "random"), ("operator", "full"), ("head", "skip"), ("mode", "default")):
             other = replace(settings, init=InitSettings(name="dpiat", **{key: value}))
-            assert planning.plan(other).id != record["id"]
+            assert planning.target_trial(other).id != record["id"]
     assert len(chosen) >= 4
 
 
@@ -310,19 +310,19 @@ def test_ids_of_committed_trials_stay():
 def test_unknown_methods_are_named(key):
     settings = Settings(dataset=DatasetSettings(name="digits"), init=InitSettings(name="dpiat", **{key: "other"}))
     with pytest.raises(UserError, match=f"unknown init.{key} 'other': known are "):
-        planning.plan(settings)
+        planning.target_trial(settings)
 
 
 def test_a_name_that_stands_for_another_network_is_another_trial(tmp_path, monkeypatch):
     def ids() -> tuple[str, str]:
-        planned = planning.plan(settings(tmp_path))
+        planned = planning.target_trial(settings(tmp_path))
         return planned.source.id, planned.id
 
     first = ids()
     monkeypatch.setattr("networks.larger", networks.small)
-    models.shapes.cache_clear()
+    models.shapes_digest.cache_clear()
     second = ids()
-    models.shapes.cache_clear()
+    models.shapes_digest.cache_clear()
     assert first[0] != second[0] and first[1] != second[1]
 
 

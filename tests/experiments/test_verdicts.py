@@ -1,4 +1,4 @@
-"""The verdicts on a table of effectiveness, against plain transcriptions of their rules."""
+"""The verdicts on a table of effectiveness agree with plain transcriptions of their rules."""
 
 from itertools import product
 
@@ -13,12 +13,12 @@ NETWORKS = list(paper.LABELS.values())
 
 @pytest.fixture(scope="module")
 def printed() -> np.ndarray:
-    return verdicts.square(paper.matrix("table01"), "value", NETWORKS)
+    return verdicts.as_matrix(paper.matrix("table01"), "value", NETWORKS)
 
 
 @pytest.fixture(scope="module")
 def similarity() -> np.ndarray:
-    return verdicts.square(paper.similarity(), "similarity", NETWORKS)
+    return verdicts.as_matrix(paper.similarity(), "similarity", NETWORKS)
 
 
 def by_name(found: list[verdicts.Verdict]) -> dict[str, verdicts.Verdict]:
@@ -26,7 +26,7 @@ def by_name(found: list[verdicts.Verdict]) -> dict[str, verdicts.Verdict]:
 
 
 def rows_of(values: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The places off the diagonal that are run, row by row."""
+    """The places of cells that are run, off the diagonal, row by row."""
     size = len(values)
     return [[(i, j) for j in range(size) if i != j and np.isfinite(values[i, j])] for i in range(size)]
 
@@ -40,7 +40,7 @@ def plainly_within_rows(a: np.ndarray, b: np.ndarray, run: np.ndarray) -> float:
 
 
 def test_the_papers_own_table_1(printed, similarity):
-    found = by_name(verdicts.all_of(printed, printed, similarity))
+    found = by_name(verdicts.all_verdicts(printed, printed, similarity))
     assert found["similarity: within rows"].value == pytest.approx(0.76, abs=0.005)
     assert found["similarity: all cells"].value == pytest.approx(0.68, abs=0.005)
     assert found["direction: share above 1"].value == 1 and found["direction: mean log"].cells == 72
@@ -52,7 +52,7 @@ def test_verdicts_are_of_the_cells_that_are_run(printed, similarity, columns):
     ours = np.exp(np.log(printed) * 0.7 + np.random.default_rng(1).normal(0, 0.2, printed.shape))
     ours[:, columns:] = np.nan
     ours[3, 1] = np.nan
-    found = by_name(verdicts.all_of(ours, printed, similarity))
+    found = by_name(verdicts.all_verdicts(ours, printed, similarity))
     places = [at for row in rows_of(ours) for at in row]
     logs = [np.log(ours[at]) for at in places]
     assert found["direction: share above 1"].value == pytest.approx(np.mean(np.array(logs) > 0))
@@ -83,10 +83,10 @@ def test_a_permutation_renames_the_networks(printed, similarity, monkeypatch):
 
 def test_what_cannot_be_told_is_not_said(printed, similarity):
     nothing = np.full_like(printed, np.nan)
-    for verdict in verdicts.all_of(nothing, printed, similarity):
+    for verdict in verdicts.all_verdicts(nothing, printed, similarity):
         assert verdict.cells == 0 and np.isnan(verdict.value) and verdict.reading == ""
     column = np.where(np.arange(9) == 7, printed, np.nan)
-    found = by_name(verdicts.all_of(column, printed, similarity))
+    found = by_name(verdicts.all_verdicts(column, printed, similarity))
     assert found["direction: mean log"].cells == 8 and found["direction: mean log"].reading == "holds"
     within = found["similarity: within rows"]
     assert within.cells == 0 and np.isnan(within.value) and np.isnan(within.p) and within.reading == ""
@@ -103,7 +103,9 @@ def test_three_values_are_enough_though_one_is_their_mean():
 
 
 def test_the_same_records_give_the_same_page(printed, similarity):
-    assert repr(verdicts.all_of(printed, printed, similarity)) == repr(verdicts.all_of(printed, printed, similarity))
+    assert repr(verdicts.all_verdicts(printed, printed, similarity)) == repr(
+        verdicts.all_verdicts(printed, printed, similarity)
+    )
 
 
 def test_a_verdict_is_open_where_its_interval_holds_0():

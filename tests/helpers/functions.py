@@ -1,4 +1,4 @@
-"""Networks as functions: weights that hide no error, and how far apart two networks are."""
+"""Networks as functions: weights that hide no error, and the distance of two networks."""
 
 import torch
 from torch import Tensor, nn
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def randomized(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The network in eval mode with random parameters and statistics, so that each of them shows in the output.
+    """Give a network random parameters and statistics, in eval mode, so that each shows in the output.
 
-    As they are initialized, layer scales, norms and attention logits hide what goes wrong before them.
+    With their usual first values, layer scales, norms and attention logits hide what goes wrong before them.
     """
     torch.manual_seed(seed)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
@@ -25,28 +25,30 @@ def randomized(network: nn.Module, seed: int = 0) -> nn.Module:
 
 @torch.no_grad()
 def zeroed(network: nn.Module) -> nn.Module:
-    """The network in eval mode with zeros for parameters: a wider one then has nothing but what it receives."""
+    """Set all parameters to zero, in eval mode, so that a wider network has nothing but what it receives."""
     for parameter in network.parameters():
         parameter.zero_()
     return network.eval()
 
 
 def on_meta(make, *arguments, **options) -> nn.Module:
-    """What `make` gives, without memory for its weights."""
+    """Call `make` on the meta device, without memory for weights."""
     with torch.device("meta"):
         return make(*arguments, **options)
 
 
 @torch.no_grad()
 def output(network: nn.Module, *inputs: Tensor) -> Tensor:
+    """The output of a network, or its logits."""
     found = network(*inputs)
     return getattr(found, "logits", found)
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """The largest difference, as a part of the largest value."""
+    """The largest difference, as a share of the largest value."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 def differ(source: nn.Module, target: nn.Module, *inputs: Tensor) -> float:
+    """The distance of the outputs of two networks."""
     return distance(output(target, *inputs), output(source, *inputs))

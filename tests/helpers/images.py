@@ -1,4 +1,4 @@
-"""Photographs in the folders that data sets have them in."""
+"""Photographs in folders, as data sets have them."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ def photo(i: int) -> Image.Image:
 
 
 def write(folder: Path, names: list[str], start: int = 0) -> None:
-    """Different photographs as JPEGs of these names."""
+    """Write different photographs as JPEGs of these names."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(names):
         photo(start + i).save(folder / name, quality=90)
 
 
 def tree(root: Path, train: int = 6, test: int = 3, classes: tuple[str, ...] = ("birch", "ash")) -> Path:
-    """An ImageFolder tree of JPEGs of several sizes."""
+    """Write an ImageFolder tree of JPEGs of several sizes."""
     for k, label in enumerate(classes):
         write(root / "train" / label, [f"{i:03}.jpg" for i in range(train)], 20 * k)
         write(root / "test" / label, [f"{i:03}.jpg" for i in range(test)], 20 * k + 10)

@@ -1,4 +1,4 @@
-"""Networks that tests share."""
+"""Networks for the tests."""
 
 import timm
 import torch
@@ -24,7 +24,7 @@ def on_meta(name: str) -> nn.Module:
 
 
 def trained(name: str, seed: int, classes: int = 10) -> nn.Module:
-    """A timm network in eval mode with no tensor, batch-norm statistics included, at its initial value."""
+    """A timm network in eval mode with no tensor at its initial value, batch-norm statistics included."""
     torch.manual_seed(seed)
     network = timm.create_model(name, num_classes=classes).eval()
     with torch.no_grad():
@@ -37,7 +37,7 @@ def trained(name: str, seed: int, classes: int = 10) -> nn.Module:
 
 
 def small(num_classes: int, width: int = 16) -> nn.Module:
-    """A network of the user's own: convolutions with batch norms, trained in seconds on a CPU."""
+    """Convolutions with batch norms, which train in seconds on a CPU."""
     return nn.Sequential(
         nn.Conv2d(3, width, 3, 2, 1),
         nn.BatchNorm2d(width),
@@ -64,12 +64,12 @@ def no_network(num_classes: int) -> str:
 
 
 def unlike(num_classes: int) -> nn.Module:
-    """No layer here is of a kind that the others have."""
+    """A network without a layer of a kind that the other networks have."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.ConvTranspose2d(3, num_classes, 1), nn.Flatten())
 
 
 def scaled(num_classes: int = 10) -> nn.Module:
-    """Its constructor reads the value of a tensor, which there is none of on the meta device."""
+    """A network whose constructor reads the value of a tensor, which fails on the meta device."""
     return small(num_classes, int(torch.linspace(8, 16, 3)[-1].item()))
 
 
@@ -88,14 +88,14 @@ def tied() -> nn.Module:
 
 
 def stateful() -> nn.Module:
-    """Saves more than tensors."""
+    """A network whose state dict has more than tensors."""
     network = small(10)
     network[0].__class__ = type("Stateful", (nn.Conv2d,), {"get_extra_state": lambda self: {"steps": 3}})
     return network
 
 
 class Auxiliary(nn.Sequential):
-    """Has a second output while it is trained."""
+    """A network with a second output in training mode."""
 
     def __init__(self, num_classes: int):
         super().__init__(*small(num_classes))
@@ -105,7 +105,7 @@ class Auxiliary(nn.Sequential):
 
 
 class Fours(Auxiliary):
-    """Needs a batch of fours while it is trained."""
+    """A network that needs a multiple of four images in training mode."""
 
     def forward(self, images):
         assert not self.training or len(images) % 4 == 0, "no fours"
@@ -113,7 +113,7 @@ class Fours(Auxiliary):
 
 
 class Operations(nn.Module):
-    """Every kind of operation that GHN-2 tells apart, in 32 px; widths below and above 64, and one that is odd."""
+    """Every kind of operation that GHN-2 knows, for 32 px, with widths below and above 64, and an odd width."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -137,7 +137,7 @@ class Operations(nn.Module):
 
 
 class Idle(nn.Module):
-    """A layer that takes no part."""
+    """A network with a layer that the output does not depend on."""
 
     def __init__(self, num_classes: int = 10):
         super().__init__()

@@ -1,6 +1,6 @@
-"""Eq. 2 and 3 transcribed literally, loop by loop, with the ties of the authors' code; and brute force. Slow and plain.
+"""A literal transcription of Eq. 2 and 3, loop by loop, with the ties of the authors' code; and brute force.
 
-Only for comparison: `dpiat.matching` must give the same scores and the same pairs.
+Slow and plain. `dpiat.matching` must give the same scores and the same pairs.
 """
 
 from functools import cache
@@ -75,7 +75,7 @@ def all_matchings(n: int, m: int, source: int = 0, start: int = 0):
 
 
 def value(matching, scores) -> float:
-    """What a matching is worth: every source's summed score divided by the root of its range's length."""
+    """The value of a matching: the sum over sources of the summed score over the root of the range's length."""
     return sum(sum(scores[i][j] for i in range(a, b + 1)) / (b - a + 1) ** 0.5 for j, a, b in matching)
 
 

@@ -1,4 +1,4 @@
-"""Trials of a second on real digits, and finished records of trials that nobody ran."""
+"""Settings of trials that take a second, on real digits, and made-up records of finished trials."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(folder: Path, **changes) -> Settings:
+    """The settings of a trial of two small networks that writes into `folder`."""
     changes = {
         "dataset": DatasetSettings(name="digits", image_size=16, train_subset=512),
         "init": InitSettings(name="dpiat"),
@@ -24,11 +25,12 @@ def settings(folder: Path, **changes) -> Settings:
 
 
 def metrics(record: dict) -> list[dict]:
+    """The rows of a record's epochs without their seconds."""
     return [{key: value for key, value in row.items() if key != "seconds"} for row in record["epochs"]]
 
 
 def record(trial: Trial, accuracies: list[float], **changes) -> dict:
-    """A finished record of a trial, as `trial.run` leaves it."""
+    """Make the record of a finished trial with these test accuracies, as `trial.run` would leave it."""
     rows = [
         {"epoch": i + 1, "train_loss": 1.0, "test_accuracy": accuracy, "seconds": 2.0}
         for i, accuracy in enumerate(accuracies)

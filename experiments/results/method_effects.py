@@ -1,4 +1,4 @@
-"""Several methods of transfer on the same pairs of networks: which one helps more?"""
+"""Methods of transfer on the same pairs of networks: which method helps more?"""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from experiments.results import paper, verdicts
 from experiments.results.cells import NOT_RUN, Table, markdown
 
 DISAGREE = (
-    "We disagree on a method where the two ratios to the first one differ by more than the errors of both, at "
-    f"{verdicts.LEVEL:.0%} and each method by itself."
+    "We disagree on a method where the two ratios to the first method, ours and the paper's, differ by more than the "
+    f"errors of both, at {verdicts.LEVEL:.0%} and each method by itself."
 )
 METHOD = ["mode", "operator", "matching", "head", "version"]
 PAIR = ["target", "source"]
 RATES = ["lr", "random lr"]
-WITH_SIMILARITY, ENOUGH = "with similarity", 10  # a column; over fewer pairs it says nothing
-# What was looked at where ours and the paper's disagree on an operator or matching.
+WITH_SIMILARITY = "with similarity"  # the name of a column
+ENOUGH = 10  # the least number of pairs for a number in this column
+# What was looked at where we disagree with the paper on an operator or a matching.
 CHECKED = {
     "clip_normalized": (
-        "What was checked: the rule is that of the authors' code, and `tests/dpiat/test_operators.py` compares the "
-        "spread of every weight that it writes with that rule. What was not: the networks that they trained."
+        "What was checked: the rule is the one in the authors' code, and `tests/dpiat/test_operators.py` compares the "
+        "spread of every weight with the rule. What was not checked: the networks that the authors trained."
     ),
 }
 
 
-def several(frame: pd.DataFrame) -> bool:
-    """Whether an experiment, by its `cells.compared`, varies how weights move, and not just where."""
+def varies_method(frame: pd.DataFrame) -> bool:
+    """Whether the trials of `cells.with_effectiveness` differ in the method of transfer, and not in networks alone."""
     return len(frame.loc[frame["source"] != "", METHOD].drop_duplicates()) > 1
 
 
 def pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each pair and method of `cells.compared`, in their order, with means over seeds.
+    """Return a row for each pair and method of `cells.with_effectiveness`, with means over seeds.
 
-    `method` names what varies of it.
+    The column `method` names those of METHOD that vary. Rows keep their order.
     """
     frame = frame[frame["source"] != ""]
     varied = [key for key in METHOD if frame[key].nunique() > 1]
     if frame.groupby("mode")["version"].nunique().max() == 1 and "version" in varied:
-        varied.remove("version")  # the mode tells it
+        varied.remove("version")  # each mode has one version, so that the mode says enough
     frame["method"] = [_named(row, varied) for _, row in frame.iterrows()]
     means = ["similarity", "random init", "accuracy", "effectiveness"]
     groups = frame.groupby([*PAIR, *METHOD, "method"], sort=False)
@@ -56,12 +57,18 @@ def _named(row: pd.Series, varied: list[str]) -> str:
 
 
 def table(title: str, line: str, data: pd.DataFrame) -> Table:
-    """The means over pairs of each method, against the first one on the same pairs; then pair by pair."""
-    return Table(data, f"{title}\n\n{line}\n\n{means(data)}\n{by_pair(data)}")
+    """Build the table of an experiment that compares methods.
+
+    Args:
+        title: The first line of the page.
+        line: What to say of the trials' scale.
+        data: The rows of `pairs`.
+    """
+    return Table(data, f"{title}\n\n{line}\n\n{means_page(data)}\n{pairs_page(data)}")
 
 
-def by_pair(data: pd.DataFrame) -> str:
-    """Markdown: accuracy and effectiveness of each pair with each method."""
+def pairs_page(data: pd.DataFrame) -> str:
+    """Write Markdown with the accuracy and the effectiveness of each pair with each method."""
     cell = data["accuracy"].map("{:.3f}".format) + data["effectiveness"].map(" {:.2f}×".format)
     shown = data.assign(cell=cell.where(data["accuracy"].notna(), NOT_RUN))
     wide = shown.pivot(index=PAIR, columns="method", values="cell")[data["method"].unique()]
@@ -71,84 +78,102 @@ def by_pair(data: pd.DataFrame) -> str:
     return markdown(wide.reset_index())
 
 
-def means(data: pd.DataFrame) -> str:
-    """The means over pairs of each method, as Markdown."""
+def means_page(data: pd.DataFrame) -> str:
+    """Write Markdown with the means of each method over pairs, and the differences to the first method."""
     data = data.assign(same=same_start(data))
-    found, more = summary(data), noise(data)
-    first, rates = data["method"].iloc[0], (", ".join(map("{:g}".format, data[rate].unique())) for rate in RATES)
+    found, more = summary(data), noise_line(data)
+    first = data["method"].iloc[0]
+    lr, random_lr = (", ".join(f"{value:g}" for value in data[rate].unique()) for rate in RATES)
     explained = [
-        "Accuracy is the best within 4 epochs, at a learning rate of {}; random init has {}.".format(*rates),
+        f"Accuracy is the best within 4 epochs, at a learning rate of {lr}; random init has {random_lr}.",
         "± is the standard error over pairs.",
-        f"`same start`: pairs to which the method gives the same weights as `{first}`; differences leave them out.",
-        f"`p`: of the mean difference to `{first}`, its sign flipped pair by pair, after Holm's correction.",
+        f"`same start` counts the pairs to which a method gives the same weights as `{first}`; the differences leave "
+        "these pairs out.",
+        f"`p` is the p-value of the mean difference to `{first}`, by flipping signs pair by pair, after Holm's "
+        "correction.",
     ]
     if of_table12(data):
-        of_paper = paper_of(data)
+        of_paper = papers_means(data)
         said = of_paper["paper"].map("{:.2f}".format) + of_paper["paper's ±"].map(" ± {:.2f}".format)
         found.insert(3, "paper's effectiveness", list(said))
-        explained.append("The paper's effectiveness is that of its Table 12.")
-        more = [*agreement(data), *more]
+        explained.append("The paper's effectiveness is from its Table 12.")
+        more = [*agreement_lines(data), *more]
     if WITH_SIMILARITY in found:
-        explained.append(f"`{WITH_SIMILARITY}`: the rank correlation of the difference with the pair's similarity.")
+        explained.append(
+            f"`{WITH_SIMILARITY}` is the rank correlation of the difference with the similarity of the pair."
+        )
     return "\n\n".join([" ".join(explained), markdown(found).rstrip("\n"), *more]) + "\n"
 
 
 def of_table12(data: pd.DataFrame) -> bool:
-    """Whether what varies is what varies in the paper's Table 12."""
+    """Whether operators and matchings vary, as in the paper's Table 12."""
     return data["operator"].nunique() > 1 and data["matching"].nunique() > 1
 
 
-def paper_of(data: pd.DataFrame) -> pd.DataFrame:
-    """The paper's means and errors of each method of `pairs`, in their order: method, operator, matching, paper, ±."""
+def papers_means(data: pd.DataFrame) -> pd.DataFrame:
+    """Return the paper's mean and error for each method of `pairs`: method, operator, matching, paper, paper's ±."""
     return data.drop_duplicates("method")[["method", "operator", "matching"]].merge(paper.methods(), how="left")
 
 
-def agreement(data: pd.DataFrame) -> list[str]:
-    """How the methods compare with one another, here and in the paper: each over the pairs that it and the first have.
+def agreement_lines(data: pd.DataFrame) -> list[str]:
+    """Say how the methods compare with one another, here and in the paper.
 
-    Their order is compared over the pairs that are run with each.
+    The order of methods is compared over the pairs that are run with every method. Each method is compared with the
+    first over the pairs that these two have.
     """
-    same, rows = together(data), paper_of(data).set_index("method")
-    said = ["No pair is run with every method yet, so that nothing is said of their order."]
+    same, rows = with_every_method(data), papers_means(data).set_index("method")
+    said = ["No pair is run with every method yet, so that nothing is said of the methods' order."]
     if pairs := len(same.drop_duplicates(PAIR)):
         rank = same.groupby("method")["effectiveness"].mean().rank().corr(rows["paper"].rank())
         said = [f"Rank correlation of the methods with the paper's, over {pairs} pairs: {rank:.2f}. {DISAGREE}"]
     run = data.dropna(subset="accuracy")
     values = {method: found.set_index(PAIR)["effectiveness"].sort_index() for method, found in run.groupby("method")}
+    none = pd.Series(dtype=float)
     first, *others = rows.index
     agree = []
     for name in others:
-        both = pd.concat([values.get(each, pd.Series(dtype=float)) for each in (name, first)], axis=1).dropna()
+        both = pd.concat([values.get(name, none), values.get(first, none)], axis=1).dropna()
         if len(both) < 2:
             continue
-        (ratio, error), (printed, its) = verdicts.ratio_of_means(*both.to_numpy().T), _printed(rows, name, first)
-        if abs(np.log(ratio / printed)) <= verdicts.NORMAL * np.hypot(error, its) + 1e-9:
+        ratio, error = verdicts.ratio_of_means(*both.to_numpy().T)
+        printed, printed_error = _printed(rows, name, first)
+        if abs(np.log(ratio / printed)) <= verdicts.NORMAL * np.hypot(error, printed_error) + 1e-9:
             agree.append(f"`{name}`")
             continue
-        here = f"{ratio:.2f} ± {ratio * error:.2f} here and {printed:.2f} ± {printed * its:.2f} in the paper"
+        ours = f"{ratio:.2f} ± {ratio * error:.2f} here"
+        theirs = f"{printed:.2f} ± {printed * printed_error:.2f} in the paper"
         choice = rows.loc[name, ["operator", "matching"]]
         checked = " ".join(CHECKED[key] for key in choice if key in CHECKED)
-        said.append(f"We disagree on `{name}`: of the effectiveness of `{first}` it has {here}. {checked}".rstrip())
+        ratios = f"its effectiveness over the effectiveness of `{first}` is {ours} and {theirs}"
+        said.append(f"We disagree on `{name}`: {ratios}. {checked}".rstrip())
     if agree:
-        said.append(f"Within the errors of both, we agree on what these have of it: {', '.join(agree)}.")
+        said.append(f"Within the errors of both, we agree on the ratios of {', '.join(agree)}.")
     return said
 
 
 def _printed(rows: pd.DataFrame, name: str, first: str) -> tuple[float, float]:
-    """A method's mean over the first one's, in the paper, and the error of its logarithm, as if of other pairs."""
+    """The paper's ratio of two methods' means, and the error of its logarithm.
+
+    The paper prints no pairs, so that the two means are taken for independent: the error is too large rather than too
+    small.
+    """
     relative = rows["paper's ±"] / rows["paper"]
     return rows.loc[name, "paper"] / rows.loc[first, "paper"], float(np.hypot(relative[name], relative[first]))
 
 
-def together(data: pd.DataFrame) -> pd.DataFrame:
-    """Of `pairs`, those that are run with every method: over others, the means of methods are not comparable."""
+def with_every_method(data: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows of `pairs` whose pair is run with every method, so that means of methods can be compared."""
     run = data.dropna(subset="accuracy")
     return run[run.groupby(PAIR)["method"].transform("nunique") == data["method"].nunique()]
 
 
 def summary(data: pd.DataFrame) -> pd.DataFrame:
-    """A row for each method, from `pairs` with `same`: means over pairs, and the difference to the first method."""
-    difference, similarity = differences(data), of_first(data, "similarity")
+    """Return a row of text for each method: means over pairs, and the difference to the first method.
+
+    Args:
+        data: The rows of `pairs`, with `same_start` in the column `same`.
+    """
+    difference, similarity = differences(data), value_of_first(data, "similarity")
     groups = dict(list(data.groupby("method", sort=False)))
     others = {method: difference.loc[found.index[~found["same"]]].dropna() for method, found in groups.items()}
     first, *rest = groups
@@ -167,7 +192,7 @@ def summary(data: pd.DataFrame) -> pd.DataFrame:
                 "difference in accuracy": _mean(other, "+") if compared else "",
                 "p": f"{ps[method]:.4f}" if compared else "",
                 "better in": f"{(other > 0).sum()} of {len(other)}" if compared else "",
-                "of": _of(data.loc[other.index]) if compared else "",
+                "over": _over(data.loc[other.index]) if compared else "",
                 WITH_SIMILARITY: "" if np.isnan(rank) else f"{rank:.2f}",
             }
         )
@@ -175,29 +200,28 @@ def summary(data: pd.DataFrame) -> pd.DataFrame:
     return found if found[WITH_SIMILARITY].any() else found.drop(columns=WITH_SIMILARITY)
 
 
-def _of(rows: pd.DataFrame) -> str:
-    """Of how many targets and seeds these rows of `pairs` are."""
+def _over(rows: pd.DataFrame) -> str:
+    """The numbers of targets and of seeds in rows of `pairs`, as text."""
     targets, (few, many) = rows["target"].nunique(), (rows["n"].min(), rows["n"].max())
     seeds = f"{few}" if few == many else f"{few} to {many}"
     return f"{targets} target{'s' if targets > 1 else ''}, {seeds} seed{'s' if many > 1 else ''}"
 
 
 def differences(data: pd.DataFrame) -> pd.Series:
-    """The accuracy of each row of `pairs`, less that of the first method on the same pair."""
-    return data["accuracy"] - of_first(data, "accuracy")
+    """Return the accuracy of each row of `pairs` less the accuracy of the first method on the same pair."""
+    return data["accuracy"] - value_of_first(data, "accuracy")
 
 
-def of_first(data: pd.DataFrame, column: str) -> pd.Series:
-    """For each row of `pairs`, what the first method on the same pair has in a column."""
+def value_of_first(data: pd.DataFrame, column: str) -> pd.Series:
+    """Return for each row of `pairs` the value that the first method has in a column, on the same pair."""
     first = data[data["method"] == data["method"].iloc[0]].set_index(PAIR)[column]
     return pd.Series(data.set_index(PAIR).index.map(first), data.index)
 
 
-def noise(data: pd.DataFrame) -> list[str]:
-    """How far accuracies are apart that began with the same parameters.
-
-    Methods that begin alike mostly train alike, so that it is pairs that count, and not each of their methods.
-    """
+def noise_line(data: pd.DataFrame) -> list[str]:
+    """Say how far accuracies are apart where two methods begin with the same parameters; nothing if none do."""
+    # Such a difference is noise, which tells a reader how much of the other differences may be noise. Methods that
+    # begin alike train alike, so that the methods of a pair are not independent: the mean is over pairs.
     again = data["same"] & (data["method"] != data["method"].iloc[0])
     found = differences(data)[again].dropna()
     if found.empty:
@@ -205,15 +229,15 @@ def noise(data: pd.DataFrame) -> list[str]:
     by_pair = found.groupby([data[key] for key in PAIR]).mean()
     return [
         f"Where the start is the same, the difference is {_mean(by_pair, '+')} over {len(by_pair)} pairs, at most "
-        f"{found.abs().max():.3f}. That is no effect of a method: buffers, and the rounding of another commit or "
-        "processor, do it."
+        f"{found.abs().max():.3f}. This is not an effect of a method: buffers differ, and another commit or processor "
+        "rounds differently."
     ]
 
 
 def same_start(data: pd.DataFrame) -> list[bool]:
-    """For each row of `pairs`, whether its target begins with the same parameters as with the first method.
+    """Return for each row of `pairs` whether its target begins with the same parameters as with the first method.
 
-    What is not run begins nowhere.
+    False for a row that is not run.
     """
     first = data[METHOD].iloc[0]
     rows = zip(*(data[key] for key in PAIR), data[METHOD].itertuples(index=False), data["n"], strict=True)
@@ -222,13 +246,11 @@ def same_start(data: pd.DataFrame) -> list[bool]:
 
 @cache
 def _start(target: str, source: str, mode: str, operator: str, matching: str, head: str, version: int) -> str:
-    """A digest of the parameters that a target begins with.
-
-    Rules of the default mode that are older than today's are no longer in the code. A file of the last commit with
-    those of version 1 says of each pair that was trained with them whether the paper's mode gave the same parameters.
-    What it says nothing of counts as different, and so is left in the differences between methods.
-    """
-    import torch  # not for the other tables
+    """Return a digest of the parameters that a target begins with."""
+    # Older rules of the default mode are no longer in the code, so that their digests cannot be computed. A file that
+    # was written with version 1 says of each pair that was trained with it whether the paper's mode gave the same
+    # parameters. A pair that is not in the file counts as different, and stays in the differences between methods.
+    import torch  # here, so that other tables do not need it
 
     from dpiat import transfer
     from dpiat.reading import VERSION
@@ -249,7 +271,7 @@ def _start(target: str, source: str, mode: str, operator: str, matching: str, he
 
 @cache
 def _network(name: str, seed: int) -> Any:
-    """A network with all its parameters drawn at random, those too that begin at 0 or 1."""
+    """A network with all parameters drawn at random, also those that new networks have at 0 or 1."""
     import torch
 
     from experiments import models
@@ -263,7 +285,7 @@ def _network(name: str, seed: int) -> Any:
 
 
 def _mean(values: pd.Series, sign: str = "") -> str:
-    """Mean ± standard error of the values that are there."""
+    """Return "mean ± standard error" of the values that are there, or "not run"."""
     found = values.dropna()
     if found.empty:
         return NOT_RUN
