@@ -17,7 +17,7 @@ from dpiat.architecture import Block, Layer
 from dpiat.standardization import CONVOLUTIONS, MATRICES, LayerWeights
 from dpiat.stored import Stored
 
-ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)
+ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a block
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
 
 
