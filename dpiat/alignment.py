@@ -8,7 +8,6 @@ never match. Where two blocks name their layers alike, names count as well.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -20,7 +19,7 @@ import numpy as np
 
 from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer, Places
-from dpiat.levels import ends, is_main
+from dpiat.levels import ends, widths
 from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
 from dpiat.recipe import BEST, Recipe
 from dpiat.standardization import MATRICES, NORMS
@@ -124,7 +123,7 @@ class Padded(NamedTuple):
 
     def by(self, axes: Any) -> Padded:
         """With more axes, so that all stand beside all others."""
-        return self._replace(layers=self.layers[axes], names=self.names[axes])
+        return Padded(self.blocks, self.layers[axes], self.names[axes])
 
 
 class Outline:
@@ -140,15 +139,15 @@ class Outline:
         self.kinds: list[bool] = []  # is it a run?
         index = []
         for block in self.blocks:
-            weighted = [layer for layer in block.layers if layer.shape]
+            weighted, prefix = [layer for layer in block.layers if layer.shape], f"{block.name}."
             self.weighted.append(weighted)
-            told = zip(weighted, _widths_of(block, weighted), strict=True)
-            members = tuple([layers.setdefault((layer[1:], widths), len(layers)) for layer, widths in told])
-            names = tuple([layer.name.removeprefix(f"{block.name}.") for layer in weighted])
-            key = block.run, members, names
+            names = tuple([layer.name.removeprefix(prefix) for layer in weighted])
+            key = block.run, names, tuple([layer[1:] for layer in weighted])
             if key not in known:
                 known[key] = len(known)
-                self.members.append(members)
+                told = zip(weighted, _widths_of(block, weighted), strict=True)
+                members = [layers.setdefault((layer[1:], widths), len(layers)) for layer, widths in told]
+                self.members.append(tuple(members))
                 self.names.append(names)
                 self.kinds.append(block.run)
             index.append(known[key])
@@ -191,10 +190,9 @@ class Outline:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(layers, SIZES + 1)"""
-        return np.array([sizes_of(layer.kind, layer.shape) for layer in self.layers], dtype=float).reshape(
-            -1, SIZES + 1
-        )
+        """(SIZES + 1, layers)"""
+        sizes = [sizes_of(layer.kind, layer.shape) for layer in self.layers]
+        return np.array(sizes, dtype=float).reshape(-1, SIZES + 1).T.copy()
 
 
 def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
@@ -213,28 +211,27 @@ def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
     return list(map(told, layers))
 
 
-def _widest(blocks: Sequence[Block], by_level: bool) -> dict[int | None, np.ndarray]:
-    """By level, or of all, the logarithms of the most that a block takes, has inside and gives; NaN where none tells.
+def _widest(blocks: Sequence[Block], by_level: bool) -> dict[int | None, tuple[int, ...]]:
+    """By level, or of all, the most channels that a block takes, has inside and gives; 0 where none tells.
 
     Of the widest, and not of the mean, so that a deeper network is not taken for another width.
     """
-    found: dict[int | None, np.ndarray] = {}
+    found: dict[int | None, tuple[int, ...]] = {}
     for block in blocks:
-        if block.run or not (main := [layer for layer in block.layers if is_main(layer)]):
-            continue
-        inside = max((layer.shape[0] for layer in main[:-1]), default=0)
-        sizes = np.array([np.log(size) if size else np.nan for size in (ends(block)[0], inside, ends(block)[1])])
-        level = block.level if by_level else None
-        found[level] = np.fmax(found.get(level, sizes), sizes)
+        if not block.run and any(sizes := widths(block)):
+            level = block.level if by_level else None
+            found[level] = tuple(map(max, found.get(level, sizes), sizes))
     return found
 
 
 def _ratios(source: Sequence[Block], target: Sequence[Block], by_level: bool) -> np.ndarray:
     """How much wider the target is than the source: in what blocks take, have inside and give; 1 of all else."""
     theirs, ours = _widest(source, by_level), _widest(target, by_level)
-    rows = np.array([ours[level] - theirs[level] for level in ours.keys() & theirs.keys()]).reshape(-1, 3)
-    known = ~np.isnan(rows)
-    means = np.where(known, rows, 0).sum(0) / np.maximum(known.sum(0), 1)
+    both = [(ours[level], theirs[level]) for level in ours.keys() & theirs.keys()]
+    sizes = np.array(both, dtype=float).reshape(-1, 2, 3)
+    known = sizes.all(axis=1, keepdims=True)
+    logs = np.log(np.where(known, sizes, 1.0))
+    means = (logs[:, 0] - logs[:, 1]).sum(0) / np.maximum(known.sum(0), 1)[0]
     return np.exp([*means, 0.0])
 
 
@@ -244,14 +241,14 @@ def _stages(blocks: Sequence[Block]) -> list[int]:
     A run is of the stage before it.
     """
     found, number, before = [], 0, None
-    widths: dict[str, set[int]] = {}
+    found_in: dict[str, set[int]] = {}
     for block in blocks:
         if not block.run:
-            widths.setdefault(block.name.rpartition(".")[0], set()).add(_width(block))
+            found_in.setdefault(block.name.rpartition(".")[0], set()).add(_width(block))
     for block in blocks:
         if not block.run:
             path = block.name.rpartition(".")[0]
-            stage = path, _width(block) if len(widths[path]) > 1 else 0
+            stage = path, _width(block) if len(found_in[path]) > 1 else 0
             number += stage != before
             before = stage
         found.append(number)
@@ -278,8 +275,8 @@ def _width(block: Block) -> int:
 
 
 def _tower(name: str) -> str:
-    words = re.split(r"[._]", name.lower())
-    return next((tower for word in words for tower in TOWERS if word == tower), "")
+    words = name.lower().replace("_", ".").split(".")
+    return next((word for word in words if word in TOWERS), "")
 
 
 class _Alignment:
@@ -316,7 +313,7 @@ class _Alignment:
         found = copy(self)
         found.source, found.target = self.target, self.source
         found.roles, found.names = self.roles[::-1], self.names[::-1]
-        found.plain, found.trusted, found.blocks = self.plain.T, self.trusted.T, self.blocks.T
+        found.plain, found.trusted, found.blocks = self.plain.T.copy(), self.trusted.T, self.blocks.T
         found._match_blocks()
         return found
 
@@ -338,7 +335,7 @@ class _Alignment:
 
     def _scores(self, ours: Padded, theirs: Padded, trusted: np.ndarray) -> np.ndarray:
         """The scores of layers; where names are trusted, those of others are worth less."""
-        scores = self.plain[ours.layers, theirs.layers]
+        scores = self.plain.take(ours.layers * self.plain.shape[1] + theirs.layers)
         if not trusted.any():
             return scores
         (r_t, r_s), (n_t, n_s) = self.roles, self.names
@@ -388,13 +385,17 @@ class _Alignment:
         """Pairs of equal layers that nothing else uses, in order: of a block in one network, and not in the other."""
         filled = {(i, a) for i, _, pairs in matched for a, _ in pairs}
         used = {(j, b) for _, j, pairs in matched for _, b in pairs}
-        ours, theirs = self._others(self.target, filled), self._others(self.source, used)
+        ours = self._others(self.target, filled)
+        theirs = self._others(self.source, used) if ours else {}
         pairs = []
         for kind in ours.keys() & theirs.keys():
-            both = set.intersection(*({_compared(layer) for _, layer in side[kind]} for side in (ours, theirs)))
+            both = set.intersection(
+                *({_compared(each.kind, each.shape) for _, each in side[kind]} for side in (ours, theirs))
+            )
             if both:
                 rows, columns = (
-                    _in_order([pair for pair in side[kind] if _compared(pair[1]) in both]) for side in (ours, theirs)
+                    _in_order([(place, each) for place, each in side[kind] if _compared(each.kind, each.shape) in both])
+                    for side in (ours, theirs)
                 )
                 equal = np.array([[_equal(a, b) for _, b in columns] for _, a in rows], dtype=float)
                 pairs += [(*rows[i], columns[j][1]) for i, j in next(_traced(equal[None]))]
@@ -462,13 +463,13 @@ def _layer_scores(source: Outline, target: Outline, wider: np.ndarray | None = N
     may = (r_t[:, None] == r_s) | (r_t == 0)[:, None] | (r_s == 0)
     for kind in _common(source, target):
         index = np.ix_(target.families[kind], source.families[kind])
-        t, s = target.sizes[index[0]], source.sizes[index[1]]  # (T, 1, SIZES + 1), (1, S, SIZES + 1)
+        t, s = target.sizes[:, index[0]], source.sizes[:, index[1]]  # (SIZES + 1, T, 1), (SIZES + 1, 1, S)
         if wider is not None:
-            t[:, 0, :2] /= wider[target.widths[target.families[kind]]]
-        ratios = (np.minimum(t, s)[..., :SIZES] / np.maximum(t, s)[..., :SIZES]).prod(axis=2)
-        if kind in ("dense", "depthwise", f"{roles.SHORTCUT} dense", *GATES):
-            n_t, n_s = t[..., SIZES], s[..., SIZES]
-            points = (t[..., 2:SIZES].prod(axis=2) == 1) & (s[..., 2:SIZES].prod(axis=2) == 1)
+            t[:2, :, 0] /= wider[target.widths[target.families[kind]]].T
+        n_t, n_s, t, s = t[SIZES], s[SIZES], t[:SIZES], s[:SIZES]
+        ratios = np.multiply.reduce(np.minimum(t, s) / np.maximum(t, s), axis=0)
+        if kind in ("dense", "depthwise", f"{roles.SHORTCUT} dense", *GATES) and (n_t != n_s).any():
+            points = (t[2:].prod(axis=0) == 1) & (s[2:].prod(axis=0) == 1)
             inflated = (np.minimum(n_t, n_s) == 2) & (np.maximum(n_t, n_s) == 3)
             ratios = np.where((n_t == n_s) | points | inflated, ratios, 0.0)
         scores[index] = np.where(may[index], ratios, 0.0)
@@ -520,14 +521,15 @@ def _in_order(layers: list[tuple[Any, Layer]]) -> list[tuple[Any, Layer]]:
     return [next(ordered) if pair[1].role in RANK else pair for pair in layers]
 
 
-def _compared(layer: Layer) -> tuple:
+@lru_cache(maxsize=2**14)
+def _compared(kind: str, shape: tuple[int, ...]) -> tuple:
     """What is the same of two layers that score 1, their roles aside."""
-    *sizes, dimensions = sizes_of(layer.kind, layer.shape)
+    *sizes, dimensions = sizes_of(kind, shape)
     return (*sizes, dimensions == 1 and sizes[-1] > 1)
 
 
 def _equal(a: Layer, b: Layer) -> bool:
-    return (a.role == b.role or not a.role or not b.role) and _compared(a) == _compared(b)
+    return (a.role == b.role or not a.role or not b.role) and _compared(a.kind, a.shape) == _compared(b.kind, b.shape)
 
 
 def _traced(scores: np.ndarray) -> Iterator[list[tuple[int, int]]]:

@@ -87,6 +87,8 @@ def _side_by_side(network: Network) -> Iterator[tuple[str, list[Layer]]]:
 
     Their inputs are together what the layer before them gives, or, of depthwise ones, as many as their outputs.
     """
+    if not any(layer.name.endswith(".0") for layer in network.weights):
+        return  # as in most networks
     given = 0  # by the matrix before
     for block in network.architecture.blocks:
         layers = [layer for layer in block.layers if layer.shape]

@@ -22,11 +22,13 @@ Facts = Iterator[tuple[int, dict[str, Any]]]  # the place of a layer, and fields
 
 def in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWeights]:
     """The layers of a network, in order, with what they tell of one another."""
-    found: list[dict[str, Any]] = [{} for _ in weights]
-    for told in (_positions(weights), _inputs(weights, shapes_alone), _stacks(weights), _norms(weights)):
-        for place, facts in told:
-            found[place].update(facts)
-    return [layer._replace(**facts) if facts else layer for layer, facts in zip(weights, found, strict=True)]
+    told = list(weights)
+    for facts in (_positions(weights), _inputs(weights, shapes_alone), _stacks(weights)):
+        for place, fields in facts:
+            told[place] = told[place]._replace(**fields)
+    for place, norm in _norms(weights):
+        told[place] = LayerWeights(*told[place][:-1], norm)  # `_replace` takes twice as long, and norms are many
+    return told
 
 
 # --- positions --------------------------------------------------------------------------------------------------------
@@ -116,9 +118,9 @@ def _stacks(weights: list[LayerWeights]) -> Facts:
         taken = plain.shape[1] if linear else 0
 
 
-def _norms(weights: list[LayerWeights]) -> Facts:
+def _norms(weights: list[LayerWeights]) -> Iterator[tuple[int, LayerWeights]]:
     """Of matrices and convolutions: the layer of as many numbers as they have outputs, right behind them."""
     for place, (layer, after) in enumerate(pairwise(weights)):
         shape = layer.plain.shape
         if len(shape) > 1 and len(after.plain.shape) == 1 and after.plain.shape[0] == shape[0]:
-            yield place, {"norm": after}
+            yield place, after

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -58,14 +59,14 @@ TIME, GRID, OFFSETS, PATCHES, FOLDED = "time", "grid", "offsets", "patches", "fo
 class Route(NamedTuple):
     """What goes from a source layer to a target layer: values, and where they go; None for the centre crops.
 
-    `axes` are the axes of the target's tensors as they are seen here, empty in paper mode.
+    `seen` is what an operator of ours sees of the target; None where axes have no meaning.
     """
 
     source: LayerWeights
     target: LayerWeights
     indices: Indices | None
     rules: Mapping[str, str]  # of each tensor that a rule fills
-    axes: Mapping[str, tuple[str, ...]] = {}
+    seen: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,16 @@ class Settings:
     classes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)  # of each classifier, target: source
     recipe: Recipe = BEST
 
-    @property
+    @cached_property
     def chosen(self) -> Operator:
         """The operator, where those that crop take the leading channels in default mode."""
         crops = self.operator is clip or isinstance(self.operator, ClipWithNormalization)
         return leading if crops and self.mode != "paper" and self.recipe.leading else self.operator
+
+    @cached_property
+    def ours(self) -> bool:
+        """Is the operator none of the user's? Zeros around what one of theirs writes are theirs to write."""
+        return self.chosen in (*OPERATORS.values(), leading)
 
 
 def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
@@ -90,7 +96,7 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
         given, wanted = (weights_of(layer, "paper") for layer in (by, to))
         operator = ChosenClasses(settings.classes[to.name]) if rule == CLASSES else settings.operator
         rules = dict.fromkeys(to.tensors, CLASSES) if rule == CLASSES else {}
-        return Route(by, to, _indices(given, wanted, by, to, operator), rules)
+        return Route(by, to, _indices(given, wanted, by, to, operator, settings), rules)
     if settings.operator is clip and not rule and _of_one_shape(by, to):
         return Route(by, to, None, {})  # as most layers of alike networks are
     if to.branch is not None and by.branch is None:
@@ -100,9 +106,11 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
     for name, apply in RULES.items():
         if name in OF_THE_NETWORK and rule != name:
             continue
-        values, chosen = apply(by, to)
-        if values:
-            by = by._replace(tensors={**by.tensors, **values})
+        found = apply(by, to)
+        if found is NO_RULE and name != CLASSES:
+            continue
+        values, chosen = found
+        by = by._replace(tensors={**by.tensors, **values})
         for local in to.tensors if name == CLASSES else values:
             rules[local] = f"{rules[local]}{RULE_AND_RULE}{name}" if local in rules else name
         rows |= chosen
@@ -112,10 +120,8 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
     operator = settings.chosen
     if rule == CLASSES:
         operator = ChosenClasses(settings.classes[to.name], leading if operator is leading else clip)
-    indices = _indices(given, wanted, by, to, operator)
-    # Zeros around what an operator of the user's writes are the user's to write.
-    axes = {local: wanted.axes_of(local) for local in to.tensors} if _is_ours(operator) else {}
-    return Route(by, to, indices, rules, axes)
+    indices = _indices(given, wanted, by, to, operator, settings)
+    return Route(by, to, indices, rules, wanted if settings.ours or rule == CLASSES else None)
 
 
 def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
@@ -129,7 +135,7 @@ def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings
         and way.source.tensors[local].dim() == t.dim()
         and (way.indices is None or local in way.indices)
     }
-    return Route(way.source, to, own(fitting, to, way.source), way.rules, way.axes)
+    return Route(way.source, to, own(fitting, to, way.source), way.rules, way.seen)
 
 
 def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) -> Index | None:
@@ -168,7 +174,11 @@ def _of_one_shape(by: LayerWeights, to: LayerWeights) -> bool:
     """Does every tensor go whole to its like, whatever its axes mean?"""
     if by.offset != to.offset or (by.norm is not None and to.norm is None):
         return False
-    return all(local in by.tensors and by.tensors[local].shape == t.shape for local, t in to.tensors.items())
+    for local, t in to.tensors.items():
+        s = by.tensors.get(local)
+        if s is None or s.shape != t.shape:
+            return False
+    return True
 
 
 def weights_of(layer: LayerWeights, mode: str) -> Weights:
@@ -179,15 +189,13 @@ def weights_of(layer: LayerWeights, mode: str) -> Weights:
     return Weights(layer.tensors, _kind(layer), _groups(layer), axes)
 
 
-def _is_ours(operator: Operator) -> bool:
-    return operator in (*OPERATORS.values(), leading) or isinstance(operator, ChosenClasses)
-
-
-def _indices(given: Weights, wanted: Weights, by: LayerWeights, to: LayerWeights, operator: Operator) -> Indices | None:
+def _indices(
+    given: Weights, wanted: Weights, by: LayerWeights, to: LayerWeights, operator: Operator, settings: Settings
+) -> Indices | None:
     if operator is clip and is_centred(given, wanted):
         return None
     indices = operator(given, wanted)
-    if not _is_ours(operator):
+    if operator is settings.operator and not settings.ours:
         _check_indices(indices, given, to, by)
     return indices
 
@@ -217,6 +225,8 @@ def same_axes(by: LayerWeights, to: LayerWeights) -> tuple[LayerWeights, LayerWe
     """
     axes: dict[str, tuple[str, ...]] = {}
     kind, role = to.plain.kind if to.plain else "", to.plain.role if to.plain else ""
+    recurrent, alone = kind.startswith(RECURRENT), kind == "Parameter"
+    grouped = max(_groups(by), _groups(to)) > 1  # which says already which outputs and inputs belong together
     for name, t in to.tensors.items():
         s = by.tensors.get(name)
         if s is None:
@@ -224,20 +234,15 @@ def same_axes(by: LayerWeights, to: LayerWeights) -> tuple[LayerWeights, LayerWe
         if s.dim() != t.dim():
             by, to = _same_rank(by, to, name)
             s, t = by.tensors[name], to.tensors[name]
-        if kind.startswith(RECURRENT) and t.dim() > 1 and name.startswith(("weight_ih", "weight_hh", "bias")):
+        if recurrent and t.dim() > 1 and name.startswith(("weight_ih", "weight_hh", "bias")):
             axes[name] = (GATE, OUT, *([HALF] if t.dim() == 4 else []), *([IN] if t.dim() > 2 else []))
-        elif kind == "Parameter" and t.dim() > 1:
+        elif alone and t.dim() > 1:
             axes[name] = _of_parameter(role, t)
-        elif s.shape == t.shape or s.dim() != t.dim() or max(_groups(by), _groups(to)) > 1:
-            continue  # groups say already which outputs and inputs belong together
-        elif (heads := _heads(by, to)) and name in ("weight", "bias"):
+        elif grouped or name not in ("weight", "bias") or s.shape == t.shape or s.dim() != t.dim():
+            continue
+        elif heads := _heads(by, to):
             by, to, axes[name] = _by_heads(by, to, name, heads, role)
-        elif (
-            1 < by.stack == to.stack
-            and not is_table(_kind(to))
-            and s.shape[0] != t.shape[0]
-            and name in ("weight", "bias")
-        ):
+        elif 1 < by.stack == to.stack and not is_table(_kind(to)) and s.shape[0] != t.shape[0]:
             by, to = (layer.seen(name, _Split(0, layer.stack)) for layer in (by, to))
             axes[name] = (GATE, OUT, *([IN] if t.dim() > 1 else []), *[KERNEL] * (t.dim() - 2))
         elif by.flat and to.flat and name == "weight":
@@ -358,14 +363,15 @@ def _by_heads(
 # A rule gives, by the names of tensors, values in place of the source's, and which of the source's rows go where.
 Ruled = tuple[dict[str, Tensor], dict[str, tuple[list[int], list[int]]]]
 Rule = Callable[[LayerWeights, LayerWeights], Ruled]
+NO_RULE: Ruled = {}, {}
 
 
 def _rows(by: LayerWeights, to: LayerWeights) -> dict[str, tuple[list[int], list[int]]]:
     """The rows of sequences of positions that do not begin with the first row."""
-    s, t = (layer.tensors.get("weight") for layer in (by, to))
-    if to.plain.role != roles.POSITION or s is None or t is None or by.offset == to.offset:
+    if to.plain.role != roles.POSITION or by.offset == to.offset:
         return {}
-    if s.dim() != t.dim() or t.dim() < 2:
+    s, t = (layer.tensors.get("weight") for layer in (by, to))
+    if s is None or t is None or s.dim() != t.dim() or t.dim() < 2:
         return {}
     count = min(s.shape[-2] - by.offset, t.shape[-2] - to.offset)
     return {"weight": tuple(list(range(layer.offset, layer.offset + count)) for layer in (to, by))}
@@ -413,9 +419,9 @@ def _convolves(layer: LayerWeights) -> bool:
 
 def _time(by: LayerWeights, to: LayerWeights) -> Ruled:
     """A convolution over pictures for one over videos, and back: over time it adds up to the same."""
-    if (found := _weights(by, to, 4, 5)) is None or found[0].dim() == found[1].dim() or not _convolves(to):
-        return {}, {}
-    s, t = found
+    s, t = by.tensors.get("weight"), to.tensors.get("weight")
+    if s is None or t is None or {s.dim(), t.dim()} != {4, 5} or not _convolves(to):
+        return NO_RULE
     if s.dim() == 5:
         return {"weight": s.sum(2)}, {}
     steps = t.shape[2]
@@ -425,27 +431,27 @@ def _time(by: LayerWeights, to: LayerWeights) -> Ruled:
 def _grid(by: LayerWeights, to: LayerWeights) -> Ruled:
     """Positions on another grid, around the rows of tokens that stand before it."""
     if to.plain.role != roles.POSITION or by.prefix is None or to.prefix is None:
-        return {}, {}
+        return NO_RULE
     if (found := _weights(by, to, 2, 3)) is None:
-        return {}, {}
+        return NO_RULE
     resampled = resampled_grid(found[0], tuple(found[1].shape), (by.prefix, to.prefix), (by.grid, to.grid))
-    return ({}, {}) if resampled is None else ({"weight": resampled[0]}, {"weight": resampled[1]})
+    return NO_RULE if resampled is None else ({"weight": resampled[0]}, {"weight": resampled[1]})
 
 
 def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
     """Biases of relative positions for another window."""
     if to.plain.role != roles.OFFSET or (found := _weights(by, to, 2)) is None or len(found[0]) == len(found[1]):
-        return {}, {}
+        return NO_RULE
     values = resampled_offsets(found[0], len(found[1]))
-    return ({}, {}) if values is None else ({"weight": values}, {})
+    return NO_RULE if values is None else ({"weight": values}, {})
 
 
 def _patches(by: LayerWeights, to: LayerWeights) -> Ruled:
     """The kernel of a patch embedding for patches of another size."""
     if not (by.patches and to.patches) or (found := _weights(by, to, 4)) is None:
-        return {}, {}
+        return NO_RULE
     if found[0].shape[2:] == found[1].shape[2:]:
-        return {}, {}
+        return NO_RULE
     return {"weight": resampled_patches(found[0], tuple(found[1].shape[2:]))}, {}
 
 
@@ -453,10 +459,10 @@ def _folded(by: LayerWeights, to: LayerWeights) -> Ruled:
     """A convolution and the batch norm behind it, for a convolution without one: weight and bias of both together."""
     norm, weight = by.norm, by.tensors.get("weight")
     if norm is None or to.norm is not None or weight is None or not {"weight", "bias"} <= to.tensors.keys():
-        return {}, {}
+        return NO_RULE
     mean, variance = (norm.tensors.get(name) for name in ("running_mean", "running_var"))
     if mean is None or variance is None or not fractional(weight):
-        return {}, {}
+        return NO_RULE
     scale = (variance + getattr(norm.module, "eps", 1e-5)).rsqrt()  # (out,)
     if "weight" in norm.tensors:
         scale = scale * norm.tensors["weight"]
@@ -464,13 +470,13 @@ def _folded(by: LayerWeights, to: LayerWeights) -> Ruled:
     bias = by.tensors.get("bias", torch.zeros_like(mean))
     out = 1 if "Transpose" in _kind(by) else 0
     if scale.shape[0] != weight.shape[out]:
-        return {}, {}
+        return NO_RULE
     shaped = scale.view([-1 if d == out else 1 for d in range(weight.dim())])
     return {"weight": weight.detach() * shaped, "bias": (bias - mean) * scale + shift}, {}
 
 
 RULES: dict[str, Rule] = {
-    CLASSES: lambda by, to: ({}, {}),
+    CLASSES: lambda by, to: NO_RULE,
     INPUTS: _input_channels,
     ZEROS: _zero_channels,
     TIME: _time,

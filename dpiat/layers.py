@@ -66,24 +66,24 @@ def layers_of(
     bare: Mapping[str, Tensor] | None = None,
     head_size: int = 0,
 ) -> list[LayerWeights]:
-    """The layers that a module without children is, or that `bare` tensors of one with children are.
+    """The layers that a module is with all that is in it, or that its `bare` tensors are; none without tensors.
 
     `above` are the modules around it, the nearest first. `head_size` is what an attention's head has where no module
     says, as in a state dict.
     """
-    stem, views = name.rpartition(".")[2], NO_VIEWS
+    views = NO_VIEWS
     if bare is None:
         tensors = layer_tensors(module, name)
     else:
-        prefix = name[: -len(stem)]
+        prefix = "".join(name.rpartition(".")[:2])
         names = {key: key.rpartition("_")[2] if len(bare) > 1 else "weight" for key in bare}
         views = {names[key]: View(prefix + key, key, tensor) for key, tensor in bare.items()}
         tensors = {names[key]: tensor for key, tensor in bare.items()}
     if not USUAL.issuperset(map(type, tensors.values())) and any(map(is_lazy, tensors.values())):
         raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
-    whole = LayerWeights(name, module, tensors, views)
     if not tensors:
-        return [whole._replace(plain=Layer(name, type(module).__name__))]
+        return []
+    whole = LayerWeights(name, module, tensors, views)
     if "weight" not in tensors:
         whole = _canonical(whole)
     kind = _kind(module, name, whole.tensors, shapes_alone, bare is not None)
@@ -95,11 +95,11 @@ def layers_of(
     if kind == RECURRENT:
         return [_recurrent(whole)]
     weight = whole.tensors.get("weight")
-    if weight is not None and weight.dim() == 2 and _is_transposed(module, stem, whole.tensors, above):
+    if weight is not None and weight.dim() == 2 and _is_transposed(whole, above):
         whole = whole.seen("weight", Tensor.t)
     role = _role(whole, above)
     if (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare:
-        found = _parts(whole, stem, role, above, shapes_alone, head_size)
+        found = _parts(whole, role, above, shapes_alone, head_size)
     else:
         found = [whole]
     return [_described(layer, kind, layer.role or role, above) for layer in found]
@@ -113,7 +113,6 @@ def opaque(tensor: Tensor) -> bool:
 
 def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_alone: bool, bare: bool) -> str:
     weight = tensors.get("weight")
-    last = next(iter(tensors)) if len(tensors) == 1 else ""
     if bare and len(tensors) == 1:
         constant = not weight.is_floating_point() and not weight.is_complex()
         is_buffer = not isinstance(module, Stored) and name.rpartition(".")[2] in module._buffers
@@ -131,7 +130,7 @@ def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_al
     learned = isinstance(module, Stored) or module._parameters or CHAINS in module._modules
     if weight is None and not learned and not (tensors.keys() & set(STATISTICS)):
         return CONSTANT
-    if last in COMPUTED:
+    if len(tensors) == 1 and next(iter(tensors)) in COMPUTED:
         return CONSTANT
     if "running_mean" in tensors:
         return "BatchNorm"
@@ -158,14 +157,15 @@ def _canonical(layer: LayerWeights) -> LayerWeights:
     return layer.renamed(names) if any(key != name for key, name in names.items()) else layer
 
 
-def _is_transposed(module: nn.Module, stem: str, tensors: Mapping[str, Tensor], above: Sequence[nn.Module]) -> bool:
+def _is_transposed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
     """Does a matrix have its outputs in columns, as Hugging Face's Conv1D?"""
+    module, tensors = layer.module, layer.tensors
     if not isinstance(module, Stored):
         return type(module).__name__ == "Conv1D" and known_class(module) == ""
     weight, bias = tensors["weight"], tensors.get("bias")
     if bias is not None and weight.shape[0] != weight.shape[1]:
         return len(bias) == weight.shape[1]
-    if stem not in GPT2 or not above:
+    if layer.name.rpartition(".")[2] not in GPT2 or not above:
         return False
     fused = above[0]._modules.get("c_attn")  # which has more outputs than inputs
     weight = fused._buffers.get("weight") if fused is not None else None
@@ -173,10 +173,10 @@ def _is_transposed(module: nn.Module, stem: str, tensors: Mapping[str, Tensor], 
 
 
 def _parts(
-    layer: LayerWeights, stem: str, role: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
+    layer: LayerWeights, role: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
 ) -> list[LayerWeights]:
     """The layers that are stacked in one along its outputs; itself where there is but one."""
-    stem = stem.lower()
+    stem = layer.name.rpartition(".")[2].lower()
     for wrapper in ("_orig_mod", "base_layer"):
         if stem == wrapper:
             stem = layer.name.split(".")[-2].lower()

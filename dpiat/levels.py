@@ -8,16 +8,16 @@ gives the last resolution. A state dict tells neither.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import log2
 
 from torch import nn
 
 from dpiat import roles
 from dpiat.architecture import Block, Layer
-from dpiat.standardization import CONVOLUTIONS, LayerWeights, is_matrix
+from dpiat.standardization import CONVOLUTIONS, MATRICES, LayerWeights
 from dpiat.stored import Stored
 
+ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a block
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
 
 
@@ -25,25 +25,24 @@ def leveled(blocks: Sequence[Block], weights: Sequence[LayerWeights], network: n
     """The blocks with their levels and shortcuts; as they are if there are only the tensors."""
     if isinstance(network, Stored):
         return tuple(blocks)
-    modules = {layer.name: layer.module for layer in weights}
+    convolutions = (w for w in weights if len(w.plain.shape) > 2 and isinstance(w.module, CONVOLUTIONS))
+    halvings = {layer.name: _halvings(layer.module) for layer in convolutions}
     halved, steps = 0, []
     for block in blocks:
-        each = [_halvings(modules.get(layer.name)) for layer in block.layers]
+        each = [halvings.get(layer.name, 0) for layer in block.layers]
         step = sum(each) if block.run else max(each, default=0)
         halved += step
         steps.append((halved, step))
     return tuple(
         block
         if block.run
-        else replace(block, level=halved - done, skip=step == 0 and _adds(block, submodule(network, block.name)))
+        else Block(block.name, block.layers, False, halved - done, step == 0 and _adds(block, network))
         for block, (done, step) in zip(blocks, steps, strict=True)
     )
 
 
-def _halvings(module: nn.Module | None) -> int:
+def _halvings(module: nn.Module) -> int:
     """How often a convolution halves its picture; of a transposed one, less than 0."""
-    if not isinstance(module, CONVOLUTIONS):
-        return 0
     times = round(log2(max(module.stride)))
     return -times if "Transpose" in type(module).__name__ else times
 
@@ -55,24 +54,33 @@ def submodule(network: nn.Module, name: str) -> nn.Module | None:
     return network
 
 
-def _adds(block: Block, module: nn.Module | None) -> bool:
-    """Does a block without a stride add its input? If the module does not say, blocks of one width are taken to."""
+def _adds(block: Block, network: nn.Module) -> bool:
+    """Does a block without a stride add its input? If its module does not say, blocks of one width are taken to."""
+    module = submodule(network, block.name)
     facts: Mapping = module.__dict__ if module is not None else {}
     said = next((facts[key] for key in SKIPS if isinstance(facts.get(key), bool)), None)
-    into, out = ends(block)
-    return into == out if said is None else said
+    if said is None:
+        into, out = ends(block)
+        return into == out
+    return said
 
 
 def ends(block: Block) -> tuple[int, int]:
     """The channels that a block takes and gives, by its first and last matrix; (0, 0) if it has none."""
+    into, _, out = widths(block)
+    return into, out
+
+
+def widths(block: Block) -> tuple[int, int, int]:
+    """The channels that a block takes, the most that it has inside, and those that it gives; 0 where it has none."""
     main = [layer for layer in block.layers if is_main(layer)]
     if not main:
-        return 0, 0
+        return 0, 0, 0
     first, last = main[0].shape, main[-1].shape
     into = first[0] if main[0].kind.startswith("Depthwise") else first[1]
-    return into, last[0]
+    return into, max([layer.shape[0] for layer in main[:-1]], default=0), last[0]
 
 
 def is_main(layer: Layer) -> bool:
     """Is it a matrix or a convolution on the way through a block, beside its shortcut and its gates?"""
-    return is_matrix(layer) and layer.role not in (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)
+    return len(layer.shape) > 1 and layer.role not in ASIDE and layer.kind.startswith(MATRICES)

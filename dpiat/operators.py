@@ -96,7 +96,8 @@ def leading(source: Weights, target: Weights) -> Indices:
 
 
 def _first(s: int, t: int) -> tuple[slice, slice]:
-    return (slice(0, min(s, t)),) * 2
+    places = slice(0, min(s, t))
+    return places, places
 
 
 Places = slice | list[int]
@@ -108,20 +109,18 @@ def _each(source: Weights, target: Weights, choose: Choice) -> Indices:
     """The indices that follow from a choice along each axis."""
     indices: dict[str, tuple[Index, Index]] = {}
     vectors: dict[tuple, tuple[Index, Index]] = {}  # a norm has several alike
+    grouped = max(source.groups, target.groups) > 1
     for name, s, t in shared(source, target):
-        axes = target.axes_of(name)
-        alike = (axes, len(s), len(t)) if t.dim() == 1 and name not in target.rows else None
+        axes, rows, given, wanted = target.axes_of(name), target.rows.get(name), s.shape, t.shape
+        alike = (axes, given, wanted) if len(wanted) == 1 and rows is None else None
         if alike in vectors:
             indices[name] = vectors[alike]
             continue
-        chosen = [
-            _fixed(axis, target.rows.get(name), *sizes) or choose(name, axis, d, *sizes)
-            for d, (axis, *sizes) in enumerate(zip(axes, s.shape, t.shape, strict=True))
-        ]
-        if t.dim() > 1 and max(source.groups, target.groups) > 1 and s.shape != t.shape:
-            indices[name] = _grouped(name, s.shape, t.shape, source.groups, target.groups, choose)
-        else:
-            indices[name] = _mesh(chosen)
+        if grouped and len(wanted) > 1 and given != wanted:
+            indices[name] = _grouped(name, given, wanted, source.groups, target.groups, choose)
+            continue
+        places = enumerate(zip(axes, given, wanted, strict=True))
+        indices[name] = _mesh([_fixed(axis, rows, s, t) or choose(name, axis, d, s, t) for d, (axis, s, t) in places])
         if alike:
             vectors[alike] = indices[name]
     return indices
@@ -131,9 +130,7 @@ def _fixed(axis: str, rows: tuple[list[int], list[int]] | None, s: int, t: int) 
     """The places along an axis that no operator chooses."""
     if axis == TOKEN and rows is not None and max(s, t) > 1:
         return rows
-    if s == t:
-        return slice(0, t), slice(0, s)
-    return (slice(0, min(s, t)),) * 2 if axis == TOKEN else None
+    return _first(s, t) if s == t or axis == TOKEN else None
 
 
 def are_slices(index: Index, rank: int) -> bool:
@@ -337,8 +334,8 @@ def _evenly(s: int, t: int) -> tuple[Places, Places]:
 
 def _mesh(dimensions: Sequence[tuple[Places, Places]]) -> tuple[Index, Index]:
     """Places along each dimension -> indices of all their combinations."""
-    if all(isinstance(places, slice) for pair in dimensions for places in pair):
-        return tuple(to for to, _ in dimensions), tuple(by for _, by in dimensions)
+    if {type(places) for pair in dimensions for places in pair} <= {slice}:
+        return tuple([to for to, _ in dimensions]), tuple([by for _, by in dimensions])
     rank = len(dimensions)
     shaped = [[_places(places).view(-1, *[1] * (rank - 1 - d)) for places in pair] for d, pair in enumerate(dimensions)]
     return tuple(pair[0] for pair in shaped), tuple(pair[1] for pair in shaped)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 FORMAT = "dpiat plan 5"  # of the text that keeps a plan
 DROPPED = "dropped"
+STRIDED = torch.strided
 
 Place = tuple[LayerWeights, str]  # a layer, and the name of a tensor in it
 Classes = Mapping[str, Mapping[int, int]]  # of each classifier of the target, target class -> source class
@@ -206,7 +208,7 @@ class Plan:
             outcomes = self._repeated(entry, places, given, layers)
             if (first := written.setdefault(id(stored), entry.target)) != entry.target:
                 raise ValueError(f"{entry.target} is now the same tensor as {first}: make a new plan")
-            now = _entry(outcomes)
+            now = _entry(entry.target, outcomes)
             yield now._replace(note=entry.note or now.note) if NOTHING in entry.parts else now, _writes(outcomes)
 
     def _given(self, source: Network) -> dict[str, Place]:
@@ -283,7 +285,7 @@ class Plan:
         for path in sorted(found, key=lambda path: order.get(path, len(order))) if order else found:
             outcomes = found[path]
             to, local = outcomes[0].to, outcomes[0].local
-            key = id(to.stored(local))
+            key = id(to.stored(local)) if writer else 0
             if writer.get(key, path) != path:  # its elements are counted once
                 if rules.get(to.name) == CLASSES:
                     raise ValueError(f"head maps classes, and {path} is {writer[key]} as well")
@@ -291,28 +293,31 @@ class Plan:
             elif key in held and any(outcome.write for outcome in outcomes):
                 yield Entry(path, tuple(to.stored(local).shape), LEFT, note=held[key]), []
             else:
-                yield _entry(outcomes), _writes(outcomes)
+                yield _entry(path, outcomes), _writes(outcomes)
 
     def filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[Outcome]:
         """What each tensor of a target layer receives from a source layer."""
-        closed = {local: _closed(t) for layer in (by, to) for local, t in layer.tensors.items() if _is_closed(t)}
-        if closed:  # what no operator can look into
+        if closed := _closed(by, to):  # what no operator can look into
             yield from (Outcome(to, local, why) for local, why in closed.items() if local in to.tensors)
             by, to = (layer.without(closed) for layer in (by, to))
-        way = route(by, to, rule, Settings(self.mode, self.operator, self.classes, self.recipe))
-        warning = _warning(by, to)
+        way = route(by, to, rule, self._settings)
+        warning, counted = _warning(by, to), {}  # the vectors of a norm have one index
         for local in to.tensors:
             t, s = way.target.tensors[local], way.source.tensors.get(local)
-            if reason := self._reason(by, to, local, s, t, way.indices):
+            alike = s is not None and s.shape == t.shape
+            if reason := self._reason(by, to, local, s, t, alike, way.indices):
                 yield Outcome(to, local, reason)
                 continue
             index = None if way.indices is None else way.indices[local]
-            alike = s.shape == t.shape
-            filled = t.numel() if alike and index is None else _filled(s, t, index)
-            if not filled and t.numel():
+            size = t.numel()
+            if index is None:
+                filled = size if alike else prod(map(min, s.shape, t.shape))
+            elif (filled := counted.get(chosen := (id(index), t.shape))) is None:
+                filled = counted[chosen] = _count(index[0], t)
+            if not filled and size:
                 yield Outcome(to, local, "nothing comes to its place")
                 continue
-            made, zeros = way.rules.get(local, ""), self._zeros(way, local, filled)
+            made, zeros = way.rules.get(local, ""), None if filled == size else self._zeros(way, local)
             notes = (warning, "" if s.dtype == t.dtype else _cast(s, t), "" if alike else _joined(by, to, t))
             yield Outcome(
                 to,
@@ -322,13 +327,24 @@ class Plan:
                 by,
                 local if local in by.tensors else "weight",  # of a norm that is folded into it, the bias
                 filled,
-                alike and filled == t.numel() and made in ("", CLASSES),
+                alike and filled == size and made in ("", CLASSES),
                 made,
                 0 if zeros is None else _count(zeros, t) - filled,
             )
 
+    @cached_property
+    def _settings(self) -> Settings:
+        return Settings(self.mode, self.operator, self.classes, self.recipe)
+
     def _reason(
-        self, by: LayerWeights, to: LayerWeights, local: str, s: Tensor | None, t: Tensor, indices: Indices | None
+        self,
+        by: LayerWeights,
+        to: LayerWeights,
+        local: str,
+        s: Tensor | None,
+        t: Tensor,
+        alike: bool,
+        indices: Indices | None,
     ) -> str:
         """Why a tensor of a layer receives nothing, "" if it does."""
         if self.mode == "paper" and to.own(local) in to.module._buffers:
@@ -339,7 +355,6 @@ class Plan:
             return f"{by.path(local)} has {s.dim()} dimensions"
         if indices is not None and local not in indices:
             return "the operator leaves it"
-        alike = s.shape == t.shape
         usual = (type(s) in USUAL and type(t) in USUAL) or (alike and type(s) is type(t))
         if not usual and (odd := _odd(type(s)) or _odd(type(t))):
             return f"tensors of class {odd} are filled by their like of equal shape alone"
@@ -353,15 +368,13 @@ class Plan:
             return "computed from the architecture, and not learned"
         return ""
 
-    def _zeros(self, way: Route, local: str, filled: int) -> Index | None:
+    def _zeros(self, way: Route, local: str) -> Index | None:
         """The rows of a tensor that are filled in part, if they are to be zero elsewhere."""
         t = way.target.tensors[local]
-        if not self.recipe.zeros or filled == t.numel() or t.dim() < 2 or local not in way.axes or not fractional(t):
+        if not self.recipe.zeros or t.dim() < 2 or way.seen is None or not fractional(t):
             return None
-        index = None if way.indices is None else way.indices[local]
-        return unfilled(
-            way.axes[local], centre(way.source.tensors[local].shape, t.shape) if index is None else index, t
-        )
+        index = centre(way.source.tensors[local].shape, t.shape) if way.indices is None else way.indices[local]
+        return unfilled(way.seen.axes_of(local), index, t)
 
     def drop(self, name: str) -> Plan:
         """The plan without a layer, a block or a tensor of the target, which keeps its values.
@@ -427,7 +440,7 @@ class Plan:
                 parts = _nothing(before[path], places[path])
                 if parts is None and len(now) < len(places[path]):
                     parts = self._repeated(before[path], places[path], given, {})
-                entries.append(_entry([new.get(part.to.name, part) for part in parts or now]))
+                entries.append(_entry(path, [new.get(part.to.name, part) for part in parts or now]))
         if not entries:
             raise ValueError(f"no tensor of {target!r} has one of as many dimensions in {source!r}")
         # A shared tensor is written under the one of its names that has its elements.
@@ -523,14 +536,14 @@ def _solved(write: Write) -> list[Tensor]:
     return solved(write.to.module, write.to.own(write.local), write.to.stored(write.local), write.by.module)
 
 
-def _entry(outcomes: Sequence[Outcome]) -> Entry:
+def _entry(path: str, outcomes: Sequence[Outcome]) -> Entry:
     """What one stored tensor of the target receives, from what its parts do."""
-    first = next((outcome for outcome in outcomes if outcome.write), outcomes[0])
+    first = outcomes[0] if len(outcomes) == 1 else next((o for o in outcomes if o.write), outcomes[0])
     stored = first.to.stored(first.local)
-    path, shape = first.to.path(first.local), tuple(stored.shape)
+    shape = tuple(stored.shape)
     if first.write is None:
         return Entry(path, shape, LEFT, note=first.note)
-    if all(_is_silent(outcome) for outcome in outcomes):
+    if first.by is first.to and all(map(_is_silent, outcomes)):
         return Entry(path, shape, ZERO, note=outcomes[0].note, zeros=stored.numel())
     source, source_shape = first.by.piece(first.theirs), tuple(first.by.stored(first.theirs).shape)
     if len(outcomes) == 1:
@@ -592,7 +605,7 @@ def _notes(outcomes: Iterable[Outcome]) -> str:
 
 
 def _warning(by: LayerWeights, to: LayerWeights) -> str:
-    ours, theirs = (layer.plain.role if layer.plain else "" for layer in (to, by))
+    ours, theirs = to.plain and to.plain.role, by.plain and by.plain.role
     return f"{WARNING}filled from another role ({theirs}, not {ours})" if ours and theirs and ours != theirs else ""
 
 
@@ -613,8 +626,8 @@ def _left(to: LayerWeights, reason: str) -> Iterator[Outcome]:
 
 def _writers(targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None]) -> dict[int, str]:
     """The name that counts of each tensor that has several: the first with a counterpart. Others are not in it."""
-    tensors = {(id(to.stored(local)), to.path(local)) for to in targets for local in to.tensors}
-    if len(dict(tensors)) == len(tensors):
+    tensors = {to.path(local): id(to.stored(local)) for to in targets for local in to.tensors}
+    if len(set(tensors.values())) == len(tensors):
         return {}  # no tensor has two names
     names: dict[int, dict[str, bool]] = {}
     for to, by in zip(targets, partners, strict=True):
@@ -657,13 +670,6 @@ def _changed(name: str, now: tuple[int, ...] | None, planned: tuple[int, ...]) -
     return f"{name} {there}; it was planned with {times(planned)}: make a new plan"
 
 
-def _filled(source: Tensor, target: Tensor, index: tuple[Index, Index] | None) -> int:
-    """The number of elements of a target tensor that an index chooses, or that a centre crop fills."""
-    if index is None:
-        return prod(map(min, source.shape, target.shape))
-    return _count(index[0], target)
-
-
 def _count(index: Index, tensor: Tensor) -> int:
     """The number of elements of a tensor that an index chooses."""
     if isinstance(index, tuple) and len(index) == tensor.dim() and {*map(type, index)} <= {slice}:
@@ -671,13 +677,14 @@ def _count(index: Index, tensor: Tensor) -> int:
     return torch.empty(tensor.shape, device="meta")[index].numel()
 
 
-def _is_closed(tensor: Tensor) -> bool:
-    return tensor.layout is not torch.strided or tensor.is_quantized
-
-
-def _closed(tensor: Tensor) -> str:
-    """Why a closed tensor is not treated."""
-    return f"{'quantized' if tensor.is_quantized else 'sparse'} tensors are not treated"
+def _closed(*layers: LayerWeights) -> dict[str, str]:
+    """The tensors of layers that are not treated, with the reason."""
+    return {
+        local: f"{'quantized' if t.is_quantized else 'sparse'} tensors are not treated"
+        for layer in layers
+        for local, t in layer.tensors.items()
+        if t.layout is not STRIDED or t.is_quantized
+    }
 
 
 def _odd(cls: type[Tensor]) -> str:

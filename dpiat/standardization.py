@@ -76,8 +76,8 @@ class LayerWeights(NamedTuple):
     tokens before it, and `grid`, (height, width) where a module says it; `prefix` is None for a sequence, whose
     positions begin at row `offset`. `patches`: it cuts an image in patches. `flat`: its inputs are a flattened picture
     of so many channels. `joined`: no layer before it has so many outputs, so that its inputs are joined from several.
-    `stack`: its outputs are so many times what the next layer takes. `norm`: what normalizes its outputs. `branch`: its
-    place in a layer that it makes with others side by side (`dpiat.branches`).
+    `stack`: its outputs are so many times what the next layer takes. `branch`: its place in a layer that it makes with
+    others side by side (`dpiat.branches`). `norm`: what normalizes its outputs.
     """
 
     name: str
@@ -97,8 +97,8 @@ class LayerWeights(NamedTuple):
     flat: int = 0
     joined: bool = False
     stack: int = 0
-    norm: LayerWeights | None = None
     branch: Branch | None = None
+    norm: LayerWeights | None = None
 
     def path(self, local: str) -> str:
         """The name of a tensor in the state dict of the network."""
@@ -292,8 +292,10 @@ def known_kind(cls: type[nn.Module]) -> str:
 
 def known_class(module: nn.Module) -> str:
     """The kind of default mode that a module is a layer of, whatever is inside it; "" if only its tensors tell."""
-    kind, alias = known_kind(type(module)), _alias(type(module))
-    return kind or (alias if alias and not any(map(has_tensors, module._modules.values())) else "")
+    if kind := known_kind(type(module)):
+        return kind
+    alias = _alias(type(module))
+    return alias if alias and not any(map(has_tensors, module._modules.values())) else ""
 
 
 @cache

@@ -26,14 +26,15 @@ from dpiat.standardization import Network, View, known_class, own_tensors, packs
 
 NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")  # "3", "layer3", "encoder_layer_3", "Mixed_5b"
 BIASES = {"q_bias": roles.QUERY, "k_bias": roles.KEY, "v_bias": roles.VALUE}
-Above = tuple[nn.Module, ...]  # a module and those around it, the nearest first
+Above = tuple[nn.Module, ...]  # the modules around one, the nearest first
+SHORTCUT = re.compile(r"proj(\.\w+)?")
 ALIKE = 0.5  # the part of the names in two elements that they share
 
 
 def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) -> Network:
     """The network in default mode: its blocks and runs of layers, and the layers' tensors in state-dict order."""
     walk = _Walk(shapes_alone, head_size)
-    root = walk.node("", "", (module,)) or _Node("", "")
+    root = walk.node("", "", module) or _Node("", "")
     told = iter(in_context([layer for node in root.leaves for layer in node.weights], shapes_alone))
     for node in root.leaves:
         node.weights = [next(told) for _ in node.weights]
@@ -81,10 +82,11 @@ class _Node:
     def __init__(self, key: str, name: str, children: Sequence[_Node] = (), weights: Sequence[LayerWeights] = ()):
         self.key, self.name, self.children, self.weights = key, name, children, weights
         self.counted = self.vectors = 0
-        if children:
-            self.below = [leaf for child in children for leaf in child.leaves]
-            self.counted = sum([child.counted for child in children])
-            self.vectors = sum([child.vectors for child in children])
+        self.below: list[_Node] = []
+        for child in children:
+            self.below += child.leaves
+            self.counted += child.counted
+            self.vectors += child.vectors
         for layer in weights:
             plain = layer.plain
             rank = 0 if plain.kind == CONSTANT else len(plain.shape)
@@ -107,22 +109,17 @@ class _Node:
         return frozenset([_without_numbers(leaf.name[start:]) for leaf in self.leaves])
 
     @_once
-    def groups(self) -> list[list[_Node]]:
-        """Its children by what their names are before a number: those that could be a list of blocks."""
-        found: dict[str, list[_Node]] = {}
-        for child in self.children:
-            if (before := _before_number(child.key)) is not None:
-                found.setdefault(before, []).append(child)
-        return [group for group in found.values() if len(group) > 1]
-
-    @_once
     def lists(self) -> list[list[_Node]]:
         """The lists of alike elements in it, wherever nested."""
-        if not any(child.children for child in self.children):
+        inside = [child for child in self.children if child.counted > 1]  # an element, or what holds some
+        if not inside or not any(child.children for child in self.children):
             return []  # elements are more than single layers
-        own = [[child for child in group if child.counted > 1] for group in self.groups]
-        own = [group for group in own if any(_alike(a, b) for a, b in pairwise(group))]
-        return own + [group for child in self.children for group in child.lists]
+        groups: dict[str, list[_Node]] = {}  # by what names are before a number
+        for child in inside:
+            if (before := _before_number(child.key)) is not None:
+                groups.setdefault(before, []).append(child)
+        own = [group for group in groups.values() if any(_alike(a, b) for a, b in pairwise(group))]
+        return own + [group for child in inside for group in child.lists]
 
     @_once
     def is_container(self) -> bool:
@@ -152,52 +149,43 @@ class _Walk:
         self.again: list[_Node] = []  # modules under their other names: each is one layer or block, under its first
         self.displaced = False  # does a tensor stand elsewhere than in the order of the state dict?
 
-    def node(self, key: str, name: str, above: Above) -> _Node | None:
-        """The node of the first module of `above`; those after it are around it, the nearest first."""
-        module = above[0]
+    def node(self, key: str, name: str, module: nn.Module, above: Above = ()) -> _Node | None:
+        """The node of a module; those of `above` are around it, the nearest first."""
         inside = module._modules
-        if not (inside or module._parameters or module._buffers or packs(type(module))):
-            return None  # such as an activation
         if not inside or known_class(module):
-            return self.leaf(key, name, above)
-        prefix, children = f"{name}." if name else "", []
+            return self.leaf(key, name, module, above)
+        prefix, children, around = f"{name}." if name else "", [], (module, *above)
         for child_key, child in inside.items():
-            if child is None:
-                continue
+            if child is None or not (child._parameters or child._modules or child._buffers or packs(type(child))):
+                continue  # such as an activation
             if id(child) in self.seen:
-                self.once_more(child_key, prefix + child_key, (child, *above))
+                self.once_more(child_key, prefix + child_key, child, around)
                 continue
             self.seen.add(id(child))
-            if found := self.node(child_key, prefix + child_key, (child, *above)):
+            if found := self.node(child_key, prefix + child_key, child, around):
                 children.append(found)
         if not children:
-            return self.leaf(key, name, above)
+            return self.leaf(key, name, module, above)
         if len(children) == 1 and children[0].key == CHAINS and (self.shapes_alone or chains(module)):
-            return self.leaf(key, name, above)
+            return self.leaf(key, name, module, above)
         if not (module._parameters or module._buffers):
             return _Node(key, name, children)
-        own = self.with_biases(children, own_tensors(module), prefix)
-        bare = [
-            _Node(stem, prefix + stem, weights=self.layers(prefix + stem, module, above, tensors))
-            for stem, tensors in _bare(own).items()
-        ]
-        return _Node(key, name, bare + children)
+        own = _bare(self.with_biases(children, own_tensors(module), prefix))
+        bare = [self.leaf(stem, prefix + stem, module, around, tensors) for stem, tensors in own.items()]
+        return _Node(key, name, [*filter(None, bare), *children])
 
-    def once_more(self, key: str, name: str, above: Above) -> None:
+    def once_more(self, key: str, name: str, module: nn.Module, above: Above) -> None:
         """Take down the names of a module that has been seen: they are in the state dict too."""
         walk = _Walk(self.shapes_alone, self.head_size)
-        if found := walk.node(key, name, above):
+        if found := walk.node(key, name, module, above):
             self.again += [found, *walk.again]
             self.displaced = True
 
-    def leaf(self, key: str, name: str, above: Above) -> _Node | None:
-        weights = [layer for layer in self.layers(name, above[0], above[1:]) if layer.tensors]
+    def leaf(
+        self, key: str, name: str, module: nn.Module, above: Above, bare: dict[str, Tensor] | None = None
+    ) -> _Node | None:
+        weights = layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
         return _Node(key, name, weights=weights) if weights else None
-
-    def layers(
-        self, name: str, module: nn.Module, above: Above, bare: dict[str, Tensor] | None = None
-    ) -> list[LayerWeights]:
-        return layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
 
     def with_biases(self, children: list[_Node], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """What a module holds itself, but for biases of stacked projections, which go to these: BEiT's q_bias."""
@@ -243,7 +231,9 @@ def _elements(node: _Node) -> Iterator[Block]:
     elif node.children:
         while len(node.children) == 1 and node.children[0].children:  # a stage of one block
             node = node.children[0]
-        yield Block(node.name, tuple(map(_in_block(node), node.layers)))
+        start = len(node.name) + 1
+        layers = [_in_block(layer, start) if "proj" in layer.name else layer for layer in node.layers]
+        yield Block(node.name, tuple(layers))
     else:
         for place, weights in enumerate(node.weights):
             if weights.plain.role == roles.SHORTCUT:  # between blocks, nothing is beside it
@@ -252,17 +242,11 @@ def _elements(node: _Node) -> Iterator[Block]:
                 yield Block(weights.name, (node.weights[place].plain,), run=True)
 
 
-def _in_block(node: _Node):
-    """What is known of a layer in a block only."""
-    start = len(node.name) + 1
-
-    def told(layer: Layer) -> Layer:
-        inner = layer.name[start:]
-        if len(layer.shape) in (1, 4) and inner.startswith("proj") and re.fullmatch(r"proj(\.\w+)?", inner):
-            return layer._replace(role=roles.SHORTCUT)
+def _in_block(layer: Layer, start: int) -> Layer:
+    """The layer with what is known of it in a block only, in which its name begins at `start`."""
+    if len(layer.shape) not in (1, 4) or not SHORTCUT.fullmatch(layer.name, start):
         return layer
-
-    return told
+    return layer._replace(role=roles.SHORTCUT)
 
 
 def _runs(elements: list[Block]) -> Iterator[Block]:
