@@ -57,7 +57,7 @@ class Weights(NamedTuple):
 
 
 Operator = Callable[[Weights, Weights], Indices]
-OperatorName = Literal["clip", "clip_normalized", "full", "magnitude", "uniform"]
+OperatorName = Literal["clip", "centre", "leading", "clip_normalized", "full", "magnitude", "uniform"]
 
 
 def shared(source: Weights, target: Weights) -> Iterator[tuple[str, Tensor, Tensor]]:

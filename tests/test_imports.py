@@ -32,7 +32,7 @@ ALLOWED = {
     "dpiat.recipe": set(),
     "dpiat.levels": {"architecture", "roles", "standardization", "stored"},
     "dpiat.branches": {"architecture", "levels", "operators", "standardization"},
-    "dpiat.new": {"architecture", "levels", "matching", "roles", "standardization"},
+    "dpiat.new": {"architecture", "levels", "matching", "operators", "roles", "standardization"},
     "dpiat.context": {"architecture", "layers", "roles", "standardization"},
     "dpiat.structure": {
         *("architecture", "branches", "context", "layers", "levels", "parametrized", "roles", "standardization"),
@@ -117,6 +117,7 @@ ALLOWED = {
     "experiments.tracking": {"settings", "store"},
     "experiments.planning": {"data", "initialization", "models", "settings", "store", "tracking", "train"},
     "experiments.trial": {"data", "initialization", "models", "planning", "settings", "store", "tracking", "train"},
+    "experiments.families": set(),
     "experiments.recipe": {"data", "models", "settings", "store", "train"},
     "experiments.grids": {"planning", "settings"},
     "experiments.results": {"datasets", "grids", "initialization", "models", "planning", "store"},
