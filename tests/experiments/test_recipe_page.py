@@ -11,6 +11,22 @@ def test_the_page_is_what_the_runs_give():
     assert len(recipe.known(found)) == len(found)  # no run twice, and none of settings that its row no longer has
 
 
+def test_readme_says_what_the_runs_give():
+    said = recipe.sentence(recipe.read(recipe.FOLDER / "runs.csv"))
+    assert f"<!-- recipe -->\n{said}<!-- /recipe -->" in recipe.README.read_text()
+
+
+def test_a_ratio_is_over_the_seeds_that_both_rows_have():
+    row = {"source": "a", "target": "b"}
+    runs = [
+        {**row, "row": name, "seed": seed, "accuracy": accuracy, "settings": recipe.settings_of(name)}
+        for name, seed, accuracy in [("paper", "0", "0.2"), ("all", "0", "0.3"), ("all", "1", "0.9")]
+    ]
+    found = recipe.by_cell(runs)
+    assert recipe.ratios(found, "all", "paper", [("a", "b"), ("a", "c")]) == pytest.approx([1.5])
+    assert recipe.ratios(found, "paper", "random", [("a", "b")]) == []
+
+
 def test_the_interval_is_that_of_t():
     assert recipe.interval([1.0, 2.0, 4.0]) == "2.000 (0.357 to 11.190)"
 
