@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import grids
-from experiments.results import cells, choosing, claims, methods, missing, ours, outcomes, paper, reproduction
+from experiments.results import cells, choosing, claims, methods, missing, ours, outcomes, paper, reproduction, telling
 from experiments.results.cells import NOT_RUN, Table, markdown
 from experiments.settings import UserError, first_line
 from experiments.store.files import CannotWrite, same, write_text
@@ -39,6 +39,7 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
         "similarity": lambda: Table(similarity, markdown(similarity)),
         "table11": partial(outcomes.table11, records, own),
         "measures": lambda: choosing.measures(outcomes.outcomes(records, own)),
+        "similarity_modes": lambda: telling.table(outcomes.outcomes(records, own)),
         "claims": claims.table,
     }
     found |= reproduction.tables(records)
