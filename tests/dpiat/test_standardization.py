@@ -9,7 +9,7 @@ from timm import layers
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dpiat import Layer, similarity, standardize, transfer
+from dpiat import Layer, load, similarity, standardize, transfer
 from dpiat.scoring import score
 
 
@@ -82,6 +82,25 @@ def test_groups_of_blocks_are_unpacked_one_level():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), stage, nn.Linear(4, 2))
     assert [len(block) for block in blocks(network, "paper")] == [1, 6, 6, 1]
     assert [len(block) for block in blocks(network)] == [1, 4, 4, 1]  # activations have no weights
+
+
+class Macaron(nn.Module):
+    """A layer of two alike parts, as a Conformer's: the numbers in their names make no list of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.ffn1 = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8))
+        self.conv = nn.Conv1d(8, 8, 3)
+        self.ffn2 = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_numbered_parts_of_an_element_are_in_its_block(stored):
+    network = nn.Sequential(nn.Linear(4, 8), nn.ModuleList([Macaron(), Macaron()]), nn.Linear(8, 2))
+    found = standardize(load(network.state_dict()) if stored else network)
+    elements = [block for block in found.blocks if not block.run]
+    assert [block.name for block in elements] == ["1.0", "1.1"]
+    assert [len(block.layers) for block in elements] == [7, 7]
 
 
 def test_a_child_with_one_convolution_joins_its_parent():
