@@ -27,6 +27,11 @@ test: setup lint ## lint, generated files, tests
 check: setup lint ## lint and the quick tests that train nothing, before every commit: under a minute on two idle cores
 	$(call tests,-m "not training and not slow")
 
+lowest: setup ## the tests of the library with the lowest versions that pyproject.toml allows, in build/lowest
+	$(UV) venv --quiet --clear --python .venv/bin/python build/lowest
+	$(UV) pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable '.[experiments,dev]'
+	build/lowest/bin/python -m pytest tests/dpiat -m "not training"
+
 # The tests of the library beside all others, as both use one core; each prints its own summary.
 define tests
 @found=$$(mktemp); \
@@ -65,4 +70,4 @@ lock: setup ## renew requirements.txt and docs/requirements.txt from their .in f
 	cd docs && ../$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
 
-.PHONY: help setup demo test check lint tables figures docs notebooks bench lock
+.PHONY: help setup demo test check lowest lint tables figures docs notebooks bench lock
