@@ -22,15 +22,24 @@ demo: setup ## transfer ImageNet weights to another architecture and train both;
 test: setup lint ## lint, generated files, tests
 	$(PYTHON) -m experiments.tables --check
 	$(PYTHON) -m experiments.figures --check
-	@# The tests of the library beside all others, as both use one core; each prints its own summary.
-	@found=$$(mktemp); \
-	$(PYTHON) -m pytest tests/dpiat > $$found 2>&1 & library=$$!; \
-	$(PYTHON) -m pytest --ignore=tests/dpiat; others=$$?; \
-	wait $$library; library=$$?; cat $$found; rm $$found; \
-	test $$others -eq 0 -a $$library -eq 0
+	$(call tests)
 
-check: setup lint ## lint and the tests that train nothing, before every commit
-	$(PYTHON) -m pytest -m "not training"
+check: setup lint ## lint and the quick tests that train nothing, before every commit: under a minute on two idle cores
+	$(call tests,-m "not training and not slow")
+
+lowest: setup ## the tests of the library with the lowest versions that pyproject.toml allows, in build/lowest
+	$(UV) venv --quiet --clear --python .venv/bin/python build/lowest
+	$(UV) pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable '.[experiments,dev]'
+	build/lowest/bin/python -m pytest tests/dpiat -m "not training"
+
+# The tests of the library beside all others, as both use one core; each prints its own summary.
+define tests
+@found=$$(mktemp); \
+$(PYTHON) -m pytest tests/dpiat $(1) > $$found 2>&1 & library=$$!; \
+$(PYTHON) -m pytest --ignore=tests/dpiat $(1); others=$$?; \
+wait $$library; library=$$?; cat $$found; rm $$found; \
+test $$others -eq 0 -a $$library -eq 0
+endef
 
 lint: setup ## style, format and types
 	$(PYTHON) -m ruff check .
@@ -61,4 +70,4 @@ lock: setup ## renew requirements.txt and docs/requirements.txt from their .in f
 	cd docs && ../$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command "make lock" requirements.in --output-file requirements.txt
 
-.PHONY: help setup demo test check lint tables figures docs notebooks bench lock
+.PHONY: help setup demo test check lowest lint tables figures docs notebooks bench lock

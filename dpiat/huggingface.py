@@ -61,7 +61,10 @@ def _outlines(transformers: Any, config: Any) -> Iterator[nn.Module]:
     for name in getattr(config, "architectures", None) or ():
         if isinstance(cls := getattr(transformers, name, None), type) and issubclass(cls, nn.Module):
             with torch.device("meta"):
-                yield cls(config)
+                found = cls(config)
+            if hasattr(found, "tie_weights"):  # transformers 5.0 does so with the weights alone
+                found.tie_weights()
+            yield found
     with torch.device("meta"):
         yield transformers.AutoModel.from_config(config, trust_remote_code=False)
 

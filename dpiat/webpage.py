@@ -25,7 +25,8 @@ h1 { font-size: 1.4em; margin-bottom: 0 } h2 { font-size: 1.1em; margin: 1.6em 0
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .35em 0 1em }
 .warnings { border-left: 5px solid #c0392b; background: #fdecea; padding: .5em 1em }
 .warned, tr.warned td { color: #a61b0f; background: #fdecea } text.warned { fill: #a61b0f; background: none }
-svg { width: 100%; font-size: 12px } path { fill: #0072b2 } path.warned { fill: #c0392b } path:hover { opacity: 1 }
+.drawing, details { overflow-x: auto } svg { width: 100%; min-width: 640px; font-size: 12px }
+path { fill: #0072b2 } path.warned { fill: #c0392b } path:hover { opacity: 1 }
 .quiet { fill: #8a8a8a; color: #8a8a8a }
 details { border-top: 1px solid #ddd; padding: .25em 0 } summary { cursor: pointer }
 table { border-collapse: collapse; margin: .3em 0 .6em 1.1em; font-size: 13px } td, th { padding: .1em .7em .1em 0 }
@@ -70,6 +71,7 @@ def page(report: Report, source: Architecture, target: Architecture, names: tupl
     return "\n".join(
         [
             f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<style>{STYLE}</style></head>\n<body>\n<h1>{title}</h1>",
             f"<p>{escape(report.summary())}</p>",
             *_whole(report),
@@ -147,7 +149,8 @@ def _drawing(parts: Sequence[Part], sources: Sequence[str]) -> list[str]:
     height = ROW * max(len(sources), len(parts), 1)
     above = {label: height * i / len(sources) for i, label in enumerate(sources)}
     used = {label for part in parts for label in part.given}
-    lines = [f'<svg viewBox="0 0 1000 {height}" role="img" aria-label="which block comes from which">']
+    image = 'role="img" aria-label="which block comes from which"'
+    lines = ['<div class="drawing">', f'<svg viewBox="0 0 1000 {height}" {image}>']
     for i, part in enumerate(parts):
         y = height * i / len(parts)
         elements = sum(entry.elements for entry in part.entries)
@@ -163,7 +166,7 @@ def _drawing(parts: Sequence[Part], sources: Sequence[str]) -> list[str]:
         lines.append(f'<rect x="{LEFT_EDGE - 8}" y="{y + 2:.1f}" width="8" height="{ROW - 4}" fill="#4a4a4a"/>')
         text = f'<text x="{LEFT_EDGE - 14}" y="{y + 15:.1f}" text-anchor="end"{quiet}>{escape(label)}</text>'
         lines.append(text)
-    return [*lines, "</svg>"]
+    return [*lines, "</svg>", "</div>"]
 
 
 def _right(part: Part, y: float) -> list[str]:

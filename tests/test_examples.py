@@ -73,6 +73,7 @@ def test_optimizer_state():
     assert received.any() and torch.equal(given, received)
 
 
+@pytest.mark.training
 def test_training_loop(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("training_loop")

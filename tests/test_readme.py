@@ -21,6 +21,7 @@ LIBRARY, REPRODUCTION = ((ROOT / "docs" / f"{name}.md").read_text() for name in 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
+@pytest.mark.slow
 def test_the_examples_run(capsys, tmp_path, monkeypatch):
     (first,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict = {}

@@ -104,6 +104,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "a", "target", "b"), PAIRS)
 def test_networks_of_timm_grow(source, a, target, b):
     source = randomized(timm.create_model(source, num_classes=10, **a))

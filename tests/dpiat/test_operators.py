@@ -269,6 +269,7 @@ def test_a_network_transferred_to_itself_is_copied_by_each_operator(name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_dry_run_of_each_operator_tells_what_happens(name):
     source, first, second = trained("mixnet_s", 0), trained("mnasnet_100", 1), trained("mnasnet_100", 1)

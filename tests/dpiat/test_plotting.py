@@ -38,6 +38,7 @@ def draw(picture, networks, file):
     return plot_similarity(networks, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", ["matching", "similarity"])
 def test_files_are_pictures(picture, networks, tmp_path):
     for suffix, start in ((".png", b"\x89PNG\r\n\x1a\n"), (".svg", b"<?xml"), (".PDF", b"%PDF")):
@@ -51,6 +52,7 @@ def test_files_are_pictures(picture, networks, tmp_path):
     assert b"/CreationDate" not in (tmp_path / "picture.PDF").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", ["matching", "similarity"])
 @pytest.mark.parametrize("suffix", [".svg", ".pdf", ".png"])
 def test_equal_pictures_are_equal_files(picture, suffix, networks, tmp_path):
@@ -170,6 +172,7 @@ def test_drawing_changes_no_tensor(tmp_path):
         assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_matplotlib_is_needed_only_to_draw_and_pyplot_never():
     code = """
 import sys, torch

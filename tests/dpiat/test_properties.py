@@ -3,12 +3,15 @@
 import copy
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from torch import nn
 
 from dpiat import Plan, coverage, plan, similarity, standardize, transfer
 from dpiat.assignment import best
+
+pytestmark = pytest.mark.slow
 
 settings.register_profile("dpiat", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("dpiat")

@@ -164,6 +164,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), FAMILIES)
 def test_a_network_and_its_state_dict_give_the_same_plan_but_for_strides(source, target, monkeypatch):
     monkeypatch.setattr("dpiat.structure.leveled", lambda blocks, *_: tuple(blocks))

@@ -11,6 +11,8 @@ from torch import nn
 
 from dpiat import plan
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 64}
 LLAMA = {**SMALL, "intermediate_size": 40, "num_key_value_heads": 1, "vocab_size": 32}
 NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)

@@ -28,6 +28,7 @@ def state(network: nn.Module) -> dict[str, torch.Tensor]:
 FAMILIES = ["resnet18", "tf_efficientnet_b0", "mixnet_s", "densenet121", "vit_tiny_patch16_224", "convnext_atto"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_a_network_transferred_to_itself_is_the_same_function(name):
@@ -64,6 +65,7 @@ def test_only_the_target_is_written_and_in_place():
     assert target.training and not target.conv_stem.weight.requires_grad and target.bn1.weight.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "paper"])
 def test_the_report_is_what_happens(mode):
     source, target = trained("mixnet_s", 0), trained("mnasnet_100", 1)

@@ -32,6 +32,7 @@ def test_every_table_and_figure_with_trials_has_a_file():
     assert sorted(tables + figures) == sorted(PAPERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(name for name in PAPERS if name not in ALIASES), "smoke", *DESK])
 def test_a_file_says_what_it_plans(name):
     text = (grids.CONFIGS / "experiment" / f"{name}.yaml").read_text()

@@ -41,6 +41,7 @@ class OnTheCPU(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [None, 4])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_stays_on_its_device(name, group, monkeypatch):

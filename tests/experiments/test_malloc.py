@@ -22,6 +22,7 @@ print((before - pages()) * 4 // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for glibc")
 def test_freed_blocks_stay_with_the_process():
     def returned(call: str) -> int:

@@ -85,6 +85,7 @@ def test_a_damaged_cache_is_made_again(tree, tmp_path, capsys):
         assert same(first, load(tree)) and not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_images_are_decoded_by_one_process_while_others_wait(tree, tmp_path):
     asked = DatasetSettings(name="cifar100", root=str(tree), download=False), str(tmp_path / "cache")
     with multiprocessing.get_context("spawn").Pool(4) as pool:

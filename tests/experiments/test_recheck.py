@@ -14,6 +14,8 @@ from experiments import grids, tables
 from experiments.results import paper, reproduction
 from experiments.store.records import evidence_line
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "recheck_table01.py"
 
 

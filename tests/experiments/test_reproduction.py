@@ -29,6 +29,7 @@ def table01() -> dict[str, dict]:
     return records_of("table01", "target=eff_b0,mnas", "source=mnas,mix_l,rex", "seed=0,1", accuracy=accuracy)
 
 
+@pytest.mark.slow
 def test_a_matrix_stands_beside_the_papers(table01):
     table = reproduction.matrix("table01", table01)
     cell = table.data.set_index(["target", "source"]).loc[("eff_b0", "mnas")]
@@ -66,12 +67,14 @@ def test_a_scale_runs_what_it_can_afford():
     assert cells.commands("table12", "scale=gpu") == [("scale=gpu",)]
 
 
+@pytest.mark.slow
 def test_other_tables_take_nothing_from_it(table01):
     for name in ("table06", "table09"):
         assert f"Not run: `python run.py -m experiment={name}`" in reproduction.matrix(name, table01).page
     assert "Not run: `python run.py -m experiment=table03`" in reproduction.table03(table01).page
 
 
+@pytest.mark.slow
 def test_our_correlation_stands_in_table_11(table01):
     page, table = (made := source_effects.table11(table01, [])).page, made.data.set_index("results")
     assert "Our own tables that are not run yet: 6, 7, 8, 9, 10." in page
@@ -123,6 +126,7 @@ def from_ghn2(randoms: dict[str, dict], cells_of: list, learned: str, accuracies
     return randoms | found
 
 
+@pytest.mark.slow
 def test_ghn2_stands_beside_the_papers(table01):
     planned = grids.grid("table02", "scale=gpu", "seed=0,1", "target=eff_b0,eff_b2")
     run = from_ghn2(table01, planned, "ImageNet", [0.3])
@@ -206,6 +210,7 @@ def test_figure_15_at_scale_cpu_trains_as_long_as_its_sources():
     assert {cell.trial.recipe.epochs for cell in grids.grid("figure15")} == {100}
 
 
+@pytest.mark.slow
 def test_table_4_has_a_counterpart_from_scratch():
     words = "together.pair={source:mix_l,target:eff_b0}"
     (cell,) = grids.grid("figure15", *cells.commands("figure15", "scale=cpu")[0], words)
@@ -277,6 +282,7 @@ def test_table_13_shows_what_is_measured_beside_it(tmp_path, monkeypatch):
     assert "Between different networks, Net2Net: rex → rex_150." in page
 
 
+@pytest.mark.slow
 def test_seconds_are_compared_on_one_machine_and_cells_at_one_scale(table03, table01):
     moved = {
         name: found | {"continued": [found | {"cpu": "another processor"}]} if "dpiat" in name else found

@@ -66,6 +66,7 @@ def test_an_experiment_is_its_files_grid():
     assert grid[0].settings.scale == "desk" and grid[0].settings.dataset.image_size == 64
 
 
+@pytest.mark.slow
 def test_effectiveness_divides_by_the_mean_over_seeds_and_nothing_else_slips_in(desk):
     table = ours.table(DESK, desk)
     row = table.data.set_index(["target", "column"]).loc[("mnas", "eff_lite0")]
@@ -124,6 +125,7 @@ def test_a_row_compares_the_seeds_that_all_of_its_cells_have(desk):
     assert "| 0.500 2.00× | not run | 0.500 2.00× |" in ours.headline(DESK, nothing_shared)
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_the_same_pairs(desk):
     names = MODES, METHODS, DESK
     assert [method_effects.varies_method(ours.trials(name, desk)) for name in names] == [True, True, False]
@@ -175,6 +177,7 @@ def test_trials_that_begin_alike_count_once_for_a_pair():
     assert line.startswith("Where the start is the same, the difference is +0.100 over 1 pairs, at most 0.100.")
 
 
+@pytest.mark.slow
 def test_methods_stand_beside_those_of_the_paper(desk):
     found = at_paper_lr(METHODS, [0.2], "together.method={operator:clip,matching:dp}")
     for k, (operator, matching) in enumerate((("clip", "dp"), ("clip", "random"), ("full", "dp"), ("magnitude", "dp"))):
@@ -198,6 +201,7 @@ def test_methods_stand_beside_those_of_the_paper(desk):
     assert "is 0.75 ± 0.00 here and 0.40 ± 0.03 in the paper" in said[1] and len(said) == 4  # no agreement
 
 
+@pytest.mark.slow
 def test_a_difference_is_compared_with_similarity():
     found = {}
     for operator in ("clip", "clip_normalized"):
@@ -331,6 +335,7 @@ def test_similarity_in_paper_mode_is_that_of_the_verdicts(desk):
     assert (row["within rows, low"], row["within rows, high"]) == pytest.approx((verdict.low, verdict.high), abs=0.05)
 
 
+@pytest.mark.slow
 def test_by_which_number_to_choose(desk):
     values = pd.DataFrame(
         [("mnas", "semnas", 2.0), ("mnas", "mix_l", 1.0), ("mnas", "rex", 1.5)], columns=["target", "source", "value"]
@@ -398,6 +403,7 @@ def test_a_figure_that_was_not_wholly_written_is_written_again(desk, tmp_path, m
     assert not figures.outdated(figure, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_picture_of_another_figure_is_made_again(desk, tmp_path):
     one, other = ({"curves": drawing.curves(ours.trials(DESK, desk), desk, metric)} for metric in METRICS)
     figures.write(other, tmp_path)
@@ -419,6 +425,7 @@ def results(tmp_path, monkeypatch):
     cells.all_evidence.cache_clear()
 
 
+@pytest.mark.slow
 def test_evidence_can_be_traced(desk, tmp_path, results):
     for found in desk.values():
         hours = [row | {"seconds": 3600.0} for row in found["epochs"]]
@@ -487,6 +494,7 @@ def test_evidence_that_was_changed_is_refused(desk, tmp_path, results, change, m
         records.read_evidence(file.parent)
 
 
+@pytest.mark.slow
 def test_experiments_share_evidence(desk, tmp_path, results):
     found, *_ = (found for found in desk.values() if found["id"] in evidence.planned_ids(METHODS))
     records.save(found, tmp_path / "runs" / "a.json")
@@ -605,6 +613,7 @@ def test_words_go_with_missing(monkeypatch, capsys):
     assert "scale=gpu: further words go with --missing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_missing_and_what_it_costs(desk, monkeypatch):
     words = ("target=mnas,rex", "source=eff_lite0", "seed=0")
     needed = missing.missing_trials(DESK, desk, *words)
@@ -663,6 +672,7 @@ def test_the_command_names_what_it_does_not_know(command, words, monkeypatch):
         command.main()
 
 
+@pytest.mark.slow
 def test_a_multirun_ends_with_tables_and_figures(tmp_path, capsys):
     for cell in grids.grid("smoke"):
         for trial in (cell.trial, cell.random):

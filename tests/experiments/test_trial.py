@@ -174,6 +174,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_line_names_mistakes_in_one_line(tmp_path):
     done = run("dataset=digits", "source=eff_b3x", f"output_dir={tmp_path}")
     assert done.returncode == 1
@@ -182,6 +183,7 @@ def test_the_command_line_names_mistakes_in_one_line(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr and "cifar1000" in done.stderr
 
 
+@pytest.mark.slow
 def test_mistakes_in_keys_and_types_show_before_anything_is_loaded(tmp_path):
     for word, named in (
         ("learning_rate=1", "learning_rate"),

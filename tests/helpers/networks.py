@@ -1,5 +1,8 @@
 """Networks for the tests."""
 
+from copy import deepcopy
+from functools import lru_cache
+
 import timm
 import torch
 from torch import nn
@@ -19,12 +22,22 @@ PAPER = {
 
 def on_meta(name: str) -> nn.Module:
     """A timm network without memory for its weights."""
+    return deepcopy(_on_meta(name))
+
+
+@lru_cache(maxsize=32)
+def _on_meta(name: str) -> nn.Module:
     with torch.device("meta"):
         return timm.create_model(name)
 
 
 def trained(name: str, seed: int, classes: int = 10) -> nn.Module:
-    """A timm network in eval mode with no tensor at its initial value, batch-norm statistics included."""
+    """A timm network in eval mode with no tensor, batch-norm statistics included, at its initial value."""
+    return deepcopy(_trained(name, seed, classes))
+
+
+@lru_cache(maxsize=16)  # to draw the weights takes longer than to copy them
+def _trained(name: str, seed: int, classes: int) -> nn.Module:
     torch.manual_seed(seed)
     network = timm.create_model(name, num_classes=classes).eval()
     with torch.no_grad():
