@@ -420,7 +420,8 @@ def sentence(runs: Sequence[dict[str, str]]) -> str:
     values = ratios(by_cell(runs), DEFAULT, "paper", CONFIRM)
     mean, _, reach = interval(values, 2).partition(" ")
     return (
-        f"On {len(values)} pairs of different networks by which no rule of the default mode was chosen, its accuracy after\n"
+        f"On {len(values)} pairs of different networks by which no rule of the default mode was chosen, "
+        "its accuracy after\n"
         f"{EPOCHS} epochs on {TRAIN_IMAGES:,} images is {mean} times that of the paper's mode in the geometric mean\n"
         f"{reach}, and at least {min(values):.2f} times: [pair by pair, rule by rule](results/recipe/README.md).\n"
     )

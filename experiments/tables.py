@@ -28,6 +28,7 @@ from experiments.results import (
     ours,
     paper,
     reproduction,
+    similarity_modes,
     source_choice,
     source_effects,
 )
@@ -54,6 +55,7 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
         "similarity": lambda: Table(similarity, markdown(similarity)),
         "table11": partial(source_effects.table11, records, own),
         "measures": lambda: source_choice.measures_table(source_effects.all_effects(records, own)),
+        "similarity_modes": lambda: similarity_modes.table(source_effects.all_effects(records, own)),
         "claims": claims.table,
     }
     found |= reproduction.tables(records)

@@ -17,7 +17,18 @@ from dpiat.reading import VERSION
 from experiments import evidence, figures, grids, models, tables
 from experiments.callback import TablesAndFigures
 from experiments.report import side_by_side
-from experiments.results import cells, drawing, method_effects, missing, ours, paper, source_choice, source_effects
+from experiments.results import (
+    cells,
+    drawing,
+    method_effects,
+    missing,
+    ours,
+    paper,
+    similarity_modes,
+    source_choice,
+    source_effects,
+    verdicts,
+)
 from experiments.settings import UserError
 from experiments.store import records
 from experiments.store.files import CannotWrite
@@ -259,6 +270,65 @@ def test_the_papers_table_11(desk):
     table = source_effects.table11(desk, [DESK]).data.set_index("results")
     assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]  # one cell of ours is none
     assert (table["correlation"] - table["printed"]).abs().max() < 0.006
+
+
+def test_how_similarity_tells_in_each_mode(monkeypatch):
+    """Against the numbers by hand, with both modes' similarities given; a target as its own source does not count."""
+    value = {"a": (1.0, 2.0, 4.0), "b": (3.0, 3.5, 5.0), "c": (2.0, 1.0, 1.5), "d": (1.0, 1.1, 2.0)}
+    default = {"a": (0.1, 0.2, 0.3), "b": (0.5, 0.6, 0.9), "c": (0.4, 0.2, 0.3), "d": (0.1, 0.2, 0.4)}
+    paper_mode = {"a": (0.3, 0.2, 0.1), "b": (0.9, 0.6, 0.5), "c": (0.2, 0.4, 0.3), "d": (0.4, 0.2, 0.1)}
+    pairs = [(target, source) for target in value for source in "xyz"]
+
+    def column(numbers: dict) -> list[float]:
+        return [numbers[target]["xyz".index(source)] for target, source in pairs]
+
+    values = pd.DataFrame(pairs, columns=["target", "source"]).assign(value=column(value))
+    itself = pd.DataFrame({"target": ["a"], "source": ["a"], "value": [99.0]})
+    measured = [
+        values[["target", "source"]].assign(measure=measure, similarity=column(numbers))
+        for measure, numbers in (("similarity", default), ("similarity, paper mode", paper_mode))
+    ]
+    same = itself[["target", "source"]]
+    measured += [same.assign(measure=measure, similarity=1.0) for measure in ("similarity", "similarity, paper mode")]
+    monkeypatch.setattr(source_choice, "measures_of_results", lambda results: pd.concat(measured))
+    one_source = values[values["source"] == "x"]
+    made = similarity_modes.table(
+        [
+            source_choice.SourceEffects("ours", pd.concat([values, itself])),
+            source_choice.SourceEffects("one source", one_source, 0.5),
+        ]
+    )
+    data = made.data.set_index(["results", "mode"])
+
+    def within(numbers: dict) -> float:
+        rows = [(np.log(value[t]) - np.log(value[t]).mean(), numbers[t] - np.mean(numbers[t])) for t in value]
+        return np.corrcoef(*map(np.concatenate, zip(*rows, strict=True)))[0, 1]
+
+    for mode, numbers in (("default", default), ("paper", paper_mode)):
+        row = data.loc[("ours", mode)]
+        assert row["within rows"] == pytest.approx(within(numbers))
+        assert row["all cells"] == pytest.approx(np.corrcoef(np.log(column(value)), column(numbers))[0, 1])
+        assert (row["targets"], row["cells in rows"], row["cells"]) == (4, 12, 12)
+        assert row["within rows, low"] <= row["within rows"] <= row["within rows, high"]
+    difference = data.loc[("ours", similarity_modes.DIFFERENCE)]
+    assert difference["within rows"] == pytest.approx(within(default) - within(paper_mode))
+    assert difference["within rows, low"] > 0 and data.loc[("ours", "default"), "best chosen"] == 4
+    assert data.loc[("ours", "paper"), "best chosen"] == 0
+    assert np.isnan(data.loc[("one source", "default"), "within rows"])
+    assert "tells more in 1 of 1 results" in made.page and "too few sources: one source." in made.page
+    assert "| 12 of 4 |" in made.page and "| one source | 0.500 | 0 of 0 |  |  |  | 4 |" in made.page
+
+
+def test_similarity_in_paper_mode_is_that_of_the_verdicts(desk):
+    data = similarity_modes.table(source_effects.all_effects(desk, [])).data.set_index(["results", "mode"])
+    networks = list(paper.LABELS.values())
+    values, similar = paper.matrix("table01"), paper.similarity()
+    verdict, _ = verdicts.by_similarity(
+        verdicts.as_matrix(values, "value", networks), verdicts.as_matrix(similar, "similarity", networks)
+    )
+    row = data.loc[("Table 1: CIFAR100, sources from random init", "paper")]
+    assert row["within rows"] == pytest.approx(verdict.value, abs=1e-5) and row["cells in rows"] == verdict.cells
+    assert (row["within rows, low"], row["within rows, high"]) == pytest.approx((verdict.low, verdict.high), abs=0.05)
 
 
 def test_by_which_number_to_choose(desk):
