@@ -151,14 +151,14 @@ class Plan:
         direct = []
         for write in writes:
             if (own := write.to.own(write.local)) in originals(write.to.module):
-                put(write.target, write.source, write.index, write.zeros)  # into a tensor of its own
+                put(write.target, write.source, write.places, write.zeros)  # into a tensor of its own
                 computed[id(write.to.module), own] = write
             else:
                 direct.append(write)
         values = [_solved(write) for write in computed.values()]
         sources = [write.source.clone() if itself else write.source for write in direct]
         for write, source in zip(direct, sources, strict=True):
-            put(write.target, source, write.index, write.zeros)
+            put(write.target, source, write.places, write.zeros)
         if hasattr(self.operator, "finish"):
             for written in self._written(writes):
                 self.operator.finish(written)

@@ -18,7 +18,7 @@ from dpiat.standardization import LayerWeights
 
 
 class Write(NamedTuple):
-    """A part of a source tensor that goes to a part of a target tensor; `index` None stands for their centre crops.
+    """A part of a source tensor that goes to a part of a target tensor; `places` None stands for their centre crops.
 
     What `zeros` chooses of the target is zero before. Both tensors may be views of what is stored
     (`LayerWeights.views`).
@@ -28,7 +28,7 @@ class Write(NamedTuple):
     by: LayerWeights
     local: str  # the name of both in their layers
     source: Tensor  # the values: those of `by`, or what was made of them
-    index: tuple[Index, Index] | None = None
+    places: tuple[Index, Index] | None = None  # of the target and of the source
     made: bool = False  # are the values others than those that `by` stores?
     layer: LayerWeights | None = None  # `to` as the network has it, if that is seen otherwise here
     zeros: Index | None = None
@@ -50,21 +50,22 @@ class Write(NamedTuple):
         pairs = self.written()
         if any(source is None or _layout(target) != _layout(source) for target, source in pairs):
             return False
-        places = zip(*(index if isinstance(index, tuple) else (index,) for index in self.index or ()), strict=True)
-        if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in places):
+        each = [along if isinstance(along, tuple) else (along,) for along in self.places or ()]
+        pairs_of_places = zip(*each, strict=True)
+        if not all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs_of_places):
             return False
         return pairs[0][0] is self.target or torch.equal(self.target, self.source)
 
 
-def put(target: Tensor, source: Tensor, index: tuple[Index, Index] | None, zeros: Index | None = None) -> None:
+def put(target: Tensor, source: Tensor, places: tuple[Index, Index] | None, zeros: Index | None = None) -> None:
     """Write the chosen part of a source tensor to the chosen part of a target tensor, of any dtype and device."""
     if zeros is not None:
         target[zeros] = 0
-    if index is None:
+    if places is None:
         _put_centre(target, source)
         return
-    to, by = index
-    if isinstance(to, tuple) and all(isinstance(places, slice) for places in to):
+    to, by = places
+    if isinstance(to, tuple) and all(isinstance(along, slice) for along in to):
         target[to].copy_(source[by])
     else:  # what is chosen may be a copy
         target[to] = source[by].to(target)
@@ -197,7 +198,7 @@ def move_state(writes: Iterable[Write], source: Optimizer, target: Optimizer) ->
                 mine[key] = kept.clone()
             else:
                 mine.setdefault(key, torch.zeros_like(ours))
-                put(write.to.view(write.local, mine[key]), write.by.view(write.local, kept), write.index, write.zeros)
+                put(write.to.view(write.local, mine[key]), write.by.view(write.local, kept), write.places, write.zeros)
         for option, key in NEEDED.items():
             if groups[id(ours)].get(option) and mine.get(key) is None:
                 mine[key] = torch.zeros_like(ours)

@@ -96,7 +96,7 @@ def whole_transfer() -> None:
 @torch.no_grad()
 def chosen(write: Write) -> tuple[torch.Tensor, torch.Tensor]:
     """The elements of the target that are written, and the elements of the source that are read."""
-    to, by = write.index or centre(write.source.shape, write.target.shape)
+    to, by = write.places or centre(write.source.shape, write.target.shape)
     return write.target[to], write.source[by]
 
 
