@@ -57,6 +57,7 @@ DEVELOPMENT = [
     ("eff_lite2", "mix_l"),
     ("eff_lite0", "eff_lite1"),
     ("eff_lite0", "eff_lite2"),
+    ("eff_lite0", "ghostnet_100"),
 ]
 CONFIRM = [
     ("eff_lite1", "mobilenetv3_large_100"),
@@ -64,7 +65,6 @@ CONFIRM = [
     ("eff_lite1", "fbnetc_100"),
     ("eff_lite2", "spnasnet_100"),
     ("eff_lite0", "efficientnet_es"),
-    ("eff_lite0", "ghostnet_100"),
     ("eff_lite1", "hardcorenas_a"),
     ("eff_lite2", "tinynet_a"),
     ("eff_lite0", "regnetx_004"),
