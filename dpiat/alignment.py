@@ -117,12 +117,12 @@ class Padded(NamedTuple):
     names: np.ndarray
 
     def of(self, blocks: np.ndarray) -> Padded:
-        """Those of some of the blocks."""
+        """The rows of some of the blocks."""
         rows = np.searchsorted(self.blocks, blocks)
         return Padded(blocks, self.layers[rows], self.names[rows])
 
     def by(self, axes: Any) -> Padded:
-        """With more axes, so that all stand beside all others."""
+        """The same with more axes, so that each block can be compared with each other one."""
         return Padded(self.blocks, self.layers[axes], self.names[axes])
 
 
@@ -196,7 +196,7 @@ class Outline:
 
 
 def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
-    """Of each layer, what its outputs and its inputs are to the block: what it takes, what it gives, or in between."""
+    """Tell for the outputs and the inputs of each layer which width of the block they have: into, out, or inside."""
     if block.run:
         return [(NO_WIDTH, NO_WIDTH)] * len(layers)
     into, out = ends(block)

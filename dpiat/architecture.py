@@ -160,7 +160,10 @@ class Places:
 
     @cached_property
     def roots(self) -> np.ndarray:
-        """Of the lengths of ranges of d + 1 elements, or of all there are, that end at element i: (d, i, sequence)."""
+        """The square root of the length of the range of d + 1 elements that ends at element i: (d, i, sequence).
+
+        Where fewer than d + 1 elements end at i, the range is that of all of them.
+        """
         i = np.arange(len(self.positions))
         return np.sqrt(self.positions - self.positions[np.maximum(i - i[:, None], 0)] + 1)
 
@@ -171,10 +174,12 @@ def _size(layers: int) -> int:
 
 
 class Group:
-    """Different blocks as the columns of tables; a column holds the block's layers with weights, from the top.
+    """Different blocks as the columns of a table. A column holds the block's layers with weights, from the top.
 
-    `columns` are the numbers of the blocks, `numbers` (width, columns) those of the layers, `filler` below the end of a
-    block; `places` (width, columns) are theirs in the block, layers without weights counted.
+    Attributes:
+        columns: The numbers of the blocks.
+        numbers: The numbers of the layers, (width, columns), with `filler` below the end of a block.
+        places: Where each layer stands in its block, (width, columns). Layers without weights count.
     """
 
     def __init__(self, first: int, columns: Sequence[Sequence[tuple[int, int]]], filler: int):

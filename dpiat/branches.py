@@ -151,7 +151,7 @@ def spread(source: Network, target: Network, partner: MutableMapping[str, str]) 
 
 
 def joined(network: Network, names: Collection[str]) -> list[LayerWeights]:
-    """Those layers among `names` that are made of branches, with the weights that they have together."""
+    """The layers among `names` that several branches make together, each with its weights in dense coordinates."""
     return [_joined(branches) for whole, branches in _members(network.weights).items() if whole in names]
 
 

@@ -87,7 +87,7 @@ def _counterpart(stage: Stage, ours: Sequence[Stage], theirs: Sequence[Stage]) -
 
 
 def _still_random(report: Report, target: nn.Module, stages: Sequence[Stage]) -> dict[str, tuple[float, int]]:
-    """Of each stage, the share of the elements of its parameters that the transfer left, and their number."""
+    """Count, stage by stage, the share of the parameters' elements that the transfer left, and all elements."""
     buffers = {name for name, _ in target.named_buffers(remove_duplicate=False)}
     stage_of = {name.partition("[")[0]: stage.name for stage in stages for name in stage.inside}
     left, total = ({stage.name: 0 for stage in stages} for _ in range(2))

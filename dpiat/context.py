@@ -35,7 +35,7 @@ def in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWei
 
 
 def _positions(weights: list[LayerWeights]) -> Facts:
-    """Of positions: the rows of tokens before them, where they begin, and their grid."""
+    """Find for tables of positions the rows of tokens before the positions, the first position's row, and the grid."""
     places = [place for place, layer in enumerate(weights) if layer.plain.role == roles.POSITION]
     if not places:
         return
@@ -72,7 +72,7 @@ def _offset(layer: LayerWeights) -> int:
 
 
 def _inputs(weights: list[LayerWeights], shapes_alone: bool) -> Facts:
-    """Of matrices and convolutions: what their inputs are, by the number of outputs of the layers before them."""
+    """Find out what the inputs of matrices and convolutions are, from the numbers of outputs of the layers before."""
     given, outs, first, flattened = 0, set(), True, False
     before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
     for place, layer in enumerate(weights):
@@ -105,7 +105,7 @@ def _inputs(weights: list[LayerWeights], shapes_alone: bool) -> Facts:
 
 
 def _stacks(weights: list[LayerWeights]) -> Facts:
-    """Of linear layers: their outputs are some times what the next one takes."""
+    """Find linear layers with 2, 3 or 4 times as many outputs as the next layer takes: these are stacked."""
     taken = 0  # by the next layer
     for place in reversed(range(len(weights))):
         plain = weights[place].plain
@@ -119,7 +119,7 @@ def _stacks(weights: list[LayerWeights]) -> Facts:
 
 
 def _norms(weights: list[LayerWeights]) -> Iterator[tuple[int, LayerWeights]]:
-    """Of matrices and convolutions: the layer of as many numbers as they have outputs, right behind them."""
+    """Find the norm of each matrix and convolution: the next layer, if it is a vector of as many numbers."""
     for place, (layer, after) in enumerate(pairwise(weights)):
         shape = layer.plain.shape
         if len(shape) > 1 and len(after.plain.shape) == 1 and after.plain.shape[0] == shape[0]:

@@ -139,7 +139,7 @@ def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings
 
 
 def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) -> Index | None:
-    """Of the rows that an index fills in part, the index of all of them; None if it fills them whole.
+    """The index of all rows that `index` fills in part, or None if it fills its rows whole.
 
     A row is what one output is computed from: its inputs and its kernel.
     """

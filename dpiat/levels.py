@@ -82,5 +82,5 @@ def widths(block: Block) -> tuple[int, int, int]:
 
 
 def is_main(layer: Layer) -> bool:
-    """Is it a matrix or a convolution on the way through a block, beside its shortcut and its gates?"""
+    """Does a layer lie on the main way through a block: a matrix or convolution outside its shortcut and gates?"""
     return len(layer.shape) > 1 and layer.role not in ASIDE and layer.kind.startswith(MATRICES)

@@ -121,7 +121,7 @@ LARGE = 2**18  # so many numbers at once stay in the cache
 
 
 def _all_at_once(scores: np.ndarray, places: Places) -> np.ndarray:
-    """dp after the values of all ranges, which a few calls give; target by target or source by source."""
+    """Compute dp from the values of all ranges at once, target by target or source by source."""
     n, m, t, s = scores.shape
     scores = scores.reshape(n, m, t * s)
     first, below = _starts(n)
@@ -142,9 +142,11 @@ def _all_at_once(scores: np.ndarray, places: Places) -> np.ndarray:
 
 @cache
 def _starts(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first of the d + 1 targets, or of all there are, that end at target i: (d, i).
+    """Two tables of rows for the ranges of d + 1 targets that end at target i, both (d, i).
 
-    And target i - d itself, as a row of scores that have a row of zeros on top of them, which it is if there is none.
+    The first table has the target that a range begins with, 0 for ranges that are cut off at the top. The second has
+    the row of target i - d in scores with a row of zeros above them. Row 0 stands for a target that does not exist, so
+    that it adds nothing to a sum.
     """
     i = np.arange(n)
     start = i - i[:, None]
@@ -152,7 +154,7 @@ def _starts(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _range_by_range(scores: np.ndarray, places: Places) -> np.ndarray:
-    """dp, target by target, after the values of all ranges, from short ones to long ones."""
+    """Compute the values of all ranges, from short ones to long ones, and then dp, target by target."""
     n, m, t, s = scores.shape
     scores = scores.reshape(n, m, t * s)
     roots = places.roots.repeat(s, axis=2)  # (d, i, pair)
@@ -188,7 +190,13 @@ WIDE = 64  # for so many pairs, a call for each source is faster than accumulate
 
 
 def _promising_ranges(scores: np.ndarray, places: Places) -> np.ndarray:
-    """dp, source by source: ever longer ranges, for those targets that can still gain from them."""
+    """Compute dp source by source, with ever longer ranges for the targets that can still gain from them."""
+    # Eq. 3 divides a sum by the square root of its length, so that long ranges seldom win: their values are most of the
+    # n²m that the recurrence costs, and nearly all of them are computed in vain. This function keeps a window of
+    # targets, first..stop-1, whose best range may still be longer than d + 1. `_reachable` bounds what any longer range
+    # can give. Targets at both ends of the window whose best is above their bound are let go. The bound costs as much
+    # as a step, so that it is asked for after 2, 4, 8, ... steps only. The result is exact: a target is let go only if
+    # no longer range can beat what it has.
     n, m, t, s = scores.shape
     scores = np.ascontiguousarray(scores.swapaxes(0, 1)).reshape(m, n, t * s)
     without_gaps = np.all(np.diff(places.positions, axis=0) == 1)
@@ -271,9 +279,10 @@ def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> list[tup
 
 
 class _Scores:
-    """The score of a matching, and both phases as they are needed to trace it; equal blocks are computed once.
+    """The score of a matching, with the tables of both phases that tracing needs.
 
-    `layers` are the scores of the layers (`score_matrix`), (target, source).
+    Blocks that are equal share one table: networks repeat their blocks, and phase one costs the most. `layers` are the
+    scores of the layers (`score_matrix`), (target, source).
     """
 
     def __init__(self, source: Compact, target: Compact, layers: np.ndarray):

@@ -40,10 +40,12 @@ def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]
 
 
 def silent_heads(target: Network, names: Mapping[str, str]) -> dict[str, str]:
-    """Of new classifiers, those that can start with zero weights: random ones would disturb the features they read.
+    """The new classifiers that can start with zero weights, each with the reason.
 
-    The step of an optimizer is as large for a feature that helps as for one that a random classifier asks for. Biases
-    stay as they are, because they may hold how frequent a class is.
+    Random weights of a classifier send random gradients into features that came from the source. Adam makes steps of
+    one size whatever the gradient, so that the first steps of training damage these features. Zero weights send no
+    gradient until the classifier has learned something. Biases stay as they are: a bias may tell how frequent a class
+    is, as in detectors.
     """
     layers = (layer for layer in target.weights if layer.name in names)
     return {layer.name: f"{NO_ANSWER}: {names[layer.name]}" for layer in layers if _is_linear(layer)}

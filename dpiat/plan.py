@@ -625,7 +625,10 @@ def _left(to: LayerWeights, reason: str) -> Iterator[Outcome]:
 
 
 def _writers(targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None]) -> dict[int, str]:
-    """The name that counts of each tensor that has several: the first with a counterpart. Others are not in it."""
+    """Choose one name for each tensor that has several: the first whose layer has a partner, or else the first.
+
+    The elements of a shared tensor are counted and written under this name alone. Tensors of one name are not listed.
+    """
     tensors = {to.path(local): id(to.stored(local)) for to in targets for local in to.tensors}
     if len(set(tensors.values())) == len(tensors):
         return {}  # no tensor has two names

@@ -158,7 +158,7 @@ class LayerWeights(NamedTuple):
 
 
 def is_matrix(layer: Layer) -> bool:
-    """Is it a matrix or a convolution?"""
+    """Is a layer a matrix or a convolution?"""
     return len(layer.shape) > 1 and layer.kind.startswith(MATRICES)
 
 

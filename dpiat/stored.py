@@ -75,7 +75,7 @@ def _unwrapped(tensors: Mapping[str, Tensor], beside: bool = False) -> tuple[dic
 
 
 def _is_vector(tensor: Tensor) -> bool:
-    """Is it a vector or a number?"""
+    """Does a tensor have at most one dimension?"""
     return not is_lazy(tensor) and tensor.dim() < 2
 
 
@@ -186,7 +186,7 @@ def _reordered(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _scattered(paths: Sequence[Sequence[str]]) -> bool:
-    """Is there a module with others between what it holds?"""
+    """Do tensors of another module stand between the tensors of some module?"""
     for depth in range(1, max(map(len, paths)) + 1):
         modules = [path for path, _ in groupby(tuple(path[:depth]) for path in paths) if len(path) == depth]
         if len(set(modules)) < len(modules):
