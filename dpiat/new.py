@@ -45,7 +45,8 @@ def silent_heads(target: Network, names: Mapping[str, str]) -> dict[str, str]:
     Random weights of a classifier send random gradients into features that came from the source. Adam makes steps of
     one size whatever the gradient, so that the first steps of training damage these features. Zero weights send no
     gradient until the classifier has learned something. Biases stay as they are: a bias may tell how frequent a class
-    is, as in detectors.
+    is, as in detectors. A layer without a bias keeps its weights: it is often a projection whose outputs are
+    normalized, and zeros have no direction.
     """
     layers = (layer for layer in target.weights if layer.name in names)
     return {layer.name: f"{NO_ANSWER}: {names[layer.name]}" for layer in layers if _is_linear(layer)}
@@ -58,7 +59,8 @@ def _is_linear(layer: LayerWeights) -> bool:
     One that normalizes its weight, or computes it from others, has no answer at zero.
     """
     weight = layer.tensors.get("weight")
-    if weight is None or layer.module._parameters.get("weight") is None or not fractional(weight):
+    own = layer.module._parameters
+    if weight is None or own.get("weight") is None or own.get("bias") is None or not fractional(weight):
         return False
     rows = (2, *layer.module.weight.shape[1:])
     given, bias = torch.ones(1, *rows[1:], device="cpu"), torch.ones(2, device="cpu")

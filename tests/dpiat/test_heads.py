@@ -125,7 +125,12 @@ class Normalized(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    "last", [lambda n: Normalized(16, n), lambda n: nn.utils.parametrizations.weight_norm(nn.Linear(16, n))]
+    "last",
+    [
+        lambda n: Normalized(16, n),
+        lambda n: nn.utils.parametrizations.weight_norm(nn.Linear(16, n)),
+        lambda n: nn.Linear(16, n, bias=False),  # its outputs may be normalized afterwards
+    ],
 )
 def test_a_classifier_that_cannot_be_zero_is_left(last):
     source, target = (nn.Sequential(nn.Linear(3, 16), nn.ReLU(), last(n)) for n in (20, 6))

@@ -76,7 +76,7 @@ def test_a_reason_names_its_cause(source, target, word):
 
 
 def test_a_head_that_is_left_says_so_in_the_report():
-    report = transfer(attention(8), nn.ModuleDict({**attention(8), "fc": nn.Linear(8, 7)}))
+    report = transfer(attention(8), nn.ModuleDict({**attention(8), "fc": nn.Linear(8, 7)}), new="random")
     left = [entry for entry in report.entries if entry.action == "left"]
     assert [entry.target for entry in left] == ["fc.weight", "fc.bias"]
     assert all("7" in entry.note and "3" in entry.note for entry in left)
