@@ -118,8 +118,8 @@ class _Node:
         for child in inside:
             if (before := _before_number(child.key)) is not None:
                 groups.setdefault(before, []).append(child)
-        if self.key.isdigit():  # in an element of a list, "ffn1" and "ffn2" are two parts, and not a list
-            groups = {before: group for before, group in groups.items() if not before}
+        if self.key.isdigit():  # in an element of a list, "ffn1" and "ffn2" are two parts, and not a list of blocks
+            groups = {before: group for before, group in groups.items() if not before or len(group) > 2}
         own = [group for group in groups.values() if any(_alike(a, b) for a, b in pairwise(group))]
         return own + [group for child in inside for group in child.lists]
 
