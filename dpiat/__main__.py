@@ -18,7 +18,7 @@ from torch import nn
 from dpiat import plotting, sources
 from dpiat.assignment import MATCHINGS
 from dpiat.checkpoints import ORDER
-from dpiat.files import draft
+from dpiat.files import replacing
 from dpiat.heads import HEADS
 from dpiat.operators import OPERATORS
 from dpiat.reading import MODES, standardize
@@ -144,7 +144,7 @@ def _rank(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--top must be at least 1, got {arguments.top}")
     candidates = rank(arguments.target, arguments.sources or None, arguments.architecture)[: arguments.top]
     if arguments.csv:
-        with draft(arguments.csv) as written, open(written, "w", newline="") as file:
+        with replacing(arguments.csv) as written, open(written, "w", newline="") as file:
             csv.writer(file).writerows([Candidate._fields, *candidates])
     if arguments.json:
         print(json.dumps([candidate._asdict() for candidate in candidates], indent=1))
@@ -172,7 +172,7 @@ def _report(arguments: argparse.Namespace) -> None:
     """Show the plan as a page of HTML: which block comes from which, what share of it, and warnings in colour."""
     source, target = _pair(arguments)
     planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
-    with draft(arguments.out) as written:
+    with replacing(arguments.out) as written:
         written.write_text(planned.to_html((arguments.source, arguments.target)), encoding="utf-8")
     print(planned.to_json() if arguments.json else f"{arguments.out}: {planned.report.summary()}")
 
@@ -201,11 +201,11 @@ def _plot_matching(arguments: argparse.Namespace) -> None:
 
 def _plot_similarity(arguments: argparse.Namespace) -> None:
     """Draw the similarities of all pairs of networks (figure 5)."""
-    plotting.plot_similarity(dict(sources.sketches(arguments.networks, arguments.architecture)), arguments.out)
+    plotting.plot_similarity(dict(sources.networks_of(arguments.networks, arguments.architecture)), arguments.out)
 
 
 def _save(state: dict[str, torch.Tensor], file: Path) -> None:
-    with draft(file) as written:
+    with replacing(file) as written:
         try:
             if file.suffix == ".safetensors":
                 from safetensors.torch import save_file
@@ -237,8 +237,8 @@ def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _pair(arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
     """The source and the target, without memory for the weights of names."""
-    target = sources.sketch(arguments.target, arguments.architecture)
-    return sources.sketch(arguments.source, arguments.architecture, like=target), target
+    target = sources.load_without_weights(arguments.target, arguments.architecture)
+    return sources.load_without_weights(arguments.source, arguments.architecture, like=target), target
 
 
 def _check_architecture(arguments: argparse.Namespace) -> None:

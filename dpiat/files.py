@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def draft(file: Path) -> Iterator[Path]:
+def replacing(file: Path) -> Iterator[Path]:
     """A file to write to, in the same folder and of the same name, which takes the place of `file` when it is whole."""
     if not file.parent.is_dir():
         raise FileNotFoundError(f"no folder {file.parent} for {file.name}")

@@ -22,7 +22,7 @@ import torch
 
 from dpiat import reading
 from dpiat.architecture import Architecture, Block, Layer
-from dpiat.files import draft
+from dpiat.files import replacing
 from dpiat.sources import first_line
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def timm_architectures(names: Sequence[str] | None = None) -> dict[str, Architec
     built = _built(names)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with draft(file) as written:
+        with replacing(file) as written:
             written.write_bytes(gzip.compress(json.dumps(_packed(built), separators=(",", ":")).encode(), mtime=0))
     except OSError as error:
         logger.warning("the index cannot be kept and will be built again (%s)", error)

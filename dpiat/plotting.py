@@ -12,7 +12,7 @@ from torch import nn
 
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.assignment import best
-from dpiat.files import draft
+from dpiat.files import replacing
 from dpiat.matching import Matching
 from dpiat.similarity import as_architectures, coverage, similarity
 from dpiat.standardization import DEPTHWISE
@@ -182,7 +182,7 @@ def _save(axes: Axes, file: str | Path | None) -> None:
     from matplotlib import rc_context
 
     suffix = Path(file).suffix.lower()
-    with rc_context({"svg.hashsalt": "dpiat"}), draft(Path(file)) as written:
+    with rc_context({"svg.hashsalt": "dpiat"}), replacing(Path(file)) as written:
         axes.get_figure(root=True).savefig(
             written, format=suffix[1:], dpi=150, metadata=FORMATS[suffix], bbox_inches="tight", pad_inches=0.1
         )

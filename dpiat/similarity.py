@@ -14,7 +14,7 @@ from dpiat.architecture import Architecture
 from dpiat.index import pretrained, timm_architectures
 from dpiat.matching import match_both, match_score, match_scores
 from dpiat.reading import Mode, read, standardize
-from dpiat.sources import Source, is_timm_name, sketch, sketches
+from dpiat.sources import Source, is_timm_name, load_without_weights, networks_of
 from dpiat.stored import Stored
 
 
@@ -148,7 +148,7 @@ def _named(sources, target: nn.Module | Architecture, architecture: str | None) 
             'sources must be a mapping from names to networks, a list of names, files and folders, "timm" or None, '
             f"got {sources!r}"
         )
-    return sketches(names, architecture, like)
+    return networks_of(names, architecture, like)
 
 
 def _network(
@@ -161,7 +161,7 @@ def _network(
             f"{name} must be a name, a path, a state dict, a torch.nn.Module or an Architecture, "
             f"got {type(source).__name__}"
         )
-    return sketch(source, architecture, like)
+    return load_without_weights(source, architecture, like)
 
 
 def _scores(source: Architecture, target: Architecture) -> tuple[float, float]:

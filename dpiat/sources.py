@@ -86,14 +86,14 @@ def load(
     return as_network(in_order(tensors, name, ordered, like, why))
 
 
-def sketch(source: Source, architecture: str | None = None, like: nn.Module | None = None) -> nn.Module:
+def load_without_weights(source: Source, architecture: str | None = None, like: nn.Module | None = None) -> nn.Module:
     """What `load` gives, but of a name without its weights, and without memory for them where that is possible."""
     if isinstance(source, str) and not is_stored(source):
-        return outline(source)
+        return build_on_meta(source)
     return load(source, architecture=architecture, like=like)
 
 
-def sketches(
+def networks_of(
     names: Iterable[str | PathLike], architecture: str | None = None, like: nn.Module | None = None
 ) -> Iterator[tuple[str, nn.Module]]:
     """What names, files, folders of files and patterns of timm's names (* and ?) stand for, by name, one by one.
@@ -104,7 +104,7 @@ def sketches(
     names = [str(name) for name in names]
     for name in _expanded(names):
         try:
-            network = sketch(name, architecture, like)
+            network = load_without_weights(name, architecture, like)
         except Exception as error:
             if name in names:
                 raise ValueError(first_line(error)) from error
@@ -166,7 +166,7 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
         raise ValueError(f"{name} is a {kind} of weights, not a network: give a timm name or package.module:callable")
     if ":" not in name or name.startswith(HUBS):
         return _from_timm(name, pretrained, arguments)
-    function = resolve(name)
+    function = imported(name)
     try:
         parameters = signature(function).parameters
         network = function(**arguments) if "num_classes" in parameters else _built(function, parameters, arguments)
@@ -188,7 +188,7 @@ def _built(function: Callable, parameters: Mapping[str, Parameter], arguments: d
     return function()
 
 
-def outline(name: str, classes: int | None = None) -> nn.Module:
+def build_on_meta(name: str, classes: int | None = None) -> nn.Module:
     """The network of a name, without memory for its weights unless its constructor reads their values."""
     try:
         with torch.device("meta"):
@@ -214,7 +214,7 @@ def _from_timm(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Mod
         raise ValueError(f"no pretrained weights for {name} ({first_line(error)}): give a file of weights") from error
 
 
-def resolve(name: str) -> Callable[..., Any]:
+def imported(name: str) -> Callable[..., Any]:
     """The callable of "package.module:callable"; the current folder counts. Raises ValueError if there is none."""
     module, _, attribute = name.partition(":")
     if "" not in sys.path:
@@ -231,7 +231,7 @@ def resolve(name: str) -> Callable[..., Any]:
 
 def _filled(architecture: str, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
     """A network of this name that holds these tensors, whatever its number of classes."""
-    network = outline(architecture)
+    network = build_on_meta(architecture)
     names = network.state_dict(keep_vars=True)
     tensors = of_network(tensors, names)
     missing, unknown = (sorted(a - b) for a, b in permutations((names.keys(), tensors.keys())))

@@ -10,10 +10,10 @@ from dpiat import transfer
 source = timm.create_model("mobilenetv3_small_050", num_classes=1000)  # pretrained=True brings ImageNet's weights
 target = timm.create_model("mobilenetv3_small_075", num_classes=3)
 
-# head="auto", the default: a classifier of other classes keeps its own weights.
+# head="auto", the default: the weights of a classifier of other classes are zero, and the bias is the target's own.
 report = transfer(source, target)
-left = [entry.target for entry in report.entries if entry.action == "left"]
-print("keeps its weights:", *left)
+silent = [entry.target for entry in report.entries if entry.note.startswith("zero, so that all classes")]
+print("zero at first:", *silent)
 
 # A mapping {target class: source class} fills the rows of the classes that both networks know.
 tabby, retriever = 281, 207  # ImageNet's numbers; the third class of the target is new

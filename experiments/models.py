@@ -77,7 +77,7 @@ def shapes_digest(name: str) -> str:
     # of the two networks are not taken for one another.
     try:
         with torch.random.fork_rng(devices=[]):
-            tensors = sources.outline(name, classes=10).state_dict(keep_vars=True)
+            tensors = sources.build_on_meta(name, classes=10).state_dict(keep_vars=True)
         found = [(key, list(tensor.shape)) for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor)]
     except Exception:  # whatever a user's network raises: the trial will say so when it builds the network
         return ""
@@ -94,7 +94,7 @@ def input_size(name: str) -> int:
 def check(name: str) -> None:
     """Raise UserError if there is no network of this name. Nothing is built."""
     if ":" in name:
-        _from_user(sources.resolve, name)
+        _from_user(sources.imported, name)
     else:
         _timm_name(name)
 

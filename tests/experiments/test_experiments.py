@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from dpiat.reading import VERSION
 from experiments import grids
 from experiments.results import paper
 from experiments.settings import UserError, aliases
@@ -106,5 +107,5 @@ def test_records_of_older_rules_are_of_trials_of_their_own():
     planned = {cell.trial.id for cell in grids.grid("imagenette_statistics", "init.mode=default")}
     today = {cell.trial.id for cell in grids.grid("imagenette_statistics", "init.mode=default", "init.version=null")}
     assert planned <= kept and len(today) == len(planned) and not today & kept
-    with pytest.raises(UserError, match=r"init\.version must be from 1 to 3, got 4"):
-        grids.grid("imagenette_statistics", "init.mode=default", "init.version=4")
+    with pytest.raises(UserError, match=rf"init\.version must be from 1 to {VERSION}, got {VERSION + 1}"):
+        grids.grid("imagenette_statistics", "init.mode=default", f"init.version={VERSION + 1}")
