@@ -18,7 +18,7 @@ from torch import Tensor
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.levels import is_main
 from dpiat.operators import Index, Indices, are_slices
-from dpiat.standardization import DEPTHWISE, Branch, LayerWeights, Network
+from dpiat.standardization import DEPTHWISE, Branch, LayerTensors, Network
 
 
 def merged(network: Network) -> Network:
@@ -73,9 +73,9 @@ def _with(architecture: Architecture, blocks: Sequence[Block]) -> Architecture:
     return Architecture(architecture.name, tuple(blocks), architecture.structured)
 
 
-def _members(weights: Sequence[LayerWeights]) -> dict[str, list[LayerWeights]]:
+def _members(weights: Sequence[LayerTensors]) -> dict[str, list[LayerTensors]]:
     """The branches of each layer that is made of some."""
-    found: dict[str, list[LayerWeights]] = {}
+    found: dict[str, list[LayerTensors]] = {}
     for layer in weights:
         if layer.branch is not None:
             found.setdefault(layer.branch.whole, []).append(layer)
@@ -150,12 +150,12 @@ def spread(source: Network, target: Network, partner: MutableMapping[str, str]) 
             partner[branch.name] = given[place].name if alike else by
 
 
-def joined(network: Network, names: Collection[str]) -> list[LayerWeights]:
+def joined(network: Network, names: Collection[str]) -> list[LayerTensors]:
     """The layers among `names` that several branches make together, each with its weights in dense coordinates."""
     return [_joined(branches) for whole, branches in _members(network.weights).items() if whole in names]
 
 
-def _joined(branches: Sequence[LayerWeights]) -> LayerWeights:
+def _joined(branches: Sequence[LayerTensors]) -> LayerTensors:
     first = branches[0]
     place = first.branch
     tensors: dict[str, Tensor] = {}
@@ -168,14 +168,14 @@ def _joined(branches: Sequence[LayerWeights]) -> LayerWeights:
             for branch in branches:
                 tensors[local][_own_part(branch.branch, branch.tensors[local])].copy_(branch.tensors[local])
     plain = first.plain._replace(name=place.whole, shape=place.shape)
-    return LayerWeights(place.whole, first.module, tensors, plain=plain)
+    return LayerTensors(place.whole, first.module, tensors, plain=plain)
 
 
 def _own_part(branch: Branch, tensor: Tensor) -> tuple[slice, ...]:
     return tuple(slice(start, start + size) for start, size in zip(branch.starts, tensor.shape, strict=True))
 
 
-def as_whole(layer: LayerWeights) -> LayerWeights:
+def as_whole(layer: LayerTensors) -> LayerTensors:
     """A branch seen as the whole layer, which has no values."""
     place = layer.branch
     shapes = {local: place.shape if local == "weight" else place.shape[:1] for local in layer.tensors}
@@ -184,7 +184,7 @@ def as_whole(layer: LayerWeights) -> LayerWeights:
     return layer._replace(tensors=tensors, views={}, plain=plain, branch=None)
 
 
-def own(indices: Indices, layer: LayerWeights, source: LayerWeights) -> Indices:
+def own(indices: Indices, layer: LayerTensors, source: LayerTensors) -> Indices:
     """What of the indices for the whole layer falls to a branch of it, in the places that it has itself."""
     found = {}
     for local, (to, by) in indices.items():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from dpiat.standardization import CONVOLUTIONS, LayerWeights
+from dpiat.standardization import CONVOLUTIONS, LayerTensors
 
 SIDES = (64, 224)  # pixels of the input, if none is given: the first that will do, for the numbers are as many
 # Functions by their names without underscores.
@@ -58,7 +58,7 @@ class _Numbers(Tensor):
     """An activation whose elements are the numbers of their channels."""
 
 
-def follow(module: nn.Module, weights: Iterable[LayerWeights], example: Tensor | None = None) -> Flow:
+def follow(module: nn.Module, weights: Iterable[LayerTensors], example: Tensor | None = None) -> Flow:
     """The channels of a network, as the weights that `dpiat.reading.read` finds treat them.
 
     `example` is an input, of which only the shape counts; without it, an image of 64 or 224 pixels with the
@@ -74,7 +74,7 @@ def follow(module: nn.Module, weights: Iterable[LayerWeights], example: Tensor |
     return _followed(module, weights, last)
 
 
-def _followed(module: nn.Module, weights: list[LayerWeights], shape: tuple[int, ...]) -> Flow:
+def _followed(module: nn.Module, weights: list[LayerTensors], shape: tuple[int, ...]) -> Flow:
     mode = _Follow(weights)
     given = mode.new(shape[1])
     flags = {part: part.training for part in module.modules()}
@@ -90,7 +90,7 @@ def _followed(module: nn.Module, weights: list[LayerWeights], shape: tuple[int, 
 
 
 class _Follow(TorchFunctionMode):
-    def __init__(self, weights: list[LayerWeights]):
+    def __init__(self, weights: list[LayerTensors]):
         super().__init__()
         self.layers = {id(layer.stored(local)): layer for layer in weights for local in layer.tensors}
         self.parents: list[int] = []  # of each channel in the forest of those that are one
@@ -154,7 +154,7 @@ class _Follow(TorchFunctionMode):
             self.rigid.update(value.as_subclass(Tensor).unique().long().tolist())
         return value
 
-    def _matrix(self, name: str, layer: LayerWeights | None, function: Any, args: tuple, kwargs: dict) -> Tensor:
+    def _matrix(self, name: str, layer: LayerTensors | None, function: Any, args: tuple, kwargs: dict) -> Tensor:
         if layer is None:
             raise ValueError(f"the weights of a {name} after {self.last or 'the input'} are computed from others")
         axis, shape = -1 if name == "linear" else 1, _shape(function, args, kwargs)
@@ -167,7 +167,7 @@ class _Follow(TorchFunctionMode):
         self._touch(layer, Touch(reads, writes, groups))
         return _spread(writes, axis, shape)
 
-    def _through(self, name: str, layer: LayerWeights, value: Tensor) -> None:
+    def _through(self, name: str, layer: LayerTensors, value: Tensor) -> None:
         """A layer of one number for each channel, or for all."""
         tensor = max(layer.tensors.values(), key=Tensor.numel)
         if tensor.numel() == 1:
@@ -184,7 +184,7 @@ class _Follow(TorchFunctionMode):
             raise ValueError(f"which of its numbers {layer.name} has for which channel is not known")
         self._touch(layer, Touch(None, numbers, late=self.sum))
 
-    def _touch(self, layer: LayerWeights, touch: Touch) -> None:
+    def _touch(self, layer: LayerTensors, touch: Touch) -> None:
         if before := self.touches.get(layer.name):  # it runs twice
             for old, new in ((before.reads or [], touch.reads or []), (before.writes, touch.writes)):
                 self._join(zip(old, new, strict=True))
@@ -221,7 +221,7 @@ class _Follow(TorchFunctionMode):
         return number
 
 
-def _input(weights: list[LayerWeights], side: int) -> tuple[int, ...]:
+def _input(weights: list[LayerTensors], side: int) -> tuple[int, ...]:
     """The shape of an input, by the first layer."""
     for layer in weights:
         if isinstance(layer.module, nn.Linear):

@@ -12,29 +12,29 @@ from torch import nn
 
 from dpiat import roles
 from dpiat.architecture import Layer
-from dpiat.layers import LayerWeights
+from dpiat.layers import LayerTensors
 from dpiat.standardization import is_matrix
 
 TEXT = re.compile(r"(^|[._])(text|token|tok|word)")
 POWERS = frozenset(2**n for n in range(4, 20))
-Facts = Iterator[tuple[int, dict[str, Any]]]  # the place of a layer, and fields of `LayerWeights`
+Facts = Iterator[tuple[int, dict[str, Any]]]  # the place of a layer, and fields of `LayerTensors`
 
 
-def in_context(weights: list[LayerWeights], shapes_alone: bool) -> list[LayerWeights]:
+def in_context(weights: list[LayerTensors], shapes_alone: bool) -> list[LayerTensors]:
     """The layers of a network, in order, with what they tell of one another."""
     told = list(weights)
     for facts in (_positions(weights), _inputs(weights, shapes_alone), _stacks(weights)):
         for place, fields in facts:
             told[place] = told[place]._replace(**fields)
     for place, norm in _norms(weights):
-        told[place] = LayerWeights(*told[place][:-1], norm)  # `_replace` takes twice as long, and norms are many
+        told[place] = LayerTensors(*told[place][:-1], norm)  # `_replace` takes twice as long, and norms are many
     return told
 
 
 # --- positions --------------------------------------------------------------------------------------------------------
 
 
-def _positions(weights: list[LayerWeights]) -> Facts:
+def _positions(weights: list[LayerTensors]) -> Facts:
     """Find for tables of positions the rows of tokens before the positions, the first position's row, and the grid."""
     places = [place for place, layer in enumerate(weights) if layer.plain.role == roles.POSITION]
     if not places:
@@ -56,7 +56,7 @@ def _grid(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _offset(layer: LayerWeights) -> int:
+def _offset(layer: LayerTensors) -> int:
     """The row of the first position: libraries keep rows before it for padding."""
     module = layer.module
     weight = layer.tensors.get("weight")
@@ -71,7 +71,7 @@ def _offset(layer: LayerWeights) -> int:
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
 
 
-def _inputs(weights: list[LayerWeights], shapes_alone: bool) -> Facts:
+def _inputs(weights: list[LayerTensors], shapes_alone: bool) -> Facts:
     """Find out what the inputs of matrices and convolutions are, from the numbers of outputs of the layers before."""
     given, outs, first, flattened = 0, set(), True, False
     before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
@@ -104,7 +104,7 @@ def _inputs(weights: list[LayerWeights], shapes_alone: bool) -> Facts:
         outs.add(out)
 
 
-def _stacks(weights: list[LayerWeights]) -> Facts:
+def _stacks(weights: list[LayerTensors]) -> Facts:
     """Find linear layers with 2, 3 or 4 times as many outputs as the next layer takes: these are stacked."""
     taken = 0  # by the next layer
     for place in reversed(range(len(weights))):
@@ -118,7 +118,7 @@ def _stacks(weights: list[LayerWeights]) -> Facts:
         taken = plain.shape[1] if linear else 0
 
 
-def _norms(weights: list[LayerWeights]) -> Iterator[tuple[int, LayerWeights]]:
+def _norms(weights: list[LayerTensors]) -> Iterator[tuple[int, LayerTensors]]:
     """Find the norm of each matrix and convolution: the next layer, if it is a vector of as many numbers."""
     for place, (layer, after) in enumerate(pairwise(weights)):
         shape = layer.plain.shape

@@ -46,7 +46,7 @@ from dpiat.positions import resampled_grid, resampled_offsets, resampled_patches
 from dpiat.recipe import BEST, Recipe
 from dpiat.report import times
 from dpiat.sources import first_line
-from dpiat.standardization import CONVOLUTIONS, LayerWeights, known_kind, paper_kind
+from dpiat.standardization import CONVOLUTIONS, LayerTensors, known_kind, paper_kind
 
 INPUTS, ZEROS, CLASSES = "input channels", "zero input channels", "classes"
 OF_THE_NETWORK = (INPUTS, ZEROS, CLASSES)  # rules for layers that the whole network tells
@@ -62,8 +62,8 @@ class Route(NamedTuple):
     `seen` is what an operator of ours sees of the target; None where axes have no meaning.
     """
 
-    source: LayerWeights
-    target: LayerWeights
+    source: LayerTensors
+    target: LayerTensors
     indices: Indices | None
     rules: Mapping[str, str]  # of each tensor that a rule fills
     seen: Weights | None = None
@@ -90,7 +90,7 @@ class Settings:
         return self.chosen in (*OPERATORS.values(), leading)
 
 
-def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
+def route(by: LayerTensors, to: LayerTensors, rule: str, settings: Settings) -> Route:
     """How the target layer `to` is filled from the source layer `by`."""
     if settings.mode == "paper":
         given, wanted = (weights_of(layer, "paper") for layer in (by, to))
@@ -124,7 +124,7 @@ def route(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> 
     return Route(by, to, indices, rules, wanted if settings.ours or rule == CLASSES else None)
 
 
-def _to_branch(by: LayerWeights, to: LayerWeights, rule: str, settings: Settings) -> Route:
+def _to_branch(by: LayerTensors, to: LayerTensors, rule: str, settings: Settings) -> Route:
     """What comes to the place of a branch in the layer that it makes with others."""
     way = route(by, as_whole(to), rule, settings)
     fitting = {
@@ -170,7 +170,7 @@ def is_inner(axes: tuple[str, ...], d: int) -> bool:
     return axes[d] in (IN, KERNEL, HALF) or (axes[d] == HEAD and OUT in axes[:d] and IN in axes)
 
 
-def _of_one_shape(by: LayerWeights, to: LayerWeights) -> bool:
+def _of_one_shape(by: LayerTensors, to: LayerTensors) -> bool:
     """Does every tensor go whole to its like, whatever its axes mean?"""
     if by.offset != to.offset or (by.norm is not None and to.norm is None):
         return False
@@ -181,7 +181,7 @@ def _of_one_shape(by: LayerWeights, to: LayerWeights) -> bool:
     return True
 
 
-def weights_of(layer: LayerWeights, mode: str) -> Weights:
+def weights_of(layer: LayerTensors, mode: str) -> Weights:
     """A layer as an operator sees it alone."""
     if mode == "paper":
         return Weights(layer.tensors, paper_kind(type(layer.module)))
@@ -190,7 +190,7 @@ def weights_of(layer: LayerWeights, mode: str) -> Weights:
 
 
 def _indices(
-    given: Weights, wanted: Weights, by: LayerWeights, to: LayerWeights, operator: Operator, settings: Settings
+    given: Weights, wanted: Weights, by: LayerTensors, to: LayerTensors, operator: Operator, settings: Settings
 ) -> Indices | None:
     if operator is clip and is_centred(given, wanted):
         return None
@@ -200,15 +200,15 @@ def _indices(
     return indices
 
 
-def _kind(layer: LayerWeights) -> str:
+def _kind(layer: LayerTensors) -> str:
     return known_kind(type(layer.module)) or (layer.plain.kind if layer.plain else "")
 
 
-def _groups(layer: LayerWeights) -> int:
+def _groups(layer: LayerTensors) -> int:
     return layer.module.groups if isinstance(layer.module, CONVOLUTIONS) else 1
 
 
-def _one_by_one(layer: LayerWeights) -> bool:
+def _one_by_one(layer: LayerTensors) -> bool:
     """Does every channel have a group and a filter of its own?"""
     module = layer.module
     return not isinstance(module, CONVOLUTIONS) or module.groups == module.in_channels == module.out_channels
@@ -217,7 +217,7 @@ def _one_by_one(layer: LayerWeights) -> bool:
 # --- the same axes ----------------------------------------------------------------------------------------------------
 
 
-def same_axes(by: LayerWeights, to: LayerWeights) -> tuple[LayerWeights, LayerWeights, dict[str, tuple[str, ...]]]:
+def same_axes(by: LayerTensors, to: LayerTensors) -> tuple[LayerTensors, LayerTensors, dict[str, tuple[str, ...]]]:
     """Both layers with their tensors seen alike, and the meaning of the axes where it is not the usual one.
 
     A linear layer is seen as a 1 × 1 convolution where its partner is one, (C, 1, 1) as (C,), and the outputs of an
@@ -263,7 +263,7 @@ def _of_parameter(role: str, tensor: Tensor) -> tuple[str, ...]:
     return (OUT,) * tensor.dim()
 
 
-def _same_rank(by: LayerWeights, to: LayerWeights, name: str) -> tuple[LayerWeights, LayerWeights]:
+def _same_rank(by: LayerTensors, to: LayerTensors, name: str) -> tuple[LayerTensors, LayerTensors]:
     """Bring two tensors to one number of dimensions, if they are the same but for some of size 1, or for heads."""
     s, t = by.tensors[name], to.tensors[name]
     if by.split and not to.split and s.dim() == t.dim() + 1 and not len(t) % len(s):
@@ -320,7 +320,7 @@ class _Kernel(NamedTuple):
         return tensor.unflatten(1, (-1, *self.shape))
 
 
-def _heads(by: LayerWeights, to: LayerWeights) -> tuple[int, int] | None:
+def _heads(by: LayerTensors, to: LayerTensors) -> tuple[int, int] | None:
     """The numbers of heads of two projections; of one that does not say, by the size of the other's heads."""
     counts = [by.heads, to.heads]
     if not any(counts):
@@ -340,8 +340,8 @@ def _heads(by: LayerWeights, to: LayerWeights) -> tuple[int, int] | None:
 
 
 def _by_heads(
-    by: LayerWeights, to: LayerWeights, name: str, counts: tuple[int, int], role: str
-) -> tuple[LayerWeights, LayerWeights, tuple[str, ...]]:
+    by: LayerTensors, to: LayerTensors, name: str, counts: tuple[int, int], role: str
+) -> tuple[LayerTensors, LayerTensors, tuple[str, ...]]:
     """Both with an axis of heads: in the inputs of an attention's last projection, in the outputs of the others."""
     inner = role.endswith(roles.PROJECTED)
     if inner and name == "bias":
@@ -362,11 +362,11 @@ def _by_heads(
 
 # A rule gives, by the names of tensors, values in place of the source's, and which of the source's rows go where.
 Ruled = tuple[dict[str, Tensor], dict[str, tuple[list[int], list[int]]]]
-Rule = Callable[[LayerWeights, LayerWeights], Ruled]
+Rule = Callable[[LayerTensors, LayerTensors], Ruled]
 NO_RULE: Ruled = {}, {}
 
 
-def _rows(by: LayerWeights, to: LayerWeights) -> dict[str, tuple[list[int], list[int]]]:
+def _rows(by: LayerTensors, to: LayerTensors) -> dict[str, tuple[list[int], list[int]]]:
     """The rows of sequences of positions that do not begin with the first row."""
     if to.plain.role != roles.POSITION or by.offset == to.offset:
         return {}
@@ -377,11 +377,11 @@ def _rows(by: LayerWeights, to: LayerWeights) -> dict[str, tuple[list[int], list
     return {"weight": tuple(list(range(layer.offset, layer.offset + count)) for layer in (to, by))}
 
 
-def _input_channels(by: LayerWeights, to: LayerWeights) -> Ruled:
+def _input_channels(by: LayerTensors, to: LayerTensors) -> Ruled:
     return {"weight": adapt_inputs(by.tensors["weight"], to.tensors["weight"].shape[1])}, {}
 
 
-def _zero_channels(by: LayerWeights, to: LayerWeights) -> Ruled:
+def _zero_channels(by: LayerTensors, to: LayerTensors) -> Ruled:
     """The source's channels first and zeros for the others, which then change nothing until they are trained."""
     weight, channels = by.tensors["weight"], to.tensors["weight"].shape[1]
     if channels <= weight.shape[1]:
@@ -405,7 +405,7 @@ def adapt_inputs(weight: Tensor, channels: int) -> Tensor:
     return weight.index_select(1, to) / shares.to(weight.device)
 
 
-def _weights(by: LayerWeights, to: LayerWeights, *ranks: int) -> tuple[Tensor, Tensor] | None:
+def _weights(by: LayerTensors, to: LayerTensors, *ranks: int) -> tuple[Tensor, Tensor] | None:
     """The weights of both, if they are of different shapes and of these numbers of dimensions."""
     s, t = by.tensors.get("weight"), to.tensors.get("weight")
     if s is None or t is None or s.dim() not in ranks or t.dim() not in ranks or s.shape == t.shape:
@@ -413,11 +413,11 @@ def _weights(by: LayerWeights, to: LayerWeights, *ranks: int) -> tuple[Tensor, T
     return s, t
 
 
-def _convolves(layer: LayerWeights) -> bool:
+def _convolves(layer: LayerTensors) -> bool:
     return layer.plain.kind.startswith(("Conv", "Depthwise"))
 
 
-def _time(by: LayerWeights, to: LayerWeights) -> Ruled:
+def _time(by: LayerTensors, to: LayerTensors) -> Ruled:
     """A convolution over pictures for one over videos, and back: over time it adds up to the same."""
     s, t = by.tensors.get("weight"), to.tensors.get("weight")
     if s is None or t is None or {s.dim(), t.dim()} != {4, 5} or not _convolves(to):
@@ -428,7 +428,7 @@ def _time(by: LayerWeights, to: LayerWeights) -> Ruled:
     return {"weight": (s / steps).unsqueeze(2).expand(-1, -1, steps, -1, -1)}, {}
 
 
-def _grid(by: LayerWeights, to: LayerWeights) -> Ruled:
+def _grid(by: LayerTensors, to: LayerTensors) -> Ruled:
     """Positions on another grid, around the rows of tokens that stand before it."""
     if to.plain.role != roles.POSITION or by.prefix is None or to.prefix is None:
         return NO_RULE
@@ -438,7 +438,7 @@ def _grid(by: LayerWeights, to: LayerWeights) -> Ruled:
     return NO_RULE if resampled is None else ({"weight": resampled[0]}, {"weight": resampled[1]})
 
 
-def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
+def _offsets(by: LayerTensors, to: LayerTensors) -> Ruled:
     """Biases of relative positions for another window."""
     if to.plain.role != roles.OFFSET or (found := _weights(by, to, 2)) is None or len(found[0]) == len(found[1]):
         return NO_RULE
@@ -446,7 +446,7 @@ def _offsets(by: LayerWeights, to: LayerWeights) -> Ruled:
     return NO_RULE if values is None else ({"weight": values}, {})
 
 
-def _patches(by: LayerWeights, to: LayerWeights) -> Ruled:
+def _patches(by: LayerTensors, to: LayerTensors) -> Ruled:
     """The kernel of a patch embedding for patches of another size."""
     if not (by.patches and to.patches) or (found := _weights(by, to, 4)) is None:
         return NO_RULE
@@ -455,7 +455,7 @@ def _patches(by: LayerWeights, to: LayerWeights) -> Ruled:
     return {"weight": resampled_patches(found[0], tuple(found[1].shape[2:]))}, {}
 
 
-def _folded(by: LayerWeights, to: LayerWeights) -> Ruled:
+def _folded(by: LayerTensors, to: LayerTensors) -> Ruled:
     """A convolution and the batch norm behind it, for a convolution without one: weight and bias of both together."""
     norm, weight = by.norm, by.tensors.get("weight")
     if norm is None or to.norm is not None or weight is None or not {"weight", "bias"} <= to.tensors.keys():
@@ -508,7 +508,7 @@ class ChosenClasses:
         return indices
 
 
-def _check_indices(indices: Any, source: Weights, to: LayerWeights, by: LayerWeights) -> None:
+def _check_indices(indices: Any, source: Weights, to: LayerTensors, by: LayerTensors) -> None:
     """Raise TypeError or ValueError for what an operator of the user's must not return."""
     if not isinstance(indices, Mapping):
         raise TypeError(

@@ -22,7 +22,7 @@ from dpiat.reading import read
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report
 from dpiat.roles import EXPAND
 from dpiat.stages import align
-from dpiat.standardization import DEPTHWISE, LayerWeights, Network
+from dpiat.standardization import DEPTHWISE, LayerTensors, Network
 from dpiat.writing import Write, check, put
 
 # What two convolutions or norms must have in common, if they have it.
@@ -139,13 +139,13 @@ def _both(source: nn.Module, target: nn.Module) -> tuple[Network, Network]:
     return read(source), read(target)
 
 
-def _pairs(given: Network, wanted: Network, partner: dict[str, str]) -> dict[str, tuple[LayerWeights, LayerWeights]]:
+def _pairs(given: Network, wanted: Network, partner: dict[str, str]) -> dict[str, tuple[LayerTensors, LayerTensors]]:
     theirs = {layer.name: layer for layer in given.weights}
     ours = {layer.name: layer for layer in wanted.weights}
     return {name: (theirs[by], ours[name]) for name, by in partner.items() if by in theirs and name in ours}
 
 
-def _found(by: LayerWeights, to: LayerWeights, local: str, value: Tensor, filled: int) -> tuple[Entry, Write]:
+def _found(by: LayerTensors, to: LayerTensors, local: str, value: Tensor, filled: int) -> tuple[Entry, Write]:
     shape, source_shape = tuple(value.shape), tuple(by.tensors[local].shape)
     action = PARTLY if filled < value.numel() else COPIED if shape == source_shape else CROPPED
     entry = Entry(to.path(local), shape, action, filled, by.path(local), source_shape)
@@ -170,7 +170,7 @@ def _check_all(network: Network, known: Collection[str], other: str) -> None:
             raise ValueError(f"{layer.name} has no counterpart in {other}")
 
 
-def _check_layer(by: LayerWeights, to: LayerWeights) -> None:
+def _check_layer(by: LayerTensors, to: LayerTensors) -> None:
     """Raise ValueError if a layer cannot compute what a source layer computes."""
     theirs, ours = by.plain.shape, to.plain.shape
     if by.tensors.keys() != to.tensors.keys():
@@ -271,8 +271,8 @@ def _differ(signature: frozenset, mine: int, theirs: int, names: dict[str, str])
 
 
 def _grown(
-    by: LayerWeights,
-    to: LayerWeights,
+    by: LayerTensors,
+    to: LayerTensors,
     local: str,
     old: Flow,
     new: Flow,

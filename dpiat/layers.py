@@ -24,7 +24,7 @@ from dpiat.standardization import (
     DEPTHWISE,
     DIMENSIONS,
     NO_VIEWS,
-    LayerWeights,
+    LayerTensors,
     View,
     known_class,
     layer_tensors,
@@ -65,7 +65,7 @@ def layers_of(
     above: Sequence[nn.Module] = (),
     bare: Mapping[str, Tensor] | None = None,
     head_size: int = 0,
-) -> list[LayerWeights]:
+) -> list[LayerTensors]:
     """The layers that a module is with all that is in it, or that its `bare` tensors are; none without tensors.
 
     `above` are the modules around it, the nearest first. `head_size` is what an attention's head has where no module
@@ -83,7 +83,7 @@ def layers_of(
         raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
     if not tensors:
         return []
-    whole = LayerWeights(name, module, tensors, views)
+    whole = LayerTensors(name, module, tensors, views)
     if "weight" not in tensors:
         whole = _canonical(whole)
     kind = _kind(module, name, whole.tensors, shapes_alone, bare is not None)
@@ -148,7 +148,7 @@ def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_al
     return kind
 
 
-def _canonical(layer: LayerWeights) -> LayerWeights:
+def _canonical(layer: LayerTensors) -> LayerTensors:
     """The layer with its tensors under the usual names, where no two would have the same one."""
     if len(layer.tensors) < 2:
         return layer
@@ -157,7 +157,7 @@ def _canonical(layer: LayerWeights) -> LayerWeights:
     return layer.renamed(names) if any(key != name for key, name in names.items()) else layer
 
 
-def _is_transposed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
+def _is_transposed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
     """Does a matrix have its outputs in columns, as Hugging Face's Conv1D?"""
     module, tensors = layer.module, layer.tensors
     if not isinstance(module, Stored):
@@ -173,8 +173,8 @@ def _is_transposed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
 
 
 def _parts(
-    layer: LayerWeights, role: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
-) -> list[LayerWeights]:
+    layer: LayerTensors, role: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
+) -> list[LayerTensors]:
     """The layers that are stacked in one along its outputs; itself where there is but one."""
     stem = layer.name.rpartition(".")[2].lower()
     for wrapper in ("_orig_mod", "base_layer"):
@@ -200,7 +200,7 @@ def _parts(
     return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
 
 
-def _is_packed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
+def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
     """Does the layer give twice what the next one in its feed-forward network takes?"""
     out = len(layer.tensors["weight"])
     for key, child in above[0]._modules.items() if above else ():
@@ -211,7 +211,7 @@ def _is_packed(layer: LayerWeights, above: Sequence[nn.Module]) -> bool:
     return False
 
 
-def _projections(layer: LayerWeights, parts: Sequence[str], by_heads: bool, count: Heads | None) -> list[LayerWeights]:
+def _projections(layer: LayerTensors, parts: Sequence[str], by_heads: bool, count: Heads | None) -> list[LayerTensors]:
     rows, into = layer.tensors["weight"].shape[:2]
     equal, rest = divmod(rows, len(parts))
     if by_heads and count is None:
@@ -259,7 +259,7 @@ def heads(above: Sequence[nn.Module]) -> Heads | None:
     return None
 
 
-def _recurrent(layer: LayerWeights) -> LayerWeights:
+def _recurrent(layer: LayerTensors) -> LayerTensors:
     """A recurrent layer with the axis of its gates, and of the two directions that its inner layers see."""
     tensors = layer.tensors
     hidden = next(t for key, t in tensors.items() if key.startswith("weight_hh"))
@@ -302,7 +302,7 @@ def _beside_queries(above: Sequence[nn.Module]) -> bool:
     return not children.isdisjoint(roles.FUSED) or any(roles.role(key) == roles.QUERY for key in children)
 
 
-def _role(layer: LayerWeights, above: Sequence[nn.Module]) -> str:
+def _role(layer: LayerTensors, above: Sequence[nn.Module]) -> str:
     """What a whole layer is for."""
     role = roles.role(layer.name)
     if not role and len(layer.tensors) == 1:  # a module of one parameter may be called by it
@@ -312,7 +312,7 @@ def _role(layer: LayerWeights, above: Sequence[nn.Module]) -> str:
     return role
 
 
-def _described(layer: LayerWeights, kind: str, role: str, above: Sequence[nn.Module]) -> LayerWeights:
+def _described(layer: LayerTensors, kind: str, role: str, above: Sequence[nn.Module]) -> LayerTensors:
     """The layer with what matching sees of it."""
     weight = layer.tensors.get("weight")
     if weight is None:
@@ -331,4 +331,4 @@ def _described(layer: LayerWeights, kind: str, role: str, above: Sequence[nn.Mod
         if role.endswith(roles.PROJECTIONS) and (count := heads(above)):
             layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
     plain = Layer(layer.name, kind, shape, role)  # below, written out: `_replace` takes three times as long
-    return LayerWeights(layer.name, layer.module, layer.tensors, layer.views, plain, role, layer.heads, layer.split)
+    return LayerTensors(layer.name, layer.module, layer.tensors, layer.views, plain, role, layer.heads, layer.split)

@@ -14,14 +14,14 @@ from torch import nn
 
 from dpiat import roles
 from dpiat.architecture import Block, Layer
-from dpiat.standardization import CONVOLUTIONS, MATRICES, LayerWeights
+from dpiat.standardization import CONVOLUTIONS, MATRICES, LayerTensors
 from dpiat.stored import Stored
 
 ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a block
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
 
 
-def leveled(blocks: Sequence[Block], weights: Sequence[LayerWeights], network: nn.Module) -> tuple[Block, ...]:
+def leveled(blocks: Sequence[Block], weights: Sequence[LayerTensors], network: nn.Module) -> tuple[Block, ...]:
     """The blocks with their levels and shortcuts; as they are if there are only the tensors."""
     if isinstance(network, Stored):
         return tuple(blocks)

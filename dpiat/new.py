@@ -21,7 +21,7 @@ from dpiat.architecture import Block
 from dpiat.levels import ends, is_main, submodule
 from dpiat.matching import Matching
 from dpiat.operators import fractional
-from dpiat.standardization import CONVOLUTIONS, NORMS, LayerWeights, Network
+from dpiat.standardization import CONVOLUTIONS, NORMS, LayerTensors, Network
 
 New = Literal["identity", "random"]  # what a new block starts as
 WAYS = get_args(New)
@@ -53,7 +53,7 @@ def silent_heads(target: Network, names: Mapping[str, str]) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _is_linear(layer: LayerWeights) -> bool:
+def _is_linear(layer: LayerTensors) -> bool:
     """Is what a layer gives proportional to its weight? Tried with two of its rows.
 
     One that normalizes its weight, or computes it from others, has no answer at zero.
@@ -144,7 +144,7 @@ def _candidates(block: Block) -> Iterator[list[str]]:
 
 
 @torch.no_grad()
-def _does_nothing(module: nn.Module, block: Block, layers: Sequence[LayerWeights]) -> bool:
+def _does_nothing(module: nn.Module, block: Block, layers: Sequence[LayerTensors]) -> bool:
     """Is a block the identity when these layers are zero? Tried where it can be called with what it takes alone."""
     into, out = ends(block)
     if not into:

@@ -11,7 +11,7 @@ from dpiat.alignment import GATES, family
 from dpiat.architecture import Layer
 from dpiat.layers import CONSTANT
 from dpiat.matching import Matching
-from dpiat.standardization import LayerWeights, Network
+from dpiat.standardization import LayerTensors, Network
 
 
 def complete(source: Network, target: Network, matched: Matching, partner: MutableMapping[str, str]) -> None:
@@ -28,7 +28,7 @@ def complete(source: Network, target: Network, matched: Matching, partner: Mutab
             partner[layer.name] = name
 
 
-def _shapes(layer: LayerWeights) -> list[tuple[int, ...]]:
+def _shapes(layer: LayerTensors) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in layer.tensors.values()]
 
 

@@ -38,7 +38,7 @@ from dpiat.recipe import BEST, Recipe
 from dpiat.report import ACTIONS, COPIED, CROPPED, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, times
 from dpiat.roles import PROJECTED
 from dpiat.sources import Source, load
-from dpiat.standardization import LayerWeights, Network
+from dpiat.standardization import LayerTensors, Network
 from dpiat.stored import Stored
 from dpiat.webpage import page
 from dpiat.writing import Write, check, check_optimizers, move_state, put
@@ -50,7 +50,7 @@ FORMAT = "dpiat plan 5"  # of the text that keeps a plan
 DROPPED = "dropped"
 STRIDED = torch.strided
 
-Place = tuple[LayerWeights, str]  # a layer, and the name of a tensor in it
+Place = tuple[LayerTensors, str]  # a layer, and the name of a tensor in it
 Classes = Mapping[str, Mapping[int, int]]  # of each classifier of the target, target class -> source class
 
 
@@ -71,11 +71,11 @@ def _read_both(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network
 class Outcome(NamedTuple):
     """What happens to one tensor of a target layer, which may be a part of a stored one."""
 
-    to: LayerWeights
+    to: LayerTensors
     local: str
     note: str = ""
     write: Write | None = None
-    by: LayerWeights | None = None  # where it comes from, and under which name
+    by: LayerTensors | None = None  # where it comes from, and under which name
     theirs: str = ""
     filled: int = 0
     copied: bool = False
@@ -255,8 +255,8 @@ class Plan:
 
     def entries(
         self,
-        sources: Iterable[LayerWeights],
-        targets: Sequence[LayerWeights],
+        sources: Iterable[LayerTensors],
+        targets: Sequence[LayerTensors],
         partner: Mapping[str, str],
         kept: Mapping[str, str],
         rules: Mapping[str, str],
@@ -295,7 +295,7 @@ class Plan:
             else:
                 yield _entry(path, outcomes), _writes(outcomes)
 
-    def filled(self, by: LayerWeights, to: LayerWeights, rule: str = "") -> Iterator[Outcome]:
+    def filled(self, by: LayerTensors, to: LayerTensors, rule: str = "") -> Iterator[Outcome]:
         """What each tensor of a target layer receives from a source layer."""
         if closed := _closed(by, to):  # what no operator can look into
             yield from (Outcome(to, local, why) for local, why in closed.items() if local in to.tensors)
@@ -338,8 +338,8 @@ class Plan:
 
     def _reason(
         self,
-        by: LayerWeights,
-        to: LayerWeights,
+        by: LayerTensors,
+        to: LayerTensors,
         local: str,
         s: Tensor | None,
         t: Tensor,
@@ -569,7 +569,7 @@ def _silenced(outcomes: Iterable[Outcome], why: str, bias: bool) -> Iterator[Out
             yield outcome
 
 
-def _nothing_at(to: LayerWeights, local: str) -> Write:
+def _nothing_at(to: LayerTensors, local: str) -> Write:
     return Write(to, to, local, torch.zeros_like(to.tensors[local]), made=True, layer=to)
 
 
@@ -604,12 +604,12 @@ def _notes(outcomes: Iterable[Outcome]) -> str:
     return ", ".join(sorted(notes, key=lambda note: not note.startswith(WARNING)))
 
 
-def _warning(by: LayerWeights, to: LayerWeights) -> str:
+def _warning(by: LayerTensors, to: LayerTensors) -> str:
     ours, theirs = to.plain and to.plain.role, by.plain and by.plain.role
     return f"{WARNING}filled from another role ({theirs}, not {ours})" if ours and theirs and ours != theirs else ""
 
 
-def _joined(by: LayerWeights, to: LayerWeights, t: Tensor) -> str:
+def _joined(by: LayerTensors, to: LayerTensors, t: Tensor) -> str:
     if t.dim() < 2:
         return ""
     if to.stack == by.stack > 2 and to.plain.kind == "Linear":
@@ -619,12 +619,12 @@ def _joined(by: LayerWeights, to: LayerWeights, t: Tensor) -> str:
     return "its inputs seem to be joined from several layers, which a crop cuts across"
 
 
-def _left(to: LayerWeights, reason: str) -> Iterator[Outcome]:
+def _left(to: LayerTensors, reason: str) -> Iterator[Outcome]:
     for local in to.tensors:
         yield Outcome(to, local, reason)
 
 
-def _writers(targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None]) -> dict[int, str]:
+def _writers(targets: Sequence[LayerTensors], partners: Iterable[LayerTensors | None]) -> dict[int, str]:
     """Choose one name for each tensor that has several: the first whose layer has a partner, or else the first.
 
     The elements of a shared tensor are counted and written under this name alone. Tensors of one name are not listed.
@@ -641,7 +641,7 @@ def _writers(targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | 
 
 
 def _held(
-    targets: Sequence[LayerWeights], partners: Iterable[LayerWeights | None], kept: Mapping[str, str]
+    targets: Sequence[LayerTensors], partners: Iterable[LayerTensors | None], kept: Mapping[str, str]
 ) -> dict[int, str]:
     """The tensors that a classifier keeps as they are, under all of their names, each with the reason.
 
@@ -654,7 +654,7 @@ def _held(
     return {key: reason for key, reason in held.items() if reason == SKIPPED or key not in tokens}
 
 
-def _places(layers: Iterable[LayerWeights]) -> dict[str, list[Place]]:
+def _places(layers: Iterable[LayerTensors]) -> dict[str, list[Place]]:
     """The places of every stored tensor by its name in the state dict: one, or one for each of its parts."""
     found: dict[str, list[Place]] = {}
     for layer in layers:
@@ -663,7 +663,7 @@ def _places(layers: Iterable[LayerWeights]) -> dict[str, list[Place]]:
     return found
 
 
-def _pieces(layers: Iterable[LayerWeights]) -> dict[str, Place]:
+def _pieces(layers: Iterable[LayerTensors]) -> dict[str, Place]:
     """The place of every tensor by the name of what its layer has of it."""
     return {layer.piece(local): (layer, local) for layer in layers for local in layer.tensors}
 
@@ -680,7 +680,7 @@ def _count(index: Index, tensor: Tensor) -> int:
     return torch.empty(tensor.shape, device="meta")[index].numel()
 
 
-def _closed(*layers: LayerWeights) -> dict[str, str]:
+def _closed(*layers: LayerTensors) -> dict[str, str]:
     """The tensors of layers that are not treated, with the reason."""
     return {
         local: f"{'quantized' if t.is_quantized else 'sparse'} tensors are not treated"

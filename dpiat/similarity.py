@@ -11,11 +11,11 @@ from torch import nn
 
 from dpiat.alignment import align_both, align_score, align_scores
 from dpiat.architecture import Architecture
-from dpiat.index import pretrained, timm_architectures
 from dpiat.matching import match_both, match_score, match_scores
 from dpiat.reading import Mode, read, standardize
 from dpiat.sources import Source, is_timm_name, load_without_weights, networks_of
 from dpiat.stored import Stored
+from dpiat.timm_index import pretrained, timm_architectures
 
 
 def similarity(source: Source | Architecture, target: Source | Architecture, mode: Mode = "default") -> float:

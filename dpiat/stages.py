@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dpiat.architecture import Block, Layer
 from dpiat.roles import SHORTCUT
-from dpiat.standardization import LayerWeights, Network
+from dpiat.standardization import LayerTensors, Network
 
 Stage = list[Block]  # in a row; or a run of single layers, alone
 
@@ -73,7 +73,7 @@ def _paired(source: Block, target: Block) -> dict[str, str]:
     return {other.name: one.name for one, other in zip(*pairs, strict=True)}
 
 
-def _goes_on(before: Block, block: Block, weights: dict[str, LayerWeights], nested: bool) -> bool:
+def _goes_on(before: Block, block: Block, weights: dict[str, LayerTensors], nested: bool) -> bool:
     """Is a block in the stage of the one before it?"""
     if before.run or _above(block) != _above(before):
         return False
@@ -84,7 +84,7 @@ def _above(block: Block) -> str:
     return block.name.rpartition(".")[0]
 
 
-def _steps(block: Block, weights: dict[str, LayerWeights]) -> bool:
+def _steps(block: Block, weights: dict[str, LayerTensors]) -> bool:
     """Does a convolution in it have a stride?"""
     modules = (weights[layer.name].module for layer in block.layers if layer.name in weights)
     strides = (getattr(module, "stride", 1) for module in modules)

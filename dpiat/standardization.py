@@ -64,7 +64,7 @@ class View(NamedTuple):
 NO_VIEWS: Mapping[str, View] = {}  # one for all, as there are many layers
 
 
-class LayerWeights(NamedTuple):
+class LayerTensors(NamedTuple):
     """A layer with its parameters and saved buffers, by their names in the layer; "" for a tensor that is a layer.
 
     A tensor that is computed, by weight_norm for example, stands in the place of those that it is computed from. In
@@ -98,7 +98,7 @@ class LayerWeights(NamedTuple):
     joined: bool = False
     stack: int = 0
     branch: Branch | None = None
-    norm: LayerWeights | None = None
+    norm: LayerTensors | None = None
 
     def path(self, local: str) -> str:
         """The name of a tensor in the state dict of the network."""
@@ -111,7 +111,7 @@ class LayerWeights(NamedTuple):
         """The name of the module that the layer is all or a part of."""
         return self.name.rpartition("[")[0] or self.name if self.name.endswith("]") else self.name
 
-    def without(self, names: Iterable[str]) -> LayerWeights:
+    def without(self, names: Iterable[str]) -> LayerTensors:
         """The layer with fewer tensors."""
         return self._replace(tensors={key: tensor for key, tensor in self.tensors.items() if key not in names})
 
@@ -128,17 +128,17 @@ class LayerWeights(NamedTuple):
         """What the layer sees of a tensor that is like the stored one."""
         return self.views[local](stored) if local in self.views else stored
 
-    def renamed(self, names: Mapping[str, str]) -> LayerWeights:
+    def renamed(self, names: Mapping[str, str]) -> LayerTensors:
         views = {names.get(key, key): self._view(key) for key in self.tensors}
         return self._replace(tensors={names.get(k, k): t for k, t in self.tensors.items()}, views=views)
 
-    def seen(self, local: str, *steps: Callable[[Tensor], Tensor]) -> LayerWeights:
+    def seen(self, local: str, *steps: Callable[[Tensor], Tensor]) -> LayerTensors:
         """The layer with one of its tensors seen otherwise."""
         view = self._view(local)
         tensors = {**self.tensors, local: view._replace(steps=steps)(self.tensors[local])}
         return self._replace(tensors=tensors, views={**self.views, local: view._replace(steps=view.steps + steps)})
 
-    def part(self, name: str, ranges: Sequence[tuple[int, int]], role: str) -> LayerWeights:
+    def part(self, name: str, ranges: Sequence[tuple[int, int]], role: str) -> LayerTensors:
         """Some rows of the layer, from (start, number) pairs at equal distances, as a layer of its own."""
         (start, count), found = ranges[0], self
         distance = ranges[1][0] - start if len(ranges) > 1 else 0
@@ -182,7 +182,7 @@ class Network(NamedTuple):
     """
 
     architecture: Architecture
-    weights: list[LayerWeights]
+    weights: list[LayerTensors]
     order: Mapping[str, int] = {}
 
 
@@ -199,7 +199,7 @@ class _Reader:
 
     def __init__(self, shapes_alone: bool, network: nn.Module):
         self.shapes_alone, self.network = shapes_alone, network
-        self.weights: list[LayerWeights] = []
+        self.weights: list[LayerTensors] = []
         self.convolutions = 0  # so far, with shapes alone
 
     def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
@@ -213,7 +213,7 @@ class _Reader:
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
         for key, tensor in own_tensors(module).items():
-            self.weights.append(LayerWeights(prefix + key, module, {"": tensor}))
+            self.weights.append(LayerTensors(prefix + key, module, {"": tensor}))
         seen: set[int] = set()  # by id: modules may have an equality of their own
         for child_name, child in children.items():
             if child is None:
@@ -235,7 +235,7 @@ class _Reader:
         tensors, kind = layer_tensors(module, name), paper_kind(type(module))
         if not tensors:
             return Layer(name, kind or type(module).__name__)
-        self.weights.append(LayerWeights(name, module, tensors))
+        self.weights.append(LayerTensors(name, module, tensors))
         if isinstance(module, _Loss) and not module._parameters:  # weights of its own classes
             return Layer(name, type(module).__name__)
         weight = tensors.get("weight") if kind else None

@@ -19,7 +19,7 @@ from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.branches import merged
 from dpiat.context import in_context
-from dpiat.layers import CONSTANT, LayerWeights, layers_of
+from dpiat.layers import CONSTANT, LayerTensors, layers_of
 from dpiat.levels import leveled
 from dpiat.parametrized import CHAINS, chains
 from dpiat.standardization import Network, View, known_class, own_tensors, packs
@@ -79,7 +79,7 @@ class _Node:
     `counted` is the number of matrices and convolutions in it, `vectors` that of layers that are vectors, as norms are.
     """
 
-    def __init__(self, key: str, name: str, children: Sequence[_Node] = (), weights: Sequence[LayerWeights] = ()):
+    def __init__(self, key: str, name: str, children: Sequence[_Node] = (), weights: Sequence[LayerTensors] = ()):
         self.key, self.name, self.children, self.weights = key, name, children, weights
         self.counted = self.vectors = 0
         self.below: list[_Node] = []

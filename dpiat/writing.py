@@ -14,23 +14,23 @@ from torch.optim import Optimizer
 
 from dpiat.operators import Index
 from dpiat.parametrized import basis
-from dpiat.standardization import LayerWeights
+from dpiat.standardization import LayerTensors
 
 
 class Write(NamedTuple):
     """A part of a source tensor that goes to a part of a target tensor; `places` None stands for their centre crops.
 
     What `zeros` chooses of the target is zero before. Both tensors may be views of what is stored
-    (`LayerWeights.views`).
+    (`LayerTensors.views`).
     """
 
-    to: LayerWeights
-    by: LayerWeights
+    to: LayerTensors
+    by: LayerTensors
     local: str  # the name of both in their layers
     source: Tensor  # the values: those of `by`, or what was made of them
     places: tuple[Index, Index] | None = None  # of the target and of the source
     made: bool = False  # are the values others than those that `by` stores?
-    layer: LayerWeights | None = None  # `to` as the network has it, if that is seen otherwise here
+    layer: LayerTensors | None = None  # `to` as the network has it, if that is seen otherwise here
     zeros: Index | None = None
 
     @property

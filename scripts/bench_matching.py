@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 import oracle
 from networks import PAPER, on_meta
 
-from dpiat import index, plan, rank, similarity, standardize, transfer
+from dpiat import plan, rank, similarity, standardize, timm_index, transfer
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.matching import match_score
 from dpiat.operators import centre
@@ -123,10 +123,10 @@ def large_and_long() -> None:
 
 def whole_rank() -> None:
     """Rank all of timm. The index of timm comes from the user's cache, or is built first, which takes minutes."""
-    index.timm_architectures()
-    show("read the index of timm", quartiles(index.timm_architectures, 3))
+    timm_index.timm_architectures()
+    show("read the index of timm", quartiles(timm_index.timm_architectures, 3))
     target = standardize(on_meta("mnasnet_100"))
-    show(f"rank all {len(index.timm_architectures()):,} architectures of timm", quartiles(lambda: rank(target), 3))
+    show(f"rank all {len(timm_index.timm_architectures()):,} architectures of timm", quartiles(lambda: rank(target), 3))
 
 
 def start() -> None:

@@ -74,7 +74,7 @@ ALLOWED = {
     "dpiat.growing": {
         *("channels", "checking", "layers", "reading", "report", "roles", "stages", "standardization", "writing"),
     },
-    "dpiat.index": {
+    "dpiat.timm_index": {
         "architecture",
         "branches",
         "context",
@@ -87,7 +87,7 @@ ALLOWED = {
         "sources",
     }
     | {"standardization", "structure"},
-    "dpiat.similarity": {"alignment", "architecture", "index", "matching", "reading", "sources", "stored"},
+    "dpiat.similarity": {"alignment", "architecture", "timm_index", "matching", "reading", "sources", "stored"},
     "dpiat.plotting": {"architecture", "assignment", "files", "matching", "reading", "similarity", "standardization"},
     "dpiat.__main__": {
         *(
@@ -96,7 +96,7 @@ ALLOWED = {
             "checkpoints",
             "files",
             "heads",
-            "index",
+            "timm_index",
             "operators",
             "plan",
             "plotting",

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from networks import on_meta
 
-from dpiat import coverage, index, rank, reading, similarity, standardize
-from dpiat.index import cache_file, timm_architectures
+from dpiat import coverage, rank, reading, similarity, standardize, timm_index
+from dpiat.timm_index import cache_file, timm_architectures
 
 NAMES = ["mnasnet_100", "resnet10t", "vit_tiny_patch16_224"]
 
@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 def test_it_keeps_all_that_matching_looks_at(cache, monkeypatch):
     built = timm_architectures(NAMES)
     assert [file.parent for file in cache.rglob("*.gz")] == [cache / "dpiat"]
-    monkeypatch.setattr(index, "_built", None)  # from here on, only the cache will do
+    monkeypatch.setattr(timm_index, "_built", None)  # from here on, only the cache will do
     read = timm_architectures(NAMES)
     assert list(read) == NAMES and read == built
     for name in NAMES:
@@ -46,7 +46,7 @@ def test_a_damaged_file_is_built_again(caplog):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(index, "FORMAT"), (reading, "VERSION"), ("timm", "__version__"), ("torch", "__version__")],
+    [(timm_index, "FORMAT"), (reading, "VERSION"), ("timm", "__version__"), ("torch", "__version__")],
 )
 def test_each_version_and_each_list_of_names_has_a_file_of_its_own(monkeypatch, owner, name):
     files = {cache_file(NAMES), cache_file(NAMES[:1])}
@@ -57,11 +57,11 @@ def test_each_version_and_each_list_of_names_has_a_file_of_its_own(monkeypatch, 
 
 def test_a_comment_in_the_code_does_not_build_it_again(tmp_path, monkeypatch):
     built = timm_architectures(NAMES[:1])
-    for module in (index, reading):
+    for module in (timm_index, reading):
         commented = tmp_path / f"{module.__name__}.py"
         commented.write_text("# A comment.\n" + Path(module.__file__).read_text())
         monkeypatch.setattr(module, "__file__", str(commented))
-    monkeypatch.setattr(index, "_built", None)
+    monkeypatch.setattr(timm_index, "_built", None)
     assert timm_architectures(NAMES[:1]) == built
     monkeypatch.setattr(reading, "VERSION", reading.VERSION + 1)
     with pytest.raises(TypeError, match="NoneType"):
@@ -70,10 +70,10 @@ def test_a_comment_in_the_code_does_not_build_it_again(tmp_path, monkeypatch):
 
 def test_an_index_of_other_content_has_another_format():
     names = [*NAMES, "mixnet_s", "convnext_atto"]
-    content = json.dumps(index._packed({name: index._architecture(name) for name in names}))
+    content = json.dumps(timm_index._packed({name: timm_index._architecture(name) for name in names}))
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     known = {(1, 3): "d6c706bcd6f1", (1, 4): "d6c706bcd6f1"}
-    assert known.get((index.FORMAT, reading.VERSION)) == digest, "raise index.FORMAT, and write down the new digest"
+    assert known.get((timm_index.FORMAT, reading.VERSION)) == digest, "raise FORMAT, and write down the new digest"
 
 
 class Terminal(io.StringIO):
