@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from dpiat.observing import Images, called
+from dpiat.observing import Images, called, in_eval_mode
 
 
 @torch.no_grad()
@@ -38,33 +37,30 @@ def calibrate(target: nn.Module, images: Images | Iterable[Any]) -> None:
         >>> transfer(source, target)
         >>> calibrate(target, images)
     """
-    norms = [
-        module for module in target.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
-    if not norms:
-        raise ValueError("the target has no batch norm that keeps statistics: there is nothing to calibrate")
     batches = [images] if isinstance(images, (Tensor, Mapping)) else images
-    flags = [(module, module.training) for module in target.modules()]
-    before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     count = 0
-    try:
-        for module, _ in flags:
-            module.training = False  # `eval()` may be a method of the user's that does more
-        for norm in norms:
-            norm.training, norm.momentum = True, None
-            norm.reset_running_stats()
-        for batch in batches:
-            called(target, batch[0] if isinstance(batch, (tuple, list)) else batch)
-            count += 1
-        if not count:
-            raise ValueError("there is no batch of images to calibrate with")
-    except BaseException:
-        for norm, _, kept in before:
-            for buffer, value in zip(norm.buffers(), kept, strict=True):
-                buffer.copy_(value)
-        raise
-    finally:
-        for module, training in flags:
-            module.training = training
-        for norm, momentum, _ in before:
-            norm.momentum = momentum
+    with in_eval_mode(target) as norms:
+        before = [
+            (norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()])
+            for norm in norms
+            if norm.running_mean is not None
+        ]
+        if not before:
+            raise ValueError("the target has no batch norm that keeps statistics: there is nothing to calibrate")
+        try:
+            for norm, _, _ in before:
+                norm.momentum = None
+                norm.reset_running_stats()
+            for batch in batches:
+                called(target, batch[0] if isinstance(batch, (tuple, list)) else batch)
+                count += 1
+            if not count:
+                raise ValueError("there is no batch of images to calibrate with")
+        except BaseException:
+            for norm, _, kept in before:
+                for buffer, value in zip(norm.buffers(), kept, strict=True):
+                    buffer.copy_(value)
+            raise
+        finally:
+            for norm, momentum, _ in before:
+                norm.momentum = momentum

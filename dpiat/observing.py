@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dpiat.architecture import Block, Layer
 from dpiat.heads import heads_of
@@ -146,21 +147,33 @@ def _hook(stage: Stage, keep: Callable[[Stage, Any], None]) -> Any:
 
 
 @contextmanager
-def unchanged(network: nn.Module) -> Iterator[None]:
-    """Eval mode, but batch norms take the statistics of the batch and keep their own; behind it all is as it was."""
+def in_eval_mode(network: nn.Module) -> Iterator[list[_BatchNorm]]:
+    """Eval mode, with the batch norms in training mode, which are given; behind it each module has its mode again."""
     flags = [(module, module.training) for module in network.modules()]
-    norms = [(m, m.track_running_stats) for m, _ in flags if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module, _ in flags if isinstance(module, _BatchNorm)]
     try:
         for module, _ in flags:
             module.training = False  # `eval()` may be a method of the user's that does more
-        for norm, _ in norms:
-            norm.training, norm.track_running_stats = True, False
-        yield
+        for norm in norms:
+            norm.training = True
+        yield norms
     finally:
         for module, training in flags:
             module.training = training
-        for norm, tracks in norms:
-            norm.track_running_stats = tracks
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Eval mode, but batch norms take the statistics of the batch and keep their own; behind it all is as it was."""
+    with in_eval_mode(network) as norms:
+        tracks = [norm.track_running_stats for norm in norms]
+        try:
+            for norm in norms:
+                norm.track_running_stats = False
+            yield
+        finally:
+            for norm, own in zip(norms, tracks, strict=True):
+                norm.track_running_stats = own
 
 
 def called(network: nn.Module, images: Images) -> Any:

@@ -207,7 +207,7 @@ class _Walk:
 
 
 def _is_list_of_one(node: _Node) -> bool:
-    """Does a module hold nothing but a list with one block?"""
+    """Is a module a list of one block?"""
     return len(node.children) == 1 and node.children[0].key.isdigit() and node.children[0].counted > 1
 
 

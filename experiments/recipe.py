@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from scipy.stats import t
 from torch import nn
@@ -29,11 +30,13 @@ from torch.nn.functional import cross_entropy
 
 import dpiat
 from dpiat.new import New
+from dpiat.observing import unchanged
 from dpiat.reading import Mode
 from dpiat.recipe import BEFORE, BEST, Recipe
 from experiments import models
 from experiments.data import loading
 from experiments.data.loading import Data, Split
+from experiments.results.cells import markdown
 from experiments.settings import DatasetSettings, UserError
 from experiments.store import checkpoints, records
 from experiments.store.files import CannotWrite, write_text
@@ -218,51 +221,14 @@ def trained(network: nn.Module, data: Data, seed: int, epochs: int = EPOCHS) -> 
 @torch.no_grad()
 def tested(network: nn.Module, data: Data) -> tuple[float, float]:
     """Accuracy and mean loss, batch norms with the statistics of the batch and everything else as in eval mode."""
-    norms = by_batches(network)
     correct, total = 0, 0.0
-    for drawn in data.test.test_draws(BATCH, SIZE):
-        inputs, labels = data.test.test_batch(SIZE, *drawn)
-        outputs = network(inputs)
-        total += float(cross_entropy(outputs, labels, reduction="sum"))
-        correct += int((outputs.argmax(1) == labels).sum())
-    for norm, momentum in norms.items():
-        norm.momentum = momentum
+    with unchanged(network):
+        for drawn in data.test.test_draws(BATCH, SIZE):
+            inputs, labels = data.test.test_batch(SIZE, *drawn)
+            outputs = network(inputs)
+            total += float(cross_entropy(outputs, labels, reduction="sum"))
+            correct += int((outputs.argmax(1) == labels).sum())
     return correct / len(data.test.labels), total / len(data.test.labels)
-
-
-def by_batches(network: nn.Module) -> dict[nn.Module, float | None]:
-    """Eval mode, but for batch norms, which normalize by the batch and keep their statistics; their momenta."""
-    network.eval()
-    norms = {m: m.momentum for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    for norm in norms:
-        norm.train()
-        norm.momentum = 0.0
-    return norms
-
-
-@torch.no_grad()
-def probed(network: nn.Module, data: Data, ridge: float = 10.0) -> float:
-    """Accuracy of a ridge regression on the features before the classifier, without any training."""
-    by_batches(prepared(network))
-    parts = []
-    for split in (data.train, data.test):
-        features = [
-            network.forward_head(network.forward_features(split.test_batch(SIZE, *drawn)[0]), pre_logits=True)
-            for drawn in split.test_draws(BATCH, SIZE)
-        ]
-        parts.append(torch.cat(features).double())
-    mean, spread = parts[0].mean(0), parts[0].std(0) + 1e-6
-    train, test = ((part - mean) / spread for part in parts)
-    wanted = torch.nn.functional.one_hot(data.train.labels, len(data.classes)).double() - 1 / len(data.classes)
-    kernel = train @ train.T / train.shape[1]
-    kernel.diagonal().add_(ridge / 10)
-    weights = train.T @ torch.linalg.solve(kernel, wanted) / train.shape[1]
-    return float(((test @ weights).argmax(1) == data.test.labels).double().mean())
-
-
-def prepared(network: nn.Module) -> nn.Module:
-    prepare(network, torch.device("cpu"))
-    return network
 
 
 def settings_of(name: str) -> str:
@@ -386,33 +352,36 @@ def page(runs: Sequence[dict[str, str]]) -> str:
     for title, pairs in GROUPS.items():
         there = [pair for pair in pairs if any(cell_of(found, name, *pair) for name in rows)]
         if there:
-            lines += [f"\n## {title}\n", *_cells(found, rows, there), "", *_means(found, rows, there)]
+            lines += [
+                f"\n## {title}\n",
+                markdown(_cells(found, rows, there)),
+                markdown(_means(found, rows, there))[:-1],
+            ]
     lines += ["", "## Rows", ""] + [f"- `{name}`: {MEANING[name]}" for name in rows if name in MEANING]
     return "\n".join(lines) + "\n"
 
 
-def _cells(found: Found, rows: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """A line for each pair, with the mean over the seeds of each row."""
-    rows = [name for name in rows if any(cell_of(found, name, *pair) for pair in pairs)]
-    head = ["source", "target", *rows]
-    yield f"| {' | '.join(head)} |"
-    yield "|---" * len(head) + "|"
+def _cells(found: Found, rows: Sequence[str], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """A line for each pair, with the mean over the seeds of each row that any pair has."""
+    lines = []
     for pair in pairs:
-        cells = [list(cell_of(found, name, *pair).values()) for name in rows]
-        shown = [f"{sum(cell) / len(cell):.3f}" if cell else "" for cell in cells]
-        yield f"| {' | '.join([*(name.rpartition(':')[2] for name in pair), *shown])} |"
+        source, target = (name.rpartition(":")[2] for name in pair)
+        cells = {name: cell_of(found, name, *pair).values() for name in rows}
+        means = {name: sum(cell) / len(cell) if cell else float("nan") for name, cell in cells.items()}
+        lines.append({"source": source, "target": target} | means)
+    return pd.DataFrame(lines).dropna(axis="columns", how="all")
 
 
-def _means(found: Found, rows: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _means(found: Found, rows: Sequence[str], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """A line for each row and what it is compared with: the mean of the ratio over pairs, the least, the greatest."""
-    yield f"| row | over | pairs | {RATIO} | least | greatest |"
-    yield "|---|---|---|---|---|---|"
+    lines = []
     for base in BASES:
         for name in rows:
             values = ratios(found, name, base, pairs)
             if name not in BASES and len(values) >= FEWEST:
-                low, high = min(values), max(values)
-                yield f"| {name} | {base} | {len(values)} | {interval(values)} | {low:.2f} | {high:.2f} |"
+                line = {"row": name, "over": base, "pairs": len(values), RATIO: interval(values)}
+                lines.append(line | {"least": f"{min(values):.2f}", "greatest": f"{max(values):.2f}"})
+    return pd.DataFrame(lines, columns=["row", "over", "pairs", RATIO, "least", "greatest"])
 
 
 def sentence(runs: Sequence[dict[str, str]]) -> str:
@@ -468,7 +437,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--families", action="store_true", help="the pairs of other families")
     parser.add_argument("--cache", default="~/.cache/dpiat", help="folder of sources that were trained for this")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--probe", action="store_true", help="print the accuracy of a linear probe, and train nothing")
     parser.add_argument("--file", type=Path, default=FOLDER / "runs.csv")
     options = parser.parse_args(arguments)
     if options.table:
@@ -483,15 +451,7 @@ def main(arguments: list[str] | None = None) -> None:
             models.check(name)
         torch.set_num_threads(1)
         keep_large_blocks()
-        data, others = images(options.root, options.cache)
-        if options.probe:
-            for run in runs:
-                network, filled = started(run, others, options.cache)
-                print(
-                    f"{run.row:24} {run.source:10} {run.target:24} {probed(network, data):.3f} {filled:.2f}", flush=True
-                )
-        else:
-            run_all(runs, (data, others), options.file, options.cache)
+        run_all(runs, images(options.root, options.cache), options.file, options.cache)
     except (UserError, CannotWrite) as error:
         sys.exit(f"error: {error}")
 

@@ -12,7 +12,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -50,12 +50,12 @@ def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], T
         records: The records of all trials, by id.
         own: The names of our own experiments that get a table.
     """
-    similarity = paper.similarity()
+    similarity, effects = paper.similarity(), cache(partial(source_effects.all_effects, records, own))
     found: dict[str, Callable[[], Table]] = {
         "similarity": lambda: Table(similarity, markdown(similarity)),
         "table11": partial(source_effects.table11, records, own),
-        "measures": lambda: source_choice.measures_table(source_effects.all_effects(records, own)),
-        "similarity_modes": lambda: similarity_modes.table(source_effects.all_effects(records, own)),
+        "measures": lambda: source_choice.measures_table(effects()),
+        "similarity_modes": lambda: similarity_modes.table(effects()),
         "claims": claims.table,
     }
     found |= reproduction.tables(records)

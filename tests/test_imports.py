@@ -118,7 +118,7 @@ ALLOWED = {
     "experiments.planning": {"data", "initialization", "models", "settings", "store", "tracking", "train"},
     "experiments.trial": {"data", "initialization", "models", "planning", "settings", "store", "tracking", "train"},
     "experiments.families": set(),
-    "experiments.recipe": {"data", "models", "settings", "store", "tables", "train"},
+    "experiments.recipe": {"data", "models", "results", "settings", "store", "tables", "train"},
     "experiments.grids": {"planning", "settings"},
     "experiments.results": {"datasets", "grids", "initialization", "models", "planning", "store"},
     "experiments.tables": {"grids", "results", "settings", "store"},

@@ -33,6 +33,12 @@ def test_a_notebook_shows_what_was_committed(file, monkeypatch):
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_shows_no_warning(file):  # which would tell the folders of the machine that ran the notebook
+    cells = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
+    assert not [output for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_defines_nothing(file):
     for source in code(nbformat.read(file, as_version=4)):
         lines = [line for line in source.splitlines() if not line.startswith("%")]
