@@ -195,7 +195,7 @@ def scatter(experiment: str, records: cells.Records) -> Figure:
     told = source_choice.prediction_quality(found)
     title = f"Effectiveness over similarity: r = {told['correlation']:.2f} over {len(found)} cells"
     if pd.notna(told["within a row"]):
-        title += f", {told['within a row']:.2f} within a target's"
+        title += f", {told['within a row']:.2f} within one target"
     caption = f"{cells.scale_line(trials, records)} {cells.baseline_line(trials)}"
     figure, top = captioned_figure(7.5, 6, title, caption)
     axes = top.add_subplot()
