@@ -85,7 +85,7 @@ def _inputs(weights: list[LayerTensors], shapes_alone: bool) -> Facts:
         if first and depthwise and into == 1 == module.__dict__.get("groups", 1):  # of grey images, and dense
             plain = plain._replace(kind=plain.kind.removeprefix(DEPTHWISE))
             yield place, {"plain": plain}
-        elif shapes_alone and plain.kind.startswith("Conv") and _has_groups(plain.shape, given):
+        elif shapes_alone and plain.kind.startswith("Conv") and _has_groups(plain, before):
             plain = plain._replace(kind=GROUPED + plain.kind)
             yield place, {"plain": plain}
         if "Transpose" in plain.kind:
@@ -107,10 +107,14 @@ def _inputs(weights: list[LayerTensors], shapes_alone: bool) -> Facts:
         outs.add(out)
 
 
-def _has_groups(shape: tuple[int, ...], given: int) -> bool:
-    """Does a convolution take a part of the channels that it is given, and give as many as there are in all?"""
-    out, into, *kernel = shape
-    return prod(kernel) > 1 < into < out == given and not out % into
+def _has_groups(layer: Layer, before: Layer) -> bool:
+    """Does a convolution take a part of the channels that it is given, and give as many as there are in all?
+
+    If the layer before takes as many channels, both read the same ones: one of them is in a shortcut.
+    """
+    out, into, *kernel = layer.shape
+    given, taken = (*before.shape, 0, 0)[:2]
+    return prod(kernel) > 1 < into < out == given and not out % into and into != taken
 
 
 def _stacks(weights: list[LayerTensors]) -> Facts:

@@ -56,6 +56,7 @@ from dpiat.standardization import (
     known_kind,
     paper_kind,
 )
+from dpiat.stored import Stored
 
 INPUTS, ZEROS, CLASSES = "input channels", "zero input channels", "classes"
 OF_THE_NETWORK = (INPUTS, ZEROS, CLASSES)  # rules for layers that the whole network tells
@@ -123,7 +124,8 @@ def route(by: LayerTensors, to: LayerTensors, rule: str, settings: Settings) -> 
         for local in to.tensors if name == CLASSES else values:
             rules[local] = f"{rules[local]}{RULE_AND_RULE}{name}" if local in rules else name
         rows |= chosen
-    given, wanted = (Weights(layer.tensors, _kind(layer), _groups(layer), axes, rows) for layer in (by, to))
+    both = zip((by, to), _groups_of(by, to), strict=True)
+    given, wanted = (Weights(layer.tensors, _kind(layer), groups, axes, rows) for layer, groups in both)
     if max(given.groups, wanted.groups) > 1 and (rules or all(map(_one_by_one, (by, to)))):
         given, wanted = given._replace(groups=1), wanted._replace(groups=1)  # such a pair needs no more than its shapes
     operator = settings.chosen
@@ -214,11 +216,18 @@ def _kind(layer: LayerTensors) -> str:
 
 
 def _groups(layer: LayerTensors) -> int:
-    """The groups of a convolution; in a state dict, as many as kind and shape (out, in / groups, ...) tell."""
-    if isinstance(layer.module, CONVOLUTIONS):
-        return layer.module.groups
-    plain = layer.plain
-    return plain.shape[0] // plain.shape[1] if plain and plain.kind.startswith((DEPTHWISE, GROUPED)) else 1
+    return layer.module.groups if isinstance(layer.module, CONVOLUTIONS) else 1
+
+
+def _groups_of(by: LayerTensors, to: LayerTensors) -> tuple[int, int]:
+    """The groups of both layers. A state dict tells its own by the shape (out, in / groups, ...), where there are any.
+
+    Whether there are any, only the target's module says for sure.
+    """
+    ours, theirs = _groups(to), _groups(by)
+    if ours > 1 and isinstance(by.module, Stored) and by.plain.kind.startswith((DEPTHWISE, GROUPED)):
+        theirs = by.plain.shape[0] // by.plain.shape[1]
+    return theirs, ours
 
 
 def _one_by_one(layer: LayerTensors) -> bool:
@@ -226,7 +235,7 @@ def _one_by_one(layer: LayerTensors) -> bool:
     module = layer.module
     if isinstance(module, CONVOLUTIONS):
         return module.groups == module.in_channels == module.out_channels
-    return not layer.plain or not layer.plain.kind.startswith(GROUPED)
+    return layer.plain is None or not layer.plain.kind.startswith(GROUPED)
 
 
 # --- the same axes ----------------------------------------------------------------------------------------------------
@@ -241,7 +250,7 @@ def same_axes(by: LayerTensors, to: LayerTensors) -> tuple[LayerTensors, LayerTe
     axes: dict[str, tuple[str, ...]] = {}
     kind, role = to.plain.kind if to.plain else "", to.plain.role if to.plain else ""
     recurrent, alone = kind.startswith(RECURRENT), kind == "Parameter"
-    grouped = max(_groups(by), _groups(to)) > 1  # which says already which outputs and inputs belong together
+    grouped = max(_groups_of(by, to)) > 1  # which says already which outputs and inputs belong together
     for name, t in to.tensors.items():
         s = by.tensors.get(name)
         if s is None:

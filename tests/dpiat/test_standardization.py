@@ -192,7 +192,7 @@ def test_the_shape_of_a_layer_is_that_of_its_weight_whatever_else_it_keeps(mode)
 
 def test_roles_that_shapes_alone_miss():
     layers = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose1d(4, 8, 3, groups=4)
-    kinds = ["DepthwiseConv2d", "Conv2d", "DepthwiseConvTranspose1d"]
+    kinds = ["DepthwiseConv2d", "GroupedConv2d", "DepthwiseConvTranspose1d"]
     network = nn.Sequential(*layers)
     assert [layer.kind for layer in standardize(network).layers] == kinds
     assert [layer.kind for layer in standardize(network, "paper").layers] == ["Conv2d", "Conv2d", "ConvTranspose1d"]
