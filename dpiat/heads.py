@@ -22,6 +22,7 @@ HeadName = Literal["auto", "copy", "skip"]
 Head = HeadName | Classes | Mapping[str, Classes]
 
 HEADS = get_args(HeadName)
+INNER = "an inner layer, and a classifier matched"
 UNMATCHED = "a classifier, and no classifier matched"
 OTHER = "a classifier of "  # so many classes, of others in the source
 SKIPPED = "the classifier, which head='skip' leaves"
@@ -109,7 +110,7 @@ def _inside(
     """
     shapes = {layer.name: layer.shape for layer in theirs}
     return {
-        layer.name: "an inner layer, and a classifier matched"
+        layer.name: INNER
         for layer in target.layers
         if layer.name not in ours and shapes.get(partner.get(layer.name), layer.shape) != layer.shape
     }

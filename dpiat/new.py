@@ -1,4 +1,4 @@
-"""What the target has and the source has not: blocks that do nothing at first, constant gates, silent classifiers.
+"""What the target has and the source has not: blocks and layers that do nothing at first, constant gates, classifiers.
 
 A residual block without a counterpart, and one whose counterpart is that of another block already, starts as the
 identity: its last layers are zero, so that it adds nothing to its input. So a network with more blocks than the source
@@ -8,7 +8,7 @@ computes what the source computes. Whether zeros there make the identity is trie
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from copy import deepcopy
 from typing import Literal, get_args
 
@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from dpiat import roles
 from dpiat.architecture import Block
+from dpiat.heads import INNER
 from dpiat.levels import ends, is_main, submodule
 from dpiat.matching import Matching
 from dpiat.operators import fractional
@@ -27,6 +28,7 @@ New = Literal["identity", "random"]  # what a new block starts as
 WAYS = get_args(New)
 SILENT, CONSTANT_GATE = "zero, so that a new block does nothing at first", "zero, so that the gate is constant"
 NO_ANSWER = "zero, so that all classes are alike at first"
+PASSES = "the identity, so that a new layer gives what it takes at first"
 
 
 def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]:
@@ -37,6 +39,51 @@ def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]
             gates = (layer.name for layer in block.layers if layer.role == roles.EXPAND and layer.shape)
             found |= {name: CONSTANT_GATE for name in gates if name not in partner}
     return found
+
+
+def passing_layers(target: Network, partner: MutableMapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
+    """The convolutions that nothing comes to, between layers that something comes to; their norms lose their partners.
+
+    A random layer in the midst of filled ones scrambles what comes through, so that the layers behind it see nothing
+    that they know. Net2DeeperNet (arXiv 1511.05641) inserts layers as the identity for that reason. Here a layer may
+    change the width: leading channels pass, further outputs keep their random values. The norm behind keeps its own
+    values as well: the statistics of another layer's outputs would not fit.
+    """
+    first = next((layer.name for layer in target.architecture.layers if len(layer.shape) > 2), "")
+    weights = {layer.name: layer for layer in target.weights}
+    found = {}
+    for block in target.architecture.blocks:
+        if not any(layer.name in partner for layer in block.layers):
+            continue
+        for plain in block.layers:
+            layer = weights.get(plain.name)
+            new = kept[plain.name] == INNER if plain.name in kept else plain.name not in partner
+            if new and plain.name != first and layer is not None and is_main(plain) and _can_pass(layer):
+                found[plain.name] = PASSES
+                if layer.norm is not None:
+                    partner.pop(layer.norm.name, None)
+    return found
+
+
+def _can_pass(layer: LayerTensors) -> bool:
+    """Has a layer an identity: a convolution whose kernel has a centre, and whose groups keep their width?"""
+    module, weight = layer.module, layer.tensors.get("weight")
+    if not isinstance(module, CONVOLUTIONS) or module.transposed or weight is None or layer.branch is not None:
+        return False
+    if module._parameters.get("weight") is not layer.stored("weight") or weight.shape != module.weight.shape:
+        return False
+    kept = module.groups == 1 or module.out_channels == module.in_channels
+    return kept and fractional(weight) and all(size % 2 for size in module.kernel_size)
+
+
+def identity(layer: LayerTensors) -> Tensor:
+    """The leading rows of a convolution's weight, (rows, in / groups, *kernel), that give their own inputs."""
+    weight = layer.tensors["weight"]
+    out, into, *kernel = weight.shape
+    rows = torch.arange(out if layer.module.groups > 1 else min(out, into), device=weight.device)
+    values = torch.zeros_like(weight[: len(rows)])
+    values[(rows, rows % into, *[size // 2 for size in kernel])] = 1
+    return values
 
 
 def silent_heads(target: Network, names: Mapping[str, str]) -> dict[str, str]:

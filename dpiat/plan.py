@@ -31,11 +31,12 @@ from dpiat.filling import (
 )
 from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
 from dpiat.layers import CONSTANT, USUAL
+from dpiat.new import identity
 from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, centre, clip, fractional, is_table
 from dpiat.parametrized import assign, originals, solved
 from dpiat.reading import Mode, read
 from dpiat.recipe import BEST, Recipe
-from dpiat.report import ACTIONS, COPIED, CROPPED, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, times
+from dpiat.report import ACTIONS, COPIED, CROPPED, IDENTITY, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, times
 from dpiat.roles import PROJECTED
 from dpiat.sources import Source, load
 from dpiat.standardization import LayerTensors, Network
@@ -202,8 +203,8 @@ class Plan:
                 continue
             if tuple(stored.shape) != entry.shape:
                 raise ValueError(_changed(entry.target, tuple(stored.shape), entry.shape))
-            if entry.action == ZERO:
-                yield entry, [_nothing_at(*place) for place in places]
+            if entry.action in (ZERO, IDENTITY):
+                yield entry, [(_nothing_at if entry.action == ZERO else _itself_at)(*place) for place in places]
                 continue
             outcomes = self._repeated(entry, places, given, layers)
             if (first := written.setdefault(id(stored), entry.target)) != entry.target:
@@ -262,12 +263,14 @@ class Plan:
         rules: Mapping[str, str],
         unmatched: Mapping[str, str],
         silent: Mapping[str, str],
+        passing: Mapping[str, str],
         order: Mapping[str, int],
     ) -> Iterator[tuple[Entry, list[Write]]]:
         """One entry for each target tensor, in the order of its state dict, and what it takes to carry it out.
 
         `partner` names the source layer of a target layer, `kept` says why one keeps its values, `rules` what takes the
-        operator's place, `unmatched` why one has no partner, where that is known, and `silent` why one is to be zero.
+        operator's place, `unmatched` why one has no partner, where that is known, `silent` why one is to be zero and
+        `passing` why one is to be the identity.
         `order` is that of the names, where it is not that of the layers.
         """
         given = {layer.name: layer for layer in sources}
@@ -280,6 +283,8 @@ class Plan:
             outcomes = _left(to, reason) if reason else self.filled(by, to, rules.get(to.name, ""))
             if to.name in silent and not any(id(to.stored(local)) in writer for local in to.tensors):
                 outcomes = list(_silenced(outcomes, silent[to.name], bias=to.name not in kept))
+            elif to.name in passing and not any(id(to.stored(local)) in writer for local in to.tensors):
+                outcomes = list(_passed(outcomes, passing[to.name]))
             for outcome in outcomes:
                 found.setdefault(to.path(outcome.local), []).append(outcome)
         for path in sorted(found, key=lambda path: order.get(path, len(order))) if order else found:
@@ -544,7 +549,8 @@ def _entry(path: str, outcomes: Sequence[Outcome]) -> Entry:
     if first.write is None:
         return Entry(path, shape, LEFT, note=first.note)
     if first.by is first.to and all(map(_is_silent, outcomes)):
-        return Entry(path, shape, ZERO, note=outcomes[0].note, zeros=stored.numel())
+        action = IDENTITY if first.rule == IDENTITY else ZERO
+        return Entry(path, shape, action, note=first.note, zeros=sum(outcome.zeros for outcome in outcomes))
     source, source_shape = first.by.piece(first.theirs), tuple(first.by.stored(first.theirs).shape)
     if len(outcomes) == 1:
         action = PARTLY if first.filled < stored.numel() else COPIED if first.copied else CROPPED
@@ -567,6 +573,25 @@ def _silenced(outcomes: Iterable[Outcome], why: str, bias: bool) -> Iterator[Out
             yield Outcome(to, local, why, _nothing_at(to, local), to, local, zeros=zeros)
         else:
             yield outcome
+
+
+def _passed(outcomes: Iterable[Outcome], why: str) -> Iterator[Outcome]:
+    """The identity in the place of a convolution's weight, and zeros in that of its bias."""
+    for outcome in outcomes:
+        to, local = outcome.to, outcome.local
+        if local == "weight":
+            write = _itself_at(to, local)
+            yield Outcome(to, local, why, write, to, local, rule=IDENTITY, zeros=write.source.numel())
+        elif local == "bias":
+            yield Outcome(to, local, why, _nothing_at(to, local), to, local, zeros=to.tensors[local].numel())
+        else:
+            yield outcome
+
+
+def _itself_at(to: LayerTensors, local: str) -> Write:
+    values = identity(to)
+    whole = tuple(slice(0, size) for size in values.shape)
+    return Write(to, to, local, values, (whole, whole), made=True, layer=to)
 
 
 def _nothing_at(to: LayerTensors, local: str) -> Write:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 WARNING = "warning: "  # begins the note of what is likely to be wrong
-COPIED, CROPPED, PARTLY, LEFT, ZERO = "copied", "cropped", "partly filled", "left", "zero"
-ACTIONS = (COPIED, CROPPED, PARTLY, ZERO, LEFT)
+COPIED, CROPPED, PARTLY, LEFT = "copied", "cropped", "partly filled", "left"
+ZERO, IDENTITY = "zero", "identity"  # of what does nothing at first, whatever the source is
+ACTIONS = (COPIED, CROPPED, PARTLY, ZERO, IDENTITY, LEFT)
 NOTHING = "–"  # in the place of a part that receives nothing
 
 
@@ -27,7 +28,7 @@ class Entry(NamedTuple):
             once.
         action: "copied" (whole, from an equal shape), "cropped" (filled whole, from another shape), "partly filled"
             (the other elements are zero or keep the target's values), "zero" (all of it, so that a part of the network
-            does nothing at first) or "left" (nothing).
+            does nothing at first), "identity" (of a new layer, which gives what it takes at first) or "left" (nothing).
         filled: How many of its elements the source fills.
         source: The name of the source's tensor, or of several, joined by " + ".
         source_shape: The shape of the source's tensor.
@@ -36,7 +37,8 @@ class Entry(NamedTuple):
         rule: What takes the operator's place, such as "input channels" or "classes".
         shared: The name under which a tensor with several names counts.
         parts: Of a tensor in which several layers are stacked, what each layer receives ("attn.qkv.weight[query]").
-        zeros: How many elements are zero: inputs, of outputs that are filled, to which nothing comes.
+        zeros: How many elements are set to zero: inputs, of outputs that are filled, to which nothing comes; of an
+            identity, all elements of the outputs that pass, the ones on the diagonal included.
     """
 
     target: str
@@ -115,7 +117,7 @@ class Report:
         totals = dict.fromkeys(ACTIONS, 0)
         for entry in self.entries:
             totals[entry.action] += entry.filled
-            totals[ZERO] += entry.zeros
+            totals[IDENTITY if entry.action == IDENTITY else ZERO] += entry.zeros
             totals[LEFT] += entry.elements - entry.filled - entry.zeros
         return totals
 

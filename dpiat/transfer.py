@@ -15,7 +15,7 @@ from dpiat.assignment import MATCHINGS, Matcher, MatchingName, best, check_match
 from dpiat.branches import joined, spread
 from dpiat.filling import CLASSES, NEW_INPUTS, NewInputs
 from dpiat.heads import HEADS, Head, new_heads, other_inputs, treat_heads
-from dpiat.new import WAYS, New, neutral_gates, silent_blocks, silent_heads
+from dpiat.new import WAYS, New, neutral_gates, passing_layers, silent_blocks, silent_heads
 from dpiat.operators import OPERATORS, Operator, OperatorName
 from dpiat.pairing import complete, keep_norms, reasons
 from dpiat.plan import Plan, read_both
@@ -88,11 +88,12 @@ def transfer(
         inputs: What input channels get that the source's first convolution does not have. "repeat" gives them the
             others' weights in turn, at an equal response to what is the same in all channels; "zero" keeps the response
             to the old channels.
-        new: What a residual block starts as that the source does not have. With "identity", the last layers of the
-            block are zero, so that the block does nothing at first. The same holds for all but the first of several
-            blocks that one block of the source fills. A classifier of other classes starts with zero weights too, so
-            that no random answer disturbs the features. With "random", a new block and a new classifier keep the
-            target's values, and a copy is a copy.
+        new: How blocks, convolutions and classifiers start that the source does not have. With "identity", the last
+            layers of a new residual block are zero, so that the block does nothing at first. The same holds for all but
+            the first of several blocks that one block of the source fills. A new convolution among filled layers gives
+            what it takes (Net2DeeperNet, arXiv 1511.05641). A classifier of other classes starts with zero weights, so
+            that no random answer disturbs the features. With "random", all these keep the target's values, and a copy
+            is a copy.
 
     Returns:
         A report with one entry for each tensor of the target: parameters and saved buffers.
@@ -184,13 +185,14 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
             keep_norms(giver, taker, partner, recipe.gates)
         complete(giver, taker, matched, partner)
     kept, mapped = treat_heads(*architectures, partner, head, mode)
-    rules, silent, why, made = dict.fromkeys(mapped, CLASSES), {}, {}, []
+    rules, silent, passing, why, made = dict.fromkeys(mapped, CLASSES), {}, {}, {}, []
     if mode == "default":
         rules |= dict.fromkeys(other_inputs(giver, taker, partner), NEW_INPUTS[inputs])
         if recipe.gates:
             silent |= neutral_gates(taker, partner)
         if new == "identity" and aligned:
             silent |= silent_blocks(taker, unwrapped(target), matched, partner)
+            passing = passing_layers(taker, partner, kept)
         if new == "identity" and recipe.head:
             silent |= silent_heads(taker, new_heads(kept))
         spread(giver, taker, partner)
@@ -198,7 +200,7 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
         why = reasons(giver, taker, partner)
     planned = Plan(source, target, Report(()), mode, operator, mapped, recipe)
     givers = [*giver.weights, *made]
-    found = list(planned.entries(givers, taker.weights, partner, kept, rules, why, silent, taker.order))
+    found = list(planned.entries(givers, taker.weights, partner, kept, rules, why, silent, passing, taker.order))
     report = Report(tuple(entry for entry, _ in found), _notes(source, taker.architecture))
     return replace(planned, report=report), [write for _, writes in found for write in writes]
 

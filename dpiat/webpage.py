@@ -8,10 +8,10 @@ from html import escape
 from typing import NamedTuple
 
 from dpiat.architecture import Architecture, Block
-from dpiat.report import COPIED, CROPPED, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, percent, times
+from dpiat.report import COPIED, CROPPED, IDENTITY, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, percent, times
 
 # The words of a report, and the class of the style sheet that colours each of them.
-CLASSES = {COPIED: "copied", CROPPED: "cropped", PARTLY: "partly", ZERO: "zero", LEFT: "left"}
+CLASSES = {COPIED: "copied", CROPPED: "cropped", PARTLY: "partly", ZERO: "zero", IDENTITY: "identity", LEFT: "left"}
 OUTSIDE = "outside of the blocks"
 ROW, LEFT_EDGE, RIGHT_EDGE, BAR = 22, 300, 640, 60  # lengths of the drawing, in its own units
 
@@ -21,6 +21,7 @@ h1 { font-size: 1.4em; margin-bottom: 0 } h2 { font-size: 1.1em; margin: 1.6em 0
 .copied { background: #0072b2; fill: #0072b2 } .cropped { background: #56b4e9; fill: #56b4e9 }
 .partly { background: #e69f00; fill: #e69f00 } .left { background: #d0d0d0; fill: #d0d0d0 }
 .zero { background: #707070; fill: #707070 }
+.identity { background: #9a86b8; fill: #9a86b8 }
 .whole { display: flex; height: 18px; border-radius: 3px; overflow: hidden; margin: .6em 0 .3em }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .35em 0 1em }
 .warnings { border-left: 5px solid #c0392b; background: #fdecea; padding: .5em 1em }
@@ -218,7 +219,7 @@ def _row(entry: Entry) -> str:
     style = CLASSES[entry.action]
     share = f'<span class="bar"><i class="{style}" style="width: {entry.share:.1%}"></i></span>{_percent(entry.share)}'
     shared = f"the same tensor as {entry.shared}" if entry.shared else ""
-    zeros = f"{entry.zeros:,} zeros" if entry.zeros and entry.action != ZERO else ""
+    zeros = f"{entry.zeros:,} zeros" if entry.zeros and entry.action not in (ZERO, IDENTITY) else ""
     notes = (entry.rule, entry.note, zeros, shared)
     source = f"{entry.source} {times(entry.source_shape)}" if entry.source else ""
     said = "; ".join(escape(text) for text in (source, *notes) if text)

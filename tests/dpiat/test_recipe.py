@@ -376,6 +376,78 @@ def test_the_plan_says_what_new_blocks_start_as():
         plan(vit(1), vit(2), new="zero")
 
 
+# --- new layers -------------------------------------------------------------------------------------------------------
+
+
+class Started(nn.Module):
+    """A block of MobileNet's kind, as MobileNetV4's with or without a further convolution and norm at its start."""
+
+    def __init__(self, before: nn.Module | None, given: int):
+        super().__init__()
+        self.dw_start = before
+        self.conv_pw, self.bn1 = nn.Conv2d(given, 24, 1, bias=False), nn.BatchNorm2d(24)
+        self.conv_dw, self.bn2 = nn.Conv2d(24, 24, 3, 1, 1, groups=24, bias=False), nn.BatchNorm2d(24)
+        self.conv_pwl, self.bn3 = nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.dw_start is None else self.dw_start(x)
+        y = torch.relu(self.bn1(self.conv_pw(y)))
+        return x + self.bn3(self.conv_pwl(torch.relu(self.bn2(self.conv_dw(y)))))
+
+
+def started(before=lambda: None, given: int = 8, depth: int = 2) -> nn.Module:
+    blocks = nn.Sequential(*(Started(before(), given) for _ in range(depth)))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+STARTS = {
+    "depthwise": (lambda: nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False), nn.BatchNorm2d(8)), 8),
+    "dense": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), 8),
+    "wider": (lambda: nn.Sequential(nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)), 12),
+    "in groups": (lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=2)), 8),
+}
+starts = pytest.mark.parametrize(("before", "given"), STARTS.values(), ids=STARTS.keys())
+
+
+@starts
+def test_new_layers_in_blocks_start_as_the_identity(before, given):
+    source, target = randomized(started()), started(before, given).eval()
+    norms = [module for module in target.modules() if isinstance(module, nn.BatchNorm2d)]
+    transfer(source, target, head="copy")
+    assert differ(source, target, IMAGES) < 1e-4  # the new norms divide by the root of 1 + eps
+    assert [norm.running_var.allclose(torch.ones(())) for norm in norms].count(True) in (0, 2)
+
+
+@starts
+def test_new_layers_keep_their_values_if_they_are_to_be_random(before, given):
+    source, target = randomized(started()), started(before, given)
+    name = "1.0.dw_start.0.weight"
+    own = target.state_dict()[name].clone()
+    entry = next(e for e in transfer(source, target, new="random").entries if e.target == name)
+    assert entry.action == "left" and torch.equal(target.state_dict()[name], own)
+
+
+@starts
+def test_a_plan_of_new_layers_says_so_and_is_the_same_from_its_text(before, given):
+    source, target = randomized(started()), started(before, given)
+    planned = plan(source, target)
+    entry = next(e for e in planned.report.entries if e.target == "1.0.dw_start.0.weight")
+    passing = before()[0].weight[:8].numel()  # eight of twelve rows, where it is wider
+    assert (entry.action, entry.filled, entry.zeros) == ("identity", 0, passing)
+    assert "gives what it takes" in entry.note and planned.report.elements["identity"] == 2 * passing
+    assert sum(planned.report.elements.values()) == sum(tensor.numel() for tensor in target.state_dict().values())
+    kept = Plan.from_json(planned.to_json(), source, target)
+    assert kept.apply() == planned.report
+    weight = target.state_dict()[entry.target]
+    assert weight[:8].count_nonzero() == 8 and weight[:8].sum() == 8
+
+
+def test_a_layer_with_an_even_kernel_has_no_identity():
+    source, target = started(), started(lambda: nn.Sequential(nn.Conv2d(8, 8, 2, padding="same")))
+    entry = next(e for e in plan(source, target).report.entries if e.target == "1.0.dw_start.0.weight")
+    assert entry.action == "left"
+
+
 def test_relative_widths_do_not_need_levels():
     """A state dict tells none: the widths of whole networks are compared then."""
     source, target = (on_meta(name) for name in ("mobilenetv2_050", "mobilenetv2_140"))
