@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpiat import roles
-from dpiat.architecture import Architecture, Block, Layer, Places
+from dpiat.architecture import Architecture, Block, Layer, Positions
 from dpiat.levels import ends, widths
 from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
 from dpiat.recipe import BEST, Recipe
@@ -126,7 +126,7 @@ class Padded(NamedTuple):
         return Padded(self.blocks, self.layers[axes], self.names[axes])
 
 
-class Outline:
+class Tables:
     """An architecture as tables for the alignment: different layers and different blocks once."""
 
     def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates):
@@ -136,7 +136,7 @@ class Outline:
         self.weighted: list[list[Layer]] = []
         self.members: list[tuple[int, ...]] = []  # the layers of each different block,
         self.names: list[tuple[str, ...]] = []  # and their names in it
-        self.kinds: list[bool] = []  # is it a run?
+        self.is_run: list[bool] = []
         index = []
         for block in self.blocks:
             weighted, prefix = [layer for layer in block.layers if layer.shape], f"{block.name}."
@@ -149,9 +149,9 @@ class Outline:
                 members = [layers.setdefault((layer[1:], widths), len(layers)) for layer, widths in told]
                 self.members.append(tuple(members))
                 self.names.append(names)
-                self.kinds.append(block.run)
+                self.is_run.append(block.run)
             index.append(known[key])
-        self.index = np.array(index, dtype=int)
+        self.block_numbers = np.array(index, dtype=int)
         self.layers = [Layer("", *key) for key, _ in layers]
         self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)  # of outputs and inputs
         of = [family(layer, gates) for layer in self.layers]
@@ -161,7 +161,7 @@ class Outline:
         self.roles = [*(layer.role for layer in self.layers), ""]  # and that of a filler
         number = {name: i for i, name in enumerate(dict.fromkeys(name for names in self.names for name in names))}
         self.different_names = [*number, ""]  # of layers in their blocks, and of a filler
-        self.numbers = [[number[name] for name in names] for names in self.names]
+        self.name_numbers = [[number[name] for name in names] for names in self.names]
         # Of each different block, the layers of each family in their order.
         self.columns: list[dict[str, list[int]]] = []
         for members in self.members:
@@ -184,7 +184,7 @@ class Outline:
             for row, i in enumerate(blocks):
                 places = self.columns[i][kind]
                 layers[row, : len(places)] = [self.members[i][place] for place in places]
-                names[row, : len(places)] = [self.numbers[i][place] for place in places]
+                names[row, : len(places)] = [self.name_numbers[i][place] for place in places]
             found[kind] = Padded(np.array(blocks), layers, names)
         return found
 
@@ -285,7 +285,7 @@ class _Alignment:
     def __init__(self, source: Architecture, target: Architecture, recipe: Recipe = BEST):
         self.recipe = recipe
         self.source, self.target = (
-            _outline(network, other, recipe.gates) for network, other in ((source, target), (target, source))
+            _tables(network, other, recipe.gates) for network, other in ((source, target), (target, source))
         )
         s, t = self.source, self.target
         told = recipe.levels and all(b.level is not None for side in (t, s) for b in side.blocks if not b.run)
@@ -296,7 +296,11 @@ class _Alignment:
         self.roles = _numbered(t.roles, s.roles)
         self.names = _numbered(t.different_names, s.different_names)
         different = self._blocks()
-        blocks = different[t.index[:, None], s.index] if different.size else np.zeros((len(t.blocks), len(s.blocks)))
+        blocks = (
+            different[t.block_numbers[:, None], s.block_numbers]
+            if different.size
+            else np.zeros((len(t.blocks), len(s.blocks)))
+        )
         self.blocks = np.where(self._may_match(), blocks, 0.0)  # (target blocks, source blocks)
         if recipe.skip < 1:
             ours, theirs = (np.array([SKIP[block.skip] for block in side.blocks]) for side in (t, s))
@@ -304,8 +308,8 @@ class _Alignment:
         self._match_blocks()
 
     def _match_blocks(self) -> None:
-        self.places = np.arange(len(self.target.blocks))
-        self.phase_two = ordered_scores(self.blocks[:, :, None, None], Places(self.places[:, None]))[:, :, 0, 0]
+        self.positions = np.arange(len(self.target.blocks))
+        self.phase_two = ordered_scores(self.blocks[:, :, None, None], Positions(self.positions[:, None]))[:, :, 0, 0]
         self.total = float(self.phase_two[-1, -1])
 
     def back(self) -> _Alignment:
@@ -346,7 +350,7 @@ class _Alignment:
     def _may_match(self) -> np.ndarray:
         """Runs match runs, the first one and the last one their like, and towers of the same name."""
         t, s = self.target, self.source
-        run_t, run_s = (np.array([side.kinds[i] for i in side.index], dtype=bool) for side in (t, s))
+        run_t, run_s = (np.array([side.is_run[i] for i in side.block_numbers], dtype=bool) for side in (t, s))
         may = run_t[:, None] == run_s
         if not (run_t.all() or run_s.all()):
             for end in (0, -1):
@@ -376,8 +380,8 @@ class _Alignment:
         return Matching(self.total + len(more), tuple(blocks), tuple(layers))
 
     def _matched(self) -> list[Matched]:
-        ours, theirs = self.target.index.tolist(), self.source.index.tolist()
-        blocks = trace(self.phase_two, self.blocks, self.places)
+        ours, theirs = self.target.block_numbers.tolist(), self.source.block_numbers.tolist()
+        blocks = trace(self.phase_two, self.blocks, self.positions)
         pairs = self._layer_pairs(list(dict.fromkeys((ours[i], theirs[j]) for i, j in blocks)))
         return [(i, j, pairs[ours[i], theirs[j]]) for i, j in blocks]
 
@@ -401,7 +405,7 @@ class _Alignment:
                 pairs += [(*rows[i], columns[j][1]) for i, j in next(_traced(equal[None]))]
         return [LayerPair(source, target) for _, target, source in sorted(pairs, key=lambda pair: pair[0])]
 
-    def _others(self, side: Outline, places: set[Place]) -> dict[str, list[tuple[Place, Layer]]]:
+    def _others(self, side: Tables, places: set[Place]) -> dict[str, list[tuple[Place, Layer]]]:
         """The layers of each family that do not stand in these places."""
         found: dict[str, list[tuple[Place, Layer]]] = {}
         if len(places) < side.count:
@@ -429,31 +433,31 @@ class _Alignment:
         return {pair: sorted(places) for pair, places in found.items()}
 
 
-def outline_of(network: Architecture, gates: bool = BEST.gates) -> Outline:
+def tables_of(network: Architecture, gates: bool = BEST.gates) -> Tables:
     """The network as tables, made once."""
     kept = vars(network)  # as a cached property is kept, which architectures cannot have of what comes after them
-    key = f"outline {gates}"
+    key = f"tables {gates}"
     if key not in kept:
-        kept[key] = Outline(network.blocks, gates)
+        kept[key] = Tables(network.blocks, gates)
     return kept[key]
 
 
-def _outline(network: Architecture, other: Architecture, gates: bool) -> Outline:
+def _tables(network: Architecture, other: Architecture, gates: bool) -> Tables:
     """The network as tables. Where one of both has no blocks, runs fall apart into single layers, as in the paper."""
     if all(any(not block.run for block in each.blocks) for each in (network, other)):
-        return outline_of(network, gates)
+        return tables_of(network, gates)
     single = [
         [block] if not block.run else [Block(each.name, (each,)) for each in block.layers] for block in network.blocks
     ]
-    return Outline([block for blocks in single for block in blocks], gates)
+    return Tables([block for blocks in single for block in blocks], gates)
 
 
-def _common(source: Outline, target: Outline) -> list[str]:
+def _common(source: Tables, target: Tables) -> list[str]:
     """The families that both have, in one order: in another, sums would be rounded otherwise, and ties broken so."""
     return sorted(target.families.keys() & source.families.keys() - {""})
 
 
-def _layer_scores(source: Outline, target: Outline, wider: np.ndarray | None = None) -> np.ndarray:
+def _layer_scores(source: Tables, target: Tables, wider: np.ndarray | None = None) -> np.ndarray:
     """Eq. 1 for all pairs of different layers of one family that may match; a row and a column of 0 at the end.
 
     `wider` is how much wider the target is, by what a width is to its block: its widths are divided by that.
