@@ -22,7 +22,7 @@ from dpiat.standardization import DEPTHWISE, Branch, LayerTensors, Network
 
 
 def merged(network: Network) -> Network:
-    """The network with one layer in the place of convolutions side by side; their weights know their places in it."""
+    """The network with one layer in the place of convolutions side by side, each of which knows its place in that layer."""
     groups = list(_side_by_side(network))
     if not groups:
         return network
@@ -48,15 +48,13 @@ def merged(network: Network) -> Network:
         )
         for block in network.architecture.blocks
     ]
-    weights = [
-        layer._replace(branch=places[layer.name]) if layer.name in places else layer for layer in network.weights
-    ]
-    return network._replace(architecture=_with(network.architecture, blocks), weights=weights)
+    layers = [layer._replace(branch=places[layer.name]) if layer.name in places else layer for layer in network.layers]
+    return network._replace(architecture=_with(network.architecture, blocks), layers=layers)
 
 
 def split(network: Network) -> Network:
     """The network with each of its convolutions side by side as a layer of its own."""
-    members = _members(network.weights)
+    members = _members(network.layers)
     if not members:
         return network
     blocks = []
@@ -65,18 +63,18 @@ def split(network: Network) -> Network:
         for layer in block.layers:
             layers += [branch.plain for branch in members[layer.name]] if layer.name in members else [layer]
         blocks.append(replace(block, layers=tuple(layers)))
-    weights = [layer._replace(branch=None) for layer in network.weights]
-    return network._replace(architecture=_with(network.architecture, blocks), weights=weights)
+    layers = [layer._replace(branch=None) for layer in network.layers]
+    return network._replace(architecture=_with(network.architecture, blocks), layers=layers)
 
 
 def _with(architecture: Architecture, blocks: Sequence[Block]) -> Architecture:
     return Architecture(architecture.name, tuple(blocks), architecture.structured)
 
 
-def _members(weights: Sequence[LayerTensors]) -> dict[str, list[LayerTensors]]:
+def _members(layers: Sequence[LayerTensors]) -> dict[str, list[LayerTensors]]:
     """The branches of each layer that is made of some."""
     found: dict[str, list[LayerTensors]] = {}
-    for layer in weights:
+    for layer in layers:
         if layer.branch is not None:
             found.setdefault(layer.branch.whole, []).append(layer)
     return found
@@ -87,7 +85,7 @@ def _side_by_side(network: Network) -> Iterator[tuple[str, list[Layer]]]:
 
     Their inputs are together what the layer before them gives, or, of depthwise ones, as many as their outputs.
     """
-    if not any(layer.name.endswith(".0") for layer in network.weights):
+    if not any(layer.name.endswith(".0") for layer in network.layers):
         return  # as in most networks
     given = 0  # by the matrix before
     for block in network.architecture.blocks:
@@ -139,7 +137,7 @@ def spread(source: Network, target: Network, partner: MutableMapping[str, str]) 
 
     A branch of the source goes to its like, where all of them are of equal shapes.
     """
-    ours, theirs = _members(target.weights), _members(source.weights)
+    ours, theirs = _members(target.layers), _members(source.layers)
     for whole, branches in ours.items():
         by = partner.pop(whole, None)
         if by is None:
@@ -152,7 +150,7 @@ def spread(source: Network, target: Network, partner: MutableMapping[str, str]) 
 
 def joined(network: Network, names: Collection[str]) -> list[LayerTensors]:
     """The layers among `names` that several branches make together, each with its weights in dense coordinates."""
-    return [_joined(branches) for whole, branches in _members(network.weights).items() if whole in names]
+    return [_joined(branches) for whole, branches in _members(network.layers).items() if whole in names]
 
 
 def _joined(branches: Sequence[LayerTensors]) -> LayerTensors:

@@ -58,24 +58,24 @@ class _Numbers(Tensor):
     """An activation whose elements are the numbers of their channels."""
 
 
-def follow(module: nn.Module, weights: Iterable[LayerTensors], example: Tensor | None = None) -> Flow:
+def follow(module: nn.Module, layers: Iterable[LayerTensors], example: Tensor | None = None) -> Flow:
     """The channels of a network, as the weights that `dpiat.reading.read` finds treat them.
 
     `example` is an input, of which only the shape counts; without it, an image of 64 or 224 pixels with the
     channels that the first layer takes. Raises ValueError for a function if it is not known what it does with channels.
     """
-    weights = list(weights)
+    layers = list(layers)
     if example is not None:
-        return _followed(module, weights, (1, *example.shape[1:]))
-    *first, last = (_input(weights, side) for side in SIDES)
+        return _followed(module, layers, (1, *example.shape[1:]))
+    *first, last = (_input(layers, side) for side in SIDES)
     for shape in first:
         with suppress(RuntimeError, AssertionError):  # too small, or not what a linear layer after pictures takes
-            return _followed(module, weights, shape)
-    return _followed(module, weights, last)
+            return _followed(module, layers, shape)
+    return _followed(module, layers, last)
 
 
-def _followed(module: nn.Module, weights: list[LayerTensors], shape: tuple[int, ...]) -> Flow:
-    mode = _Follow(weights)
+def _followed(module: nn.Module, layers: list[LayerTensors], shape: tuple[int, ...]) -> Flow:
+    mode = _Follow(layers)
     given = mode.new(shape[1])
     flags = {part: part.training for part in module.modules()}
     module.eval()
@@ -90,9 +90,9 @@ def _followed(module: nn.Module, weights: list[LayerTensors], shape: tuple[int, 
 
 
 class _Follow(TorchFunctionMode):
-    def __init__(self, weights: list[LayerTensors]):
+    def __init__(self, layers: list[LayerTensors]):
         super().__init__()
-        self.layers = {id(layer.stored(local)): layer for layer in weights for local in layer.tensors}
+        self.layers = {id(layer.stored(local)): layer for layer in layers for local in layer.tensors}
         self.parents: list[int] = []  # of each channel in the forest of those that are one
         self.touches: dict[str, Touch] = {}
         self.rigid: set[int] = set()
@@ -221,9 +221,9 @@ class _Follow(TorchFunctionMode):
         return number
 
 
-def _input(weights: list[LayerTensors], side: int) -> tuple[int, ...]:
+def _input(layers: list[LayerTensors], side: int) -> tuple[int, ...]:
     """The shape of an input, by the first layer."""
-    for layer in weights:
+    for layer in layers:
         if isinstance(layer.module, nn.Linear):
             return 1, layer.module.in_features
         if isinstance(layer.module, CONVOLUTIONS):

@@ -20,13 +20,13 @@ POWERS = frozenset(2**n for n in range(4, 20))
 Facts = Iterator[tuple[int, dict[str, Any]]]  # the place of a layer, and fields of `LayerTensors`
 
 
-def in_context(weights: list[LayerTensors], shapes_alone: bool) -> list[LayerTensors]:
+def in_context(layers: list[LayerTensors], shapes_alone: bool) -> list[LayerTensors]:
     """The layers of a network, in order, with what they tell of one another."""
-    told = list(weights)
-    for facts in (_positions(weights), _inputs(weights, shapes_alone), _stacks(weights)):
+    told = list(layers)
+    for facts in (_positions(layers), _inputs(layers, shapes_alone), _stacks(layers)):
         for place, fields in facts:
             told[place] = told[place]._replace(**fields)
-    for place, norm in _norms(weights):
+    for place, norm in _norms(layers):
         told[place] = LayerTensors(*told[place][:-1], norm)  # `_replace` takes twice as long, and norms are many
     return told
 
@@ -34,15 +34,15 @@ def in_context(weights: list[LayerTensors], shapes_alone: bool) -> list[LayerTen
 # --- positions --------------------------------------------------------------------------------------------------------
 
 
-def _positions(weights: list[LayerTensors]) -> Facts:
+def _positions(layers: list[LayerTensors]) -> Facts:
     """Find for tables of positions the rows of tokens before the positions, the first position's row, and the grid."""
-    places = [place for place, layer in enumerate(weights) if layer.plain.role == roles.POSITION]
+    places = [place for place, layer in enumerate(layers) if layer.plain.role == roles.POSITION]
     if not places:
         return
-    images = any(layer.plain.kind.startswith("Conv2d") for layer in weights)
-    prefix = sum(prod(layer.plain.shape[:-1]) for layer in weights if layer.plain.role.endswith(roles.TOKENS))
+    images = any(layer.plain.kind.startswith("Conv2d") for layer in layers)
+    prefix = sum(prod(layer.plain.shape[:-1]) for layer in layers if layer.plain.role.endswith(roles.TOKENS))
     for place in places:
-        layer = weights[place]
+        layer = layers[place]
         of_image = images and not TEXT.search(layer.name)
         yield place, {"prefix": prefix if of_image else None, "offset": _offset(layer), "grid": _grid(layer.module)}
 
@@ -71,11 +71,11 @@ def _offset(layer: LayerTensors) -> int:
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
 
 
-def _inputs(weights: list[LayerTensors], shapes_alone: bool) -> Facts:
+def _inputs(layers: list[LayerTensors], shapes_alone: bool) -> Facts:
     """Find out what the inputs of matrices and convolutions are, from the numbers of outputs of the layers before."""
     given, outs, first, flattened = 0, set(), True, False
     before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
-    for place, layer in enumerate(weights):
+    for place, layer in enumerate(layers):
         plain, module = layer.plain, layer.module
         if not is_matrix(plain) or layer.split or "weight" not in layer.tensors:
             given = layer.gives // 2 or given
@@ -104,11 +104,11 @@ def _inputs(weights: list[LayerTensors], shapes_alone: bool) -> Facts:
         outs.add(out)
 
 
-def _stacks(weights: list[LayerTensors]) -> Facts:
+def _stacks(layers: list[LayerTensors]) -> Facts:
     """Find linear layers with 2, 3 or 4 times as many outputs as the next layer takes: these are stacked."""
     taken = 0  # by the next layer
-    for place in reversed(range(len(weights))):
-        plain = weights[place].plain
+    for place in reversed(range(len(layers))):
+        plain = layers[place].plain
         if len(plain.shape) < 2:
             continue
         linear = plain.kind == "Linear"
@@ -118,9 +118,9 @@ def _stacks(weights: list[LayerTensors]) -> Facts:
         taken = plain.shape[1] if linear else 0
 
 
-def _norms(weights: list[LayerTensors]) -> Iterator[tuple[int, LayerTensors]]:
+def _norms(layers: list[LayerTensors]) -> Iterator[tuple[int, LayerTensors]]:
     """Find the norm of each matrix and convolution: the next layer, if it is a vector of as many numbers."""
-    for place, (layer, after) in enumerate(pairwise(weights)):
+    for place, (layer, after) in enumerate(pairwise(layers)):
         shape = layer.plain.shape
         if len(shape) > 1 and len(after.plain.shape) == 1 and after.plain.shape[0] == shape[0]:
             yield place, after

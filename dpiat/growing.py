@@ -21,7 +21,7 @@ from dpiat.layers import CONSTANT
 from dpiat.reading import read
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report
 from dpiat.roles import EXPAND
-from dpiat.stages import align
+from dpiat.stages import align_stages
 from dpiat.standardization import DEPTHWISE, LayerTensors, Network
 from dpiat.writing import Write, check, put
 
@@ -61,14 +61,14 @@ def net2net(
         >>> net2net(timm.create_model("tf_efficientnet_b0", pretrained=True), timm.create_model("tf_efficientnet_b1"))
     """
     given, wanted = _both(source, target)
-    aligned = align(given, wanted, repeat=False)
+    aligned = align_stages(given, wanted, repeat=False)
     pairs = _pairs(given, wanted, aligned.partner)
     added = {layer.name for block in aligned.new for layer in block.layers}
     _check_all(given, {by.name for by, _ in pairs.values()}, "the target")
     _check_all(wanted, pairs.keys() | added, "the source")
     for by, to in pairs.values():
         _check_layer(by, to)
-    old, new = follow(source, given.weights, example), follow(target, wanted.weights, example)
+    old, new = follow(source, given.layers, example), follow(target, wanted.layers, example)
     _check_functions(old, new, aligned.partner)
     silent = {
         _last(block.name, [layer.name for layer in block.layers], new, wanted, aligned.partner) for block in aligned.new
@@ -76,7 +76,7 @@ def net2net(
     chosen = _channels(old, new, aligned.partner, seed)
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for to in wanted.weights:
+    for to in wanted.layers:
         for local, tensor in to.tensors.items():
             if to.name in silent and local in ("weight", "bias", ""):
                 value = torch.zeros_like(tensor)
@@ -115,9 +115,9 @@ def fna(source: nn.Module, target: nn.Module) -> Report:
         >>> fna(timm.create_model("mobilenetv2_100", pretrained=True), timm.create_model("mobilenetv2_140"))
     """
     given, wanted = _both(source, target)
-    pairs = _pairs(given, wanted, align(given, wanted, repeat=True).partner)
+    pairs = _pairs(given, wanted, align_stages(given, wanted, repeat=True).partner)
     found = []
-    for to in wanted.weights:
+    for to in wanted.layers:
         by = pairs[to.name][0] if to.name in pairs else None
         for local, tensor in to.tensors.items():
             path, shape = to.path(local), tuple(tensor.shape)
@@ -140,8 +140,8 @@ def _both(source: nn.Module, target: nn.Module) -> tuple[Network, Network]:
 
 
 def _pairs(given: Network, wanted: Network, partner: dict[str, str]) -> dict[str, tuple[LayerTensors, LayerTensors]]:
-    theirs = {layer.name: layer for layer in given.weights}
-    ours = {layer.name: layer for layer in wanted.weights}
+    theirs = {layer.name: layer for layer in given.layers}
+    ours = {layer.name: layer for layer in wanted.layers}
     return {name: (theirs[by], ours[name]) for name, by in partner.items() if by in theirs and name in ours}
 
 
@@ -165,7 +165,7 @@ def _written(found: Sequence[tuple[Entry, Write | None]], source: nn.Module, tar
 
 def _check_all(network: Network, known: Collection[str], other: str) -> None:
     """Raise ValueError if a layer has no counterpart, such as a shortcut of another width."""
-    for layer in network.weights:
+    for layer in network.layers:
         if layer.name not in known and layer.plain.kind != CONSTANT:
             raise ValueError(f"{layer.name} has no counterpart in {other}")
 
@@ -205,7 +205,7 @@ def _last(block: str, layers: Sequence[str], flow: Flow, network: Network, partn
 
     It must go into a sum with what the block is given: the channels that it treats have been written before.
     """
-    plain = {layer.name: layer.plain for layer in network.weights}
+    plain = {layer.name: layer.plain for layer in network.layers}
     known = signatures(flow, partner)
     stream = {number for number, layer in known.items() if any(what in ("writes", "input") for what, *_ in layer)}
     inside = [name for name in flow.touches if name in set(layers)]

@@ -321,7 +321,7 @@ def other_inputs(source: Network, target: Network, partner: Mapping[str, str]) -
     first, ours = (_first_convolution(network.architecture) for network in (source, target))
     if not first or not ours or partner.get(ours.name) != first.name or first.shape[1] == ours.shape[1]:
         return []
-    layers = [next(w for w in n.weights if w.name == layer.name) for n, layer in ((source, first), (target, ours))]
+    layers = [next(w for w in n.layers if w.name == layer.name) for n, layer in ((source, first), (target, ours))]
     whole = all("weight" in w.tensors and getattr(w.module, "groups", 1) == 1 for w in layers)
     return [ours.name] if whole else []
 

@@ -51,7 +51,7 @@ KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_local_kv_he
 GPT2 = ("c_attn", "c_proj", "c_fc", "q_attn")  # of a kind that stores (in, out)
 
 
-class Heads(NamedTuple):
+class HeadCounts(NamedTuple):
     """How many heads an attention has."""
 
     queries: int
@@ -99,7 +99,7 @@ def layers_of(
         whole = whole.seen("weight", Tensor.t)
     role = _role(whole, above)
     if (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare:
-        found = _parts(whole, role, above, shapes_alone, head_size)
+        found = _taken_apart(whole, role, above, shapes_alone, head_size)
     else:
         found = [whole]
     return [_described(layer, kind, layer.role or role, above) for layer in found]
@@ -172,7 +172,7 @@ def _is_transposed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
     return weight is not None and weight.dim() == 2 and weight.shape[1] > weight.shape[0]
 
 
-def _parts(
+def _taken_apart(
     layer: LayerTensors, role: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
 ) -> list[LayerTensors]:
     """The layers that are stacked in one along its outputs; itself where there is but one."""
@@ -188,16 +188,16 @@ def _parts(
     if not stacked or any(map(opaque, layer.tensors.values())):
         return [layer]
     if parts:
-        count = heads(above)
+        count = head_counts(above)
         if count is None and head_size and not len(weight) % (len(parts) * head_size):
-            count = Heads(*[len(weight) // (len(parts) * head_size)] * 2)
+            count = HeadCounts(*[len(weight) // (len(parts) * head_size)] * 2)
         return _projections(layer, parts, stem in BY_HEADS, count)
     if len(weight) % 2:
         return [layer]
     half = len(weight) // 2
     last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
     names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
-    return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
+    return [layer.cut(name, [(i * half, half)], name) for i, name in enumerate(names)]
 
 
 def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
@@ -211,7 +211,9 @@ def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
     return False
 
 
-def _projections(layer: LayerTensors, parts: Sequence[str], by_heads: bool, count: Heads | None) -> list[LayerTensors]:
+def _projections(
+    layer: LayerTensors, parts: Sequence[str], by_heads: bool, count: HeadCounts | None
+) -> list[LayerTensors]:
     rows, into = layer.tensors["weight"].shape[:2]
     equal, rest = divmod(rows, len(parts))
     if by_heads and count is None:
@@ -220,7 +222,7 @@ def _projections(layer: LayerTensors, parts: Sequence[str], by_heads: bool, coun
         size = equal // count.queries
         step = size * len(parts)
         return [
-            layer.part(part, [(head * step + i * size, size) for head in range(count.queries)], part)
+            layer.cut(part, [(head * step + i * size, size) for head in range(count.queries)], part)
             for i, part in enumerate(parts)
         ]
     sizes = [equal] * len(parts)
@@ -233,7 +235,7 @@ def _projections(layer: LayerTensors, parts: Sequence[str], by_heads: bool, coun
                 step = size * (group + 2)
                 starts = ((0, group * size), (group * size, size), ((group + 1) * size, size))
                 return [
-                    layer.part(part, [(g * step + first, length) for g in range(count.keys)], part)
+                    layer.cut(part, [(g * step + first, length) for g in range(count.keys)], part)
                     for part, (first, length) in zip(parts, starts, strict=True)
                 ]
         elif rows > into and not (rows - into) % 2 and rest:
@@ -244,10 +246,10 @@ def _projections(layer: LayerTensors, parts: Sequence[str], by_heads: bool, coun
         else:
             return [layer]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [layer.part(part, [(start, size)], part) for part, start, size in zip(parts, starts, sizes, strict=True)]
+    return [layer.cut(part, [(start, size)], part) for part, start, size in zip(parts, starts, sizes, strict=True)]
 
 
-def heads(above: Sequence[nn.Module]) -> Heads | None:
+def head_counts(above: Sequence[nn.Module]) -> HeadCounts | None:
     """The heads of the nearest attention around a layer that says how many it has."""
     for module in above:
         for facts in (module.__dict__, getattr(module.__dict__.get("config"), "__dict__", {})):
@@ -255,7 +257,7 @@ def heads(above: Sequence[nn.Module]) -> Heads | None:
             if count > 0:
                 keys = next((facts[key] for key in KEY_HEADS if isinstance(facts.get(key), int)), count)
                 multi_query = facts.get("multi_query") is True and not facts.get("new_decoder_architecture")
-                return Heads(count, 1 if multi_query else keys)
+                return HeadCounts(count, 1 if multi_query else keys)
     return None
 
 
@@ -328,7 +330,7 @@ def _described(layer: LayerTensors, kind: str, role: str, above: Sequence[nn.Mod
             out, into = shape[:2]
             role = roles.REDUCE if role == roles.INTO and out < into else role
             role = roles.EXPAND if role == roles.OUT_OF and out > into else role
-        if role.endswith(roles.PROJECTIONS) and (count := heads(above)):
+        if role.endswith(roles.PROJECTIONS) and (count := head_counts(above)):
             layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
     plain = Layer(layer.name, kind, shape, role)  # below, written out: `_replace` takes three times as long
     return LayerTensors(layer.name, layer.module, layer.tensors, layer.views, plain, role, layer.heads, layer.split)

@@ -21,11 +21,11 @@ ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
 
 
-def leveled(blocks: Sequence[Block], weights: Sequence[LayerTensors], network: nn.Module) -> tuple[Block, ...]:
+def leveled(blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn.Module) -> tuple[Block, ...]:
     """The blocks with their levels and shortcuts; as they are if there are only the tensors."""
     if isinstance(network, Stored):
         return tuple(blocks)
-    convolutions = (w for w in weights if len(w.plain.shape) > 2 and isinstance(w.module, CONVOLUTIONS))
+    convolutions = (layer for layer in layers if len(layer.plain.shape) > 2 and isinstance(layer.module, CONVOLUTIONS))
     halvings = {layer.name: _halvings(layer.module) for layer in convolutions}
     halved, steps = 0, []
     for block in blocks:

@@ -48,7 +48,7 @@ def silent_heads(target: Network, names: Mapping[str, str]) -> dict[str, str]:
     is, as in detectors. A layer without a bias keeps its weights: it is often a projection whose outputs are
     normalized, and zeros have no direction.
     """
-    layers = (layer for layer in target.weights if layer.name in names)
+    layers = (layer for layer in target.layers if layer.name in names)
     return {layer.name: f"{NO_ANSWER}: {names[layer.name]}" for layer in layers if _is_linear(layer)}
 
 
@@ -84,7 +84,7 @@ def silent_blocks(target: Network, network: nn.Module, matched: Matching, partne
     if not partner:
         return {}
     new = list(_new_blocks(target, matched, partner))
-    weights = {layer.name: layer for layer in target.weights} if new else {}
+    layers_of = {layer.name: layer for layer in target.layers} if new else {}
     tried: dict[tuple, bool] = {}  # once for blocks that are alike
     found = {}
     for block in new:
@@ -93,7 +93,7 @@ def silent_blocks(target: Network, network: nn.Module, matched: Matching, partne
             continue
         kind = type(module), tuple(_shapes(block))
         for place, names in enumerate(_candidates(block)):
-            layers = [weights[name] for name in names if name in weights]
+            layers = [layers_of[name] for name in names if name in layers_of]
             if layers and (*kind, place) not in tried:
                 tried[*kind, place] = _does_nothing(module, block, layers)
             if layers and tried[*kind, place]:

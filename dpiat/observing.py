@@ -41,7 +41,7 @@ class Stage(NamedTuple):
 def stages_of(network: nn.Module) -> list[Stage]:
     """The stem, the stages, what comes before the classifier, and the classifier: those of them that there are."""
     found = read(network)
-    modules = {layer.name: layer.module for layer in found.weights}
+    modules = {layer.name: layer.module for layer in found.layers}
     blocks, heads = found.architecture.blocks, heads_of(found.architecture)[-1:]
     if all(block.run for block in blocks):
         layers = [layer for layer in found.architecture.layers if layer not in heads]

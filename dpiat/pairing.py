@@ -16,9 +16,9 @@ from dpiat.standardization import LayerTensors, Network
 
 def complete(source: Network, target: Network, matched: Matching, partner: MutableMapping[str, str]) -> None:
     """Add what is computed and not learned, from its like of equal shapes: a network's own stays what it is."""
-    given = {layer.name: layer for layer in source.weights}
+    given = {layer.name: layer for layer in source.layers}
     blocks = {pair.target.name: pair.source.name for pair in matched.blocks if not pair.target.run}
-    for layer in target.weights:
+    for layer in target.layers:
         if layer.plain.kind != CONSTANT or isinstance(layer.module, _Loss):  # a loss has weights of its own classes
             continue
         inside = (ours for ours in blocks if layer.name.startswith(f"{ours}."))
@@ -61,7 +61,7 @@ def reasons(source: Network, target: Network, partner: Mapping[str, str]) -> dic
     theirs = [layer for layer in source.architecture.layers if layer.shape]
     families, known = {family(layer) for layer in theirs}, {layer.role for layer in theirs}
     found = {}
-    for layer in target.weights:
+    for layer in target.layers:
         plain = layer.plain
         if layer.name in partner:
             continue

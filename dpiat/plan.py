@@ -64,7 +64,7 @@ def _read_both(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network
     if not isinstance(source, Stored):
         return read(source, mode), read(target, mode)
     wanted = read(target, mode, True)
-    headed = next((layer for layer in wanted.weights if layer.heads and not layer.plain.role.endswith(PROJECTED)), None)
+    headed = next((layer for layer in wanted.layers if layer.heads and not layer.plain.role.endswith(PROJECTED)), None)
     return read(source, mode, True, headed.plain.shape[0] // headed.heads if headed else 0), wanted
 
 
@@ -150,7 +150,7 @@ class Plan:
         computed: dict[tuple[int, str], Write] = {}  # weights that are computed from others, each once
         direct = []
         for write in writes:
-            if (own := write.to.own(write.local)) in originals(write.to.module):
+            if (own := write.to.name_in_module(write.local)) in originals(write.to.module):
                 put(write.target, write.source, write.places, write.zeros)  # into a tensor of its own
                 computed[id(write.to.module), own] = write
             else:
@@ -184,7 +184,7 @@ class Plan:
         The plan may come from a text or have been edited, and the networks may have changed since: whatever does not
         fit raises ValueError.
         """
-        given, wanted = self._given(source), _places(target.weights)
+        given, wanted = self._given(source), _places(target.layers)
         planned, there = Counter(entry.target for entry in self.report.entries), Counter(list(wanted))
         if differ := (planned - there) + (there - planned):
             raise ValueError(f"the target and the plan do not have {min(differ)} alike: make a new plan")
@@ -214,7 +214,7 @@ class Plan:
     def _given(self, source: Network) -> dict[str, Place]:
         """The pieces of the source, with what its branches make together where an entry names it."""
         named = {entry.source.rpartition(".")[0] for entry in self.report.entries}
-        return _pieces([*source.weights, *joined(source, named)])
+        return _pieces([*source.layers, *joined(source, named)])
 
     def _repeated(
         self,
@@ -347,7 +347,7 @@ class Plan:
         indices: Indices | None,
     ) -> str:
         """Why a tensor of a layer receives nothing, "" if it does."""
-        if self.mode == "paper" and to.own(local) in to.module._buffers:
+        if self.mode == "paper" and to.name_in_module(local) in to.module._buffers:
             return "a buffer, which paper mode does not copy"
         if s is None:
             return f"{by.name or 'the source'} has no {local}"
@@ -419,7 +419,7 @@ class Plan:
         networks = read_both(self.source, self.target, self.mode, self.recipe)
         chosen = []
         for role, network, name in zip(("source", "target"), networks, (source, target), strict=True):
-            found = [layer for layer in network.weights if name in (layer.name, layer.whole)]
+            found = [layer for layer in network.layers if name in (layer.name, layer.module_name)]
             if not found:
                 raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
             chosen.append(found)
@@ -431,7 +431,7 @@ class Plan:
             rule = INPUTS if self.mode == "default" and other_inputs(*networks, {to.name: by.name}) else ""
             for outcome in self.filled(by, to, rule):
                 outcomes.setdefault(to.path(outcome.local), []).append(outcome)
-        given, places = self._given(networks[0]), _places(networks[1].weights)
+        given, places = self._given(networks[0]), _places(networks[1].layers)
         before = {entry.target: entry for entry in self.report.entries}
         entries = []
         for path, now in outcomes.items():
@@ -533,7 +533,7 @@ class Plan:
 
 
 def _solved(write: Write) -> list[Tensor]:
-    return solved(write.to.module, write.to.own(write.local), write.to.stored(write.local), write.by.module)
+    return solved(write.to.module, write.to.name_in_module(write.local), write.to.stored(write.local), write.by.module)
 
 
 def _entry(path: str, outcomes: Sequence[Outcome]) -> Entry:

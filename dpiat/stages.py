@@ -25,18 +25,18 @@ class Aligned(NamedTuple):
 def stages(network: Network) -> list[Stage]:
     """The stages of a network and the runs of layers between them, in order."""
     blocks = network.architecture.blocks
-    weights = {layer.name: layer for layer in network.weights}
+    tensors = {layer.name: layer for layer in network.layers}
     nested = len({_above(block) for block in blocks if not block.run}) > 1
     found: list[Stage] = []
     for block in blocks:
-        if found and not block.run and _goes_on(found[-1][-1], block, weights, nested):
+        if found and not block.run and _goes_on(found[-1][-1], block, tensors, nested):
             found[-1].append(block)
         else:
             found.append([block])
     return found
 
 
-def align(source: Network, target: Network, repeat: bool) -> Aligned:
+def align_stages(source: Network, target: Network, repeat: bool) -> Aligned:
     """The layers of both, stage by stage; a target stage's blocks beyond the source's have its last one, or are new.
 
     With `repeat`, block i of a stage of L takes source block min(i, L - 1), otherwise blocks beyond are new. Raises
@@ -73,20 +73,20 @@ def _paired(source: Block, target: Block) -> dict[str, str]:
     return {other.name: one.name for one, other in zip(*pairs, strict=True)}
 
 
-def _goes_on(before: Block, block: Block, weights: dict[str, LayerTensors], nested: bool) -> bool:
+def _goes_on(before: Block, block: Block, tensors: dict[str, LayerTensors], nested: bool) -> bool:
     """Is a block in the stage of the one before it?"""
     if before.run or _above(block) != _above(before):
         return False
-    return nested or not (_steps(block, weights) or _width(block) != _width(before))
+    return nested or not (_steps(block, tensors) or _width(block) != _width(before))
 
 
 def _above(block: Block) -> str:
     return block.name.rpartition(".")[0]
 
 
-def _steps(block: Block, weights: dict[str, LayerTensors]) -> bool:
+def _steps(block: Block, tensors: dict[str, LayerTensors]) -> bool:
     """Does a convolution in it have a stride?"""
-    modules = (weights[layer.name].module for layer in block.layers if layer.name in weights)
+    modules = (tensors[layer.name].module for layer in block.layers if layer.name in tensors)
     strides = (getattr(module, "stride", 1) for module in modules)
     return any(max(stride) > 1 if isinstance(stride, tuple) else stride != 1 for stride in strides)
 

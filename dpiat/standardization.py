@@ -45,13 +45,13 @@ class Branch(NamedTuple):
 class View(NamedTuple):
     """Where a tensor of a layer is stored: its name in the state dict and in its module, and how it is seen.
 
-    `part` names what is stacked with others in one tensor; `steps` lead from the stored tensor to the view of it.
+    `label` names what is stacked with others in one tensor; `steps` lead from the stored tensor to the view of it.
     """
 
     path: str
     local: str
     stored: Tensor
-    part: str = ""
+    label: str = ""
     steps: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def __call__(self, tensor: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class LayerTensors(NamedTuple):
         return f"{self.name}.{local}" if self.name and local else self.name or local
 
     @property
-    def whole(self) -> str:
+    def module_name(self) -> str:
         """The name of the module that the layer is all or a part of."""
         return self.name.rpartition("[")[0] or self.name if self.name.endswith("]") else self.name
 
@@ -117,10 +117,10 @@ class LayerTensors(NamedTuple):
 
     def piece(self, local: str) -> str:
         """The name of what the layer has of a stored tensor: "attn.qkv.weight[query]"."""
-        part = self.views[local].part if local in self.views else ""
-        return f"{self.path(local)}[{part}]" if part else self.path(local)
+        label = self.views[local].label if local in self.views else ""
+        return f"{self.path(local)}[{label}]" if label else self.path(local)
 
-    def own(self, local: str) -> str:
+    def name_in_module(self, local: str) -> str:
         """The name of a tensor in its module."""
         return self.views[local].local if local in self.views else local
 
@@ -138,14 +138,14 @@ class LayerTensors(NamedTuple):
         tensors = {**self.tensors, local: view._replace(steps=steps)(self.tensors[local])}
         return self._replace(tensors=tensors, views={**self.views, local: view._replace(steps=view.steps + steps)})
 
-    def part(self, name: str, ranges: Sequence[tuple[int, int]], role: str) -> LayerTensors:
+    def cut(self, name: str, ranges: Sequence[tuple[int, int]], role: str) -> LayerTensors:
         """Some rows of the layer, from (start, number) pairs at equal distances, as a layer of its own."""
         (start, count), found = ranges[0], self
         distance = ranges[1][0] - start if len(ranges) > 1 else 0
         for local, tensor in self.tensors.items():
             if tensor.dim():
                 found = found.seen(local, Rows(start, count, distance))
-        views = {local: view._replace(part=name) for local, view in found.views.items()}
+        views = {local: view._replace(label=name) for local, view in found.views.items()}
         split = len(ranges) if distance else 0
         return found._replace(name=f"{self.name}[{name}]", views=views, role=role, split=split)
 
@@ -182,7 +182,7 @@ class Network(NamedTuple):
     """
 
     architecture: Architecture
-    weights: list[LayerTensors]
+    layers: list[LayerTensors]
     order: Mapping[str, int] = {}
 
 
@@ -191,7 +191,7 @@ def read_paper(module: nn.Module, shapes_alone: bool) -> Network:
     reader = _Reader(shapes_alone, module)
     elements = reader.blocks(module, "")
     blocks = (Block(e.name, (e,)) if isinstance(e, Layer) else e for e in elements)
-    return Network(Architecture(type(module).__name__, tuple(blocks)), reader.weights)
+    return Network(Architecture(type(module).__name__, tuple(blocks)), reader.layers)
 
 
 class _Reader:
@@ -199,7 +199,7 @@ class _Reader:
 
     def __init__(self, shapes_alone: bool, network: nn.Module):
         self.shapes_alone, self.network = shapes_alone, network
-        self.weights: list[LayerTensors] = []
+        self.layers: list[LayerTensors] = []
         self.convolutions = 0  # so far, with shapes alone
 
     def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
@@ -213,7 +213,7 @@ class _Reader:
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
         for key, tensor in own_tensors(module).items():
-            self.weights.append(LayerTensors(prefix + key, module, {"": tensor}))
+            self.layers.append(LayerTensors(prefix + key, module, {"": tensor}))
         seen: set[int] = set()  # by id: modules may have an equality of their own
         for child_name, child in children.items():
             if child is None:
@@ -235,7 +235,7 @@ class _Reader:
         tensors, kind = layer_tensors(module, name), paper_kind(type(module))
         if not tensors:
             return Layer(name, kind or type(module).__name__)
-        self.weights.append(LayerTensors(name, module, tensors))
+        self.layers.append(LayerTensors(name, module, tensors))
         if isinstance(module, _Loss) and not module._parameters:  # weights of its own classes
             return Layer(name, type(module).__name__)
         weight = tensors.get("weight") if kind else None

@@ -35,19 +35,19 @@ def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) ->
     """The network in default mode: its blocks and runs of layers, and the layers' tensors in state-dict order."""
     walk = _Walk(shapes_alone, head_size)
     root = walk.node("", "", module) or _Node("", "")
-    told = iter(in_context([layer for node in root.leaves for layer in node.weights], shapes_alone))
+    told = iter(in_context([layer for node in root.leaves for layer in node.own], shapes_alone))
     for node in root.leaves:
-        node.weights = [next(told) for _ in node.weights]
+        node.own = [next(told) for _ in node.own]
     elements = list(_elements(root))
     if any(not block.run for block in elements):
         elements = list(_runs(elements))
-    weights = [layer for node in root.leaves for layer in node.weights]
+    layers = [layer for node in root.leaves for layer in node.own]
     order = {}
     if walk.displaced:
-        weights += [layer for node in walk.again for leaf in node.leaves for layer in leaf.weights]
+        layers += [layer for node in walk.again for leaf in node.leaves for layer in leaf.own]
         order = {path: place for place, path in enumerate(nn.Module.state_dict(module, keep_vars=True))}
-    blocks = leveled(elements, weights, module)
-    return merged(Network(Architecture(type(module).__name__, blocks, structured=True), weights, order))
+    blocks = leveled(elements, layers, module)
+    return merged(Network(Architecture(type(module).__name__, blocks, structured=True), layers, order))
 
 
 class _once:
@@ -79,15 +79,15 @@ class _Node:
     `counted` is the number of matrices and convolutions in it, `vectors` that of layers that are vectors, as norms are.
     """
 
-    def __init__(self, key: str, name: str, children: Sequence[_Node] = (), weights: Sequence[LayerTensors] = ()):
-        self.key, self.name, self.children, self.weights = key, name, children, weights
+    def __init__(self, key: str, name: str, children: Sequence[_Node] = (), own: Sequence[LayerTensors] = ()):
+        self.key, self.name, self.children, self.own = key, name, children, own
         self.counted = self.vectors = 0
         self.below: list[_Node] = []
         for child in children:
             self.below += child.leaves
             self.counted += child.counted
             self.vectors += child.vectors
-        for layer in weights:
+        for layer in own:
             plain = layer.plain
             rank = 0 if plain.kind == CONSTANT else len(plain.shape)
             self.vectors += rank == 1
@@ -100,7 +100,7 @@ class _Node:
 
     @_once
     def layers(self) -> list[Layer]:
-        return [layer.plain for leaf in self.leaves for layer in leaf.weights if layer.plain.kind != CONSTANT]
+        return [layer.plain for leaf in self.leaves for layer in leaf.own if layer.plain.kind != CONSTANT]
 
     @_once
     def names(self) -> frozenset[str]:
@@ -186,8 +186,8 @@ class _Walk:
     def leaf(
         self, key: str, name: str, module: nn.Module, above: Above, bare: dict[str, Tensor] | None = None
     ) -> _Node | None:
-        weights = layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
-        return _Node(key, name, weights=weights) if weights else None
+        own = layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
+        return _Node(key, name, own=own) if own else None
 
     def with_biases(self, children: list[_Node], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """What a module holds itself, but for biases of stacked projections, which go to these: BEiT's q_bias."""
@@ -196,12 +196,12 @@ class _Walk:
             return own
         left = dict(own)
         for leaf in (leaf for child in children for leaf in child.leaves):
-            for place, layer in enumerate(leaf.weights):
+            for place, layer in enumerate(leaf.own):
                 key = next((key for key, role in biases.items() if role == layer.role and key in left), None)
                 if key and "bias" not in layer.tensors:
                     tensor = left.pop(key)
                     views = {**layer.views, "bias": View(prefix + key, key, tensor)}
-                    leaf.weights[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
+                    leaf.own[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
                     self.displaced = True
         return left
 
@@ -237,11 +237,11 @@ def _elements(node: _Node) -> Iterator[Block]:
         layers = [_in_block(layer, start) if "proj" in layer.name else layer for layer in node.layers]
         yield Block(node.name, tuple(layers))
     else:
-        for place, weights in enumerate(node.weights):
-            if weights.plain.role == roles.SHORTCUT:  # between blocks, nothing is beside it
-                node.weights[place] = weights._replace(plain=weights.plain._replace(role=""))
-            if weights.plain.kind != CONSTANT:
-                yield Block(weights.name, (node.weights[place].plain,), run=True)
+        for place, layer in enumerate(node.own):
+            if layer.plain.role == roles.SHORTCUT:  # between blocks, nothing is beside it
+                node.own[place] = layer._replace(plain=layer.plain._replace(role=""))
+            if layer.plain.kind != CONSTANT:
+                yield Block(layer.name, (node.own[place].plain,), run=True)
 
 
 def _in_block(layer: Layer, start: int) -> Layer:

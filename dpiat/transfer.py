@@ -197,8 +197,8 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
         made = joined(giver, set(partner.values()))
         why = reasons(giver, taker, partner)
     planned = Plan(source, target, Report(()), mode, operator, mapped, recipe)
-    givers = [*giver.weights, *made]
-    found = list(planned.entries(givers, taker.weights, partner, kept, rules, why, silent, taker.order))
+    givers = [*giver.layers, *made]
+    found = list(planned.entries(givers, taker.layers, partner, kept, rules, why, silent, taker.order))
     report = Report(tuple(entry for entry, _ in found), _notes(source, taker.architecture))
     return replace(planned, report=report), [write for _, writes in found for write in writes]
 

@@ -39,10 +39,10 @@ class Write(NamedTuple):
 
     def written(self) -> list[tuple[Tensor, Tensor | None]]:
         """The tensors that change, each with its counterpart: of a computed one, what it is computed from."""
-        mine = basis(self.to.module, self.to.own(self.local))
+        mine = basis(self.to.module, self.to.name_in_module(self.local))
         if not mine:
             return [(self.target, self.source)]
-        theirs = basis(self.by.module, self.by.own(self.local))
+        theirs = basis(self.by.module, self.by.name_in_module(self.local))
         return [(tensor, theirs.get(path)) for path, tensor in mine.items()]
 
     def to_itself(self) -> bool:
