@@ -1,4 +1,4 @@
-"""What only the layers around a layer tell: of positions and patches, inputs side by side, stacked outputs, norms."""
+"""What only the layers around a layer tell: its positions or patches, what its inputs are, its stack, its norm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Facts = Iterator[tuple[int, dict[str, Any]]]  # the place of a layer, and fields
 
 
 def in_context(layers: list[LayerTensors], shapes_alone: bool) -> list[LayerTensors]:
-    """The layers of a network, in order, with what they tell of one another."""
+    """The layers of a network, in order, with what their neighbours tell."""
     told = list(layers)
     for facts in (_positions(layers), _inputs(layers, shapes_alone), _stacks(layers)):
         for place, fields in facts:
@@ -48,7 +48,7 @@ def _positions(layers: list[LayerTensors]) -> Facts:
 
 
 def _grid(module: nn.Module) -> tuple[int, int] | None:
-    """The grid of patches that positions are for, if a module beside them says."""
+    """The grid of patches that positions are for, if a module beside the positions says so."""
     for child in (module, *module._modules.values()):
         found = None if child is None else child.__dict__.get("grid_size")
         if isinstance(found, (tuple, list)) and len(found) == 2:
@@ -58,6 +58,8 @@ def _grid(module: nn.Module) -> tuple[int, int] | None:
 
 def _offset(layer: LayerTensors) -> int:
     """The row of the first position: libraries keep rows before it for padding."""
+    # BART's table has `offset` = 2 rows more than positions, RoBERTa's `padding_idx` + 1. A state dict keeps neither
+    # number: there, two rows more than a power of two tell.
     module = layer.module
     weight = layer.tensors.get("weight")
     rows = weight.shape[-2] if weight is not None and weight.dim() > 1 else 0
@@ -73,6 +75,12 @@ def _offset(layer: LayerTensors) -> int:
 
 def _inputs(layers: list[LayerTensors], shapes_alone: bool) -> Facts:
     """Find out what the inputs of matrices and convolutions are, from the numbers of outputs of the layers before."""
+    # A module does not say what its inputs are. Numbers of channels do, for a layer without a role:
+    #   twice what the layer before gives: two tensors side by side, as the skip connections of a U-Net (`halves`);
+    #   a multiple of what the convolution before gives, in a linear layer: a flattened picture (`flat`);
+    #   a number that no layer before gives: a concatenation of several (`joined`).
+    # A crop treats the three differently: halves and pictures are cropped inside, and a concatenation gets a note.
+    # Layers side by side see the same input: a second layer of the same inputs must not be taken for the next one.
     given, outs, first, flattened = 0, set(), True, False
     before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
     for place, layer in enumerate(layers):
@@ -105,7 +113,7 @@ def _inputs(layers: list[LayerTensors], shapes_alone: bool) -> Facts:
 
 
 def _stacks(layers: list[LayerTensors]) -> Facts:
-    """Find linear layers with 2, 3 or 4 times as many outputs as the next layer takes: these are stacked."""
+    """Find linear layers with 2, 3 or 4 times as many outputs as the next layer takes: their outputs are stacked."""
     taken = 0  # by the next layer
     for place in reversed(range(len(layers))):
         plain = layers[place].plain

@@ -107,6 +107,10 @@ def ordered_scores(scores: np.ndarray, positions: Positions) -> np.ndarray:
     n, m, t, s = scores.shape
     if not scores.size:
         return np.zeros((n + 1, m + 1, t, s))
+    # Three ways to the same numbers. For the layers of two blocks, which are few, the calls of NumPy cost more than the
+    # arithmetic: all ranges are computed at once. For more, the n²m values of the ranges have to stay in the cache:
+    # `scores` is cut into parts of `step` sequences of the source. Where the values of one pair of sequences alone do
+    # not fit, as for the blocks of two deep networks, most ranges are not computed at all.
     if n * scores.size <= SMALL:
         return _all_at_once(scores, positions)
     method = _promising_ranges if n * n * m > LARGE else _range_by_range
@@ -124,6 +128,8 @@ def _all_at_once(scores: np.ndarray, positions: Positions) -> np.ndarray:
     """Compute dp from the values of all ranges at once, target by target or source by source."""
     n, m, t, s = scores.shape
     scores = scores.reshape(n, m, t * s)
+    # Row d of `values` holds the scores of target i - d, so that the running sum over d adds up a range from its last
+    # target to its first one, as the authors' loop does. Another order would round otherwise, and break ties otherwise.
     first, below = _starts(n)
     values = np.concatenate([np.zeros((1, m, t * s)), scores])[below]  # (d, i, source, pair)
     np.add.accumulate(values, axis=0, out=values)
@@ -178,6 +184,7 @@ def _by_targets(values: np.ndarray) -> np.ndarray:
         shorter += dp[i:0:-1, :-1]  # before a range from the first target on, there is nothing
         best = np.maximum.reduce(ranges, axis=0)
         np.maximum(best, dp[i, 1:], out=best)
+        # What is left is dp[i, j-1], the case that source j is not used: a running maximum over the sources.
         if pairs < WIDE:
             running_maximum(best, axis=0, out=dp[i + 1, 1:])
         else:
@@ -259,6 +266,9 @@ def _extent(wanted: np.ndarray) -> tuple[int, int]:
 
 def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> list[tuple[int, int]]:
     """The pairs (target, source) behind dp[n, m], 0-based, in the target's order; pairs that score 0 are left out."""
+    # Numbers are compared without a tolerance: the sums below add up in the order in which dp was computed, so that the
+    # case that a cell came from is equal to the last bit. A tolerance would take another case where two are nearly
+    # alike. The order of the cases is the authors' way to break ties: first skip the source, then the target.
     i, j = scores.shape
     places = positions.tolist()
     pairs = []
@@ -281,14 +291,16 @@ def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> list[tup
 class _Scores:
     """The score of a matching, with the tables of both phases that tracing needs.
 
-    Blocks that are equal share one table: networks repeat their blocks, and phase one costs the most. `layers` are the
-    scores of the layers (`score_matrix`), (target, source).
+    Equal blocks share one table: networks repeat their blocks, and phase one costs the most. `layers` are the scores of
+    the layers (`score_matrix`), (target, source).
     """
 
     def __init__(self, source: Compact, target: Compact, layers: np.ndarray):
         self.source, self.target = source, target
         self.phase_one = {}  # (target group, source group) -> scores (n, m, T, S) and dp (n + 1, m + 1, T, S)
         different = np.empty((target.n_blocks, source.n_blocks))
+        # One call computes the tables of all pairs of blocks from two groups. A group holds blocks of about one height,
+        # so that few cells of its table are fillers.
         for t, into in enumerate(target.groups):
             for s, by in enumerate(source.groups):
                 index = into.numbers[:, None, :, None] * layers.shape[1] + by.numbers[:, None]
