@@ -24,14 +24,16 @@ from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
 from dpiat.recipe import BEST, Recipe
 from dpiat.standardization import MATRICES, NORMS
 
-OTHER_NAME = 0.25  # what a pair of other names is worth where two blocks name their layers alike
-TRUSTED = 0.75  # the part of the smaller block's names that such blocks share
+# Where two blocks name their layers alike, a pair of different names is worth a part of its score. Two blocks do so if
+# they share most of the smaller block's names, in one order: a "conv1" and a "norm" stand in blocks of any kind.
+OTHER_NAME = 0.25
+TRUSTED = 0.75
 TOWERS = ("encoder", "decoder", "text", "vision", "visual", "image", "audio", "generator", "discriminator")
 DENSE = ("Linear", "Conv")
 GATES = (roles.REDUCE, roles.EXPAND)
 RANK = {role: rank for rank, role in enumerate(roles.ORDER)}
 Matched = tuple[int, int, list[tuple[int, int]]]  # blocks of target and source, and the places of their pairs of layers
-LARGE = 2**20  # so many numbers at once
+LARGE = 2**20  # scores of layers that are traced at once: more would not stay in the cache
 Place = tuple[int, int]  # the number of a block, and of a layer in it
 SIZES = 5  # of a layer: outputs, inputs, and up to three of a kernel
 INTO, INSIDE, OUT, NO_WIDTH = range(4)  # what a width of a layer is to its block
@@ -95,7 +97,10 @@ def _family(kind: str, shape: tuple[int, ...], role: str, gates: bool) -> str:
 
 @lru_cache(maxsize=2**14)
 def sizes_of(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What Eq. 1 compares, the same for a linear layer and a 1 × 1 convolution, and the dimensions of the kernel."""
+    """The sizes that Eq. 1 compares, and the number of dimensions of the kernel.
+
+    A linear layer and a 1 × 1 convolution have the same sizes.
+    """
     if len(shape) < 2 or not kind.startswith(MATRICES):  # some keep a matrix as a vector
         sizes = [size for size in shape if size > 1] or [1]
         if len(sizes) > SIZES:
@@ -107,9 +112,10 @@ def sizes_of(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Padded(NamedTuple):
-    """The different blocks that have layers of one family (blocks,), their layers and the names of these (blocks, n).
+    """The layers of one family in all different blocks that have such layers, as rectangular tables.
 
-    Fillers follow the last of a block.
+    `blocks` (blocks,) are the numbers of the blocks; `layers` and `names` (blocks, n) the numbers of their layers and
+    of the names of these. Fillers, which score 0, follow the last layer of a block.
     """
 
     blocks: np.ndarray
@@ -127,15 +133,36 @@ class Padded(NamedTuple):
 
 
 class Tables:
-    """An architecture as tables for the alignment: different layers and different blocks once."""
+    """An architecture as tables for the alignment: different layers and different blocks once.
+
+    A block is told from others by the names, kinds, shapes and roles of its layers, and by being a run. Two layers that
+    are equal alone are different here if their widths mean something else: 64 outputs may be the width of one block
+    and the inside of another.
+
+    Attributes:
+        blocks: The blocks that have weights.
+        weighted: The layers with weights of each block.
+        block_numbers: Which of the different blocks each block is, (blocks,).
+        members: The numbers of the layers of each different block.
+        names: The names of these layers in their block; `name_numbers` are their numbers among `different_names`.
+        is_run: Whether each different block is a run of single layers.
+        layers: The different layers.
+        widths: What the outputs and the inputs of each different layer are to its block, (layers, 2).
+        families: The numbers of the different layers of each family.
+        roles: The role of each different layer.
+        columns: For each different block, the places of the layers of each family, in the order of their roles.
+        count: The number of layers with weights.
+        towers: The tower that each block is in ("encoder"), or "".
+        stages: The number of the stage that each block is in.
+    """
 
     def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates):
         self.blocks = [block for block in blocks if any(layer.shape for layer in block.layers)]
         layers: dict[tuple, int] = {}
         known: dict[tuple, int] = {}
         self.weighted: list[list[Layer]] = []
-        self.members: list[tuple[int, ...]] = []  # the layers of each different block,
-        self.names: list[tuple[str, ...]] = []  # and their names in it
+        self.members: list[tuple[int, ...]] = []
+        self.names: list[tuple[str, ...]] = []
         self.is_run: list[bool] = []
         index = []
         for block in self.blocks:
@@ -153,7 +180,7 @@ class Tables:
             index.append(known[key])
         self.block_numbers = np.array(index, dtype=int)
         self.layers = [Layer("", *key) for key, _ in layers]
-        self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)  # of outputs and inputs
+        self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)
         of = [family(layer, gates) for layer in self.layers]
         self.families: dict[str, list[int]] = {}
         for number, kind in enumerate(of):
@@ -162,7 +189,6 @@ class Tables:
         number = {name: i for i, name in enumerate(dict.fromkeys(name for names in self.names for name in names))}
         self.different_names = [*number, ""]  # of layers in their blocks, and of a filler
         self.name_numbers = [[number[name] for name in names] for names in self.names]
-        # Of each different block, the layers of each family in their order.
         self.columns: list[dict[str, list[int]]] = []
         for members in self.members:
             columns: dict[str, list[tuple[int, Layer]]] = {}
@@ -197,6 +223,9 @@ class Tables:
 
 def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
     """Tell for the outputs and the inputs of each layer which width of the block they have: into, out, or inside."""
+    # A target that is twice as wide as the source need not be so inside of its blocks: the expansion of an inverted
+    # residual and the hidden units of a transformer have ratios of their own. So each of the three widths is compared
+    # relative to its own ratio (`_ratios`).
     if block.run:
         return [(NO_WIDTH, NO_WIDTH)] * len(layers)
     into, out = ends(block)
@@ -212,9 +241,9 @@ def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
 
 
 def _widest(blocks: Sequence[Block], by_level: bool) -> dict[int | None, tuple[int, ...]]:
-    """By level, or of all, the most channels that a block takes, has inside and gives; 0 where none tells.
+    """The most channels that a block takes, has inside and gives, by level or in all blocks; 0 where no block tells.
 
-    Of the widest, and not of the mean, so that a deeper network is not taken for another width.
+    The widest block counts, and not the mean, so that a deeper network is not taken for a wider one.
     """
     found: dict[int | None, tuple[int, ...]] = {}
     for block in blocks:
@@ -225,7 +254,9 @@ def _widest(blocks: Sequence[Block], by_level: bool) -> dict[int | None, tuple[i
 
 
 def _ratios(source: Sequence[Block], target: Sequence[Block], by_level: bool) -> np.ndarray:
-    """How much wider the target is than the source: in what blocks take, have inside and give; 1 of all else."""
+    """How much wider the target is than the source: in what blocks take, have inside and give; 1 for all else."""
+    # The geometric mean over the levels that both networks have. Networks widen from level to level at different rates.
+    # With a ratio for each level, the widest blocks of any two networks would be equal, whatever their rates.
     theirs, ours = _widest(source, by_level), _widest(target, by_level)
     both = [(ours[level], theirs[level]) for level in ours.keys() & theirs.keys()]
     sizes = np.array(both, dtype=float).reshape(-1, 2, 3)
@@ -236,9 +267,9 @@ def _ratios(source: Sequence[Block], target: Sequence[Block], by_level: bool) ->
 
 
 def _stages(blocks: Sequence[Block]) -> list[int]:
-    """The number of each block's stage: of the list that it is in, or of the blocks in a list that are as wide.
+    """The number of each block's stage: the list that the block is in, and there the blocks of one width.
 
-    A run is of the stage before it.
+    A run belongs to the stage before it.
     """
     found, number, before = [], 0, None
     found_in: dict[str, set[int]] = {}
@@ -256,9 +287,9 @@ def _stages(blocks: Sequence[Block]) -> list[int]:
 
 
 def _levels(target: Sequence[Block], source: Sequence[Block]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The levels of the blocks of both, as far as both have them; None where one has no more than one, or no block.
+    """The levels of the blocks of both networks; None where one of them has only one level, or no block.
 
-    What works at a higher resolution than all blocks of the other network is of the highest level that both have.
+    Blocks at a higher resolution than any block of the other network count to the highest level that both have.
     """
     sides = [[block.level for block in side if not block.run] for side in (target, source)]
     most = min(max(side, default=0) for side in sides)
@@ -269,7 +300,7 @@ def _levels(target: Sequence[Block], source: Sequence[Block]) -> tuple[np.ndarra
 
 
 def _width(block: Block) -> int:
-    """The outputs of its last matrix or convolution."""
+    """The outputs of a block's last matrix or convolution."""
     wide = [layer.shape[0] for layer in block.layers if len(layer.shape) > 1 and layer.role != roles.SHORTCUT]
     return wide[-1] if wide else 0
 
@@ -313,7 +344,7 @@ class _Alignment:
         self.total = float(self.phase_two[-1, -1])
 
     def back(self) -> _Alignment:
-        """The alignment of the target with the source: all but the ranges of blocks is the same from there."""
+        """The alignment of the target with the source: only the matching of blocks differs from this alignment."""
         found = copy(self)
         found.source, found.target = self.target, self.source
         found.roles, found.names = self.roles[::-1], self.names[::-1]
@@ -348,7 +379,10 @@ class _Alignment:
         return np.where(trusted & ~same, scores * OTHER_NAME, scores)
 
     def _may_match(self) -> np.ndarray:
-        """Runs match runs, the first one and the last one their like, and towers of the same name."""
+        """Which blocks may match: (target blocks, source blocks)."""
+        # Runs match runs and blocks match blocks. Stems match stems and heads match heads: the run at either end takes
+        # no other. Where both networks have as many stages, stage i matches stage i; where strides tell resolutions,
+        # blocks match within one. Encoders match encoders and decoders decoders, if both networks have both.
         t, s = self.target, self.source
         run_t, run_s = (np.array([side.is_run[i] for i in side.block_numbers], dtype=bool) for side in (t, s))
         may = run_t[:, None] == run_s
@@ -386,7 +420,9 @@ class _Alignment:
         return [(i, j, pairs[ours[i], theirs[j]]) for i, j in blocks]
 
     def _left_over(self, matched: list[Matched]) -> list[LayerPair]:
-        """Pairs of equal layers that nothing else uses, in order: of a block in one network, and not in the other."""
+        """Pairs of equal layers that the matched blocks do not use, in order."""
+        # One network may have in a block what the other has between blocks, such as a norm or a downsampling: no two
+        # matched blocks hold both. Only equal layers are paired, as nothing but their shape speaks for such a pair.
         filled = {(i, a) for i, _, pairs in matched for a, _ in pairs}
         used = {(j, b) for _, j, pairs in matched for _, b in pairs}
         ours = self._others(self.target, filled)
@@ -434,8 +470,8 @@ class _Alignment:
 
 
 def tables_of(network: Architecture, gates: bool = BEST.gates) -> Tables:
-    """The network as tables, made once."""
-    kept = vars(network)  # as a cached property is kept, which architectures cannot have of what comes after them
+    """The network as tables, made once for each architecture."""
+    kept = vars(network)  # where a cached property would be, but architecture.py does not know this file
     key = f"tables {gates}"
     if key not in kept:
         kept[key] = Tables(network.blocks, gates)
@@ -443,7 +479,7 @@ def tables_of(network: Architecture, gates: bool = BEST.gates) -> Tables:
 
 
 def _tables(network: Architecture, other: Architecture, gates: bool) -> Tables:
-    """The network as tables. Where one of both has no blocks, runs fall apart into single layers, as in the paper."""
+    """The network as tables. Where one of the two has no blocks, each single layer is a block, as in the paper."""
     if all(any(not block.run for block in each.blocks) for each in (network, other)):
         return tables_of(network, gates)
     single = [
@@ -453,14 +489,15 @@ def _tables(network: Architecture, other: Architecture, gates: bool) -> Tables:
 
 
 def _common(source: Tables, target: Tables) -> list[str]:
-    """The families that both have, in one order: in another, sums would be rounded otherwise, and ties broken so."""
+    """The families that both have, in one order: another order would round sums otherwise, and break ties otherwise."""
     return sorted(target.families.keys() & source.families.keys() - {""})
 
 
 def _layer_scores(source: Tables, target: Tables, wider: np.ndarray | None = None) -> np.ndarray:
     """Eq. 1 for all pairs of different layers of one family that may match; a row and a column of 0 at the end.
 
-    `wider` is how much wider the target is, by what a width is to its block: its widths are divided by that.
+    `wider` is how much wider the target is, by what a width is to its block. The target's widths are divided by these
+    ratios, so that a layer as wide for its network as the other for its own scores 1.
     """
     scores = np.zeros((len(target.layers) + 1, len(source.layers) + 1))
     r_t, r_s = _numbered(target.roles, source.roles)
@@ -472,6 +509,8 @@ def _layer_scores(source: Tables, target: Tables, wider: np.ndarray | None = Non
             t[:2, :, 0] /= wider[target.widths[target.families[kind]]].T
         n_t, n_s, t, s = t[SIZES], s[SIZES], t[:SIZES], s[:SIZES]
         ratios = np.multiply.reduce(np.minimum(t, s) / np.maximum(t, s), axis=0)
+        # A convolution over pictures has nothing to give to one over sequences. But kernels of one place have, whatever
+        # their dimensions, and so has a convolution over pictures to one over videos (the rule "time" of `filling`).
         if kind in ("dense", "depthwise", f"{roles.SHORTCUT} dense", *GATES) and (n_t != n_s).any():
             points = (t[2:].prod(axis=0) == 1) & (s[2:].prod(axis=0) == 1)
             inflated = (np.minimum(n_t, n_s) == 2) & (np.maximum(n_t, n_s) == 3)
@@ -481,13 +520,13 @@ def _layer_scores(source: Tables, target: Tables, wider: np.ndarray | None = Non
 
 
 def _numbered(ours: list[str], theirs: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Words as numbers, the same for the same word, 0 for none."""
+    """The words of both sides as numbers: equal numbers for equal words, 0 for ""."""
     number = {"": 0}
     return tuple(np.array([number.setdefault(word, len(number)) for word in words]) for words in (ours, theirs))
 
 
 def _alike(ours: list[tuple[str, ...]], theirs: list[tuple[str, ...]]) -> np.ndarray:
-    """Which blocks name their layers as which others: (ours, theirs)."""
+    """Which blocks name their layers alike: (ours, theirs)."""
     rows, columns = ({names: i for i, names in enumerate(dict.fromkeys(side))} for side in (ours, theirs))
     different = np.array([[_name_alike(a, b) for b in columns] for a in rows], dtype=bool)
     different = different.reshape(len(rows), len(columns))
@@ -506,7 +545,7 @@ def _name_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 
 
 def _aligned(scores: np.ndarray) -> np.ndarray:
-    """The best sum of pairs in order, each element in one at most: (T, n, S, m) -> (T, S)."""
+    """The best sum of pairs in order, each element in one pair at most: (T, n, S, m) -> (T, S)."""
     n, m = scores.shape[1], scores.shape[3]
     best = np.zeros((scores.shape[0], scores.shape[2], m + 1))
     for i in range(n):
@@ -517,7 +556,7 @@ def _aligned(scores: np.ndarray) -> np.ndarray:
 
 
 def _in_order(layers: list[tuple[Any, Layer]]) -> list[tuple[Any, Layer]]:
-    """Layers with their places; those of known roles in the order of these, among themselves."""
+    """Layers with their places, where layers of known roles change places to stand in the order of their roles."""
     ranked = [pair for pair in layers if pair[1].role in RANK]
     if len(ranked) < 2:
         return layers
@@ -527,7 +566,7 @@ def _in_order(layers: list[tuple[Any, Layer]]) -> list[tuple[Any, Layer]]:
 
 @lru_cache(maxsize=2**14)
 def _compared(kind: str, shape: tuple[int, ...]) -> tuple:
-    """What is the same of two layers that score 1, their roles aside."""
+    """What two layers have in common that score 1, apart from their roles."""
     *sizes, dimensions = sizes_of(kind, shape)
     return (*sizes, dimensions == 1 and sizes[-1] > 1)
 
