@@ -80,7 +80,7 @@ class Architecture:
 
     name: str
     blocks: tuple[Block, ...]
-    structured: bool = False  # as default mode reads it
+    structured: bool = False
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -167,14 +167,15 @@ class Positions:
     def roots(self) -> np.ndarray:
         """The square root of the length of the range of d + 1 elements that ends at element i: (d, i, sequence).
 
-        Where fewer than d + 1 elements end at i, the range is that of all of them.
+        Where fewer than d + 1 elements end at i, the range is that of all of them. Elements that were left out count
+        to the length: Eq. 3 divides by the length in the network, activations included.
         """
         i = np.arange(len(self.table))
         return np.sqrt(self.table - self.table[np.maximum(i - i[:, None], 0)] + 1)
 
 
 def _size(layers: int) -> int:
-    """Blocks of one size share a table: 1, 2 to 4, 5 to 16, 17 to 64, ... layers with weights."""
+    """The group of a block by its number of layers with weights: 1, 2 to 4, 5 to 16, 17 to 64, ..."""
     return ((layers - 1).bit_length() + 1) // 2
 
 

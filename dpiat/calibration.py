@@ -13,7 +13,7 @@ from dpiat.observing import Images, called, in_eval_mode
 
 @torch.no_grad()
 def calibrate(target: nn.Module, images: Images | Iterable[Any]) -> None:
-    """Give the batch norms of a network the statistics that images have in it, in place of those that it has.
+    """Give the batch norms of a network the statistics that images have in the network, in place of their own.
 
     For a network that is used in eval mode before any training, and whose statistics are those of a new network, as
     after a transfer in paper mode. A transfer in default mode brings the source's statistics: they come from more

@@ -27,7 +27,7 @@ from dpiat.stored import Stored
 from dpiat.writing import Write
 
 NO_STRIDES = "the source is a state dict, which tells no strides: blocks of other resolutions can match"
-# Those of Table 12.
+# The names of Table 12.
 PaperMatching = Literal["DPMatching", "BipartiteMatching", "NBipartiteMatching", "RandomMatching"]
 PaperOperator = Literal[
     "ClipTransfer", "ClipWithNormalization", "ClipWithNormalizationTransfer", "FullTransfer", "MagnitudeTransfer"
@@ -209,7 +209,7 @@ def _notes(source: nn.Module, target: Architecture) -> tuple[str, ...]:
 
 
 def _chosen(key: str, value: Any, known: Mapping[str, Any]) -> Any:
-    """One of ours by its name or the paper's, or a function of the user's."""
+    """The function that a name of ours or of the paper stands for, or a function of the user's."""
     if isinstance(value, str) and PAPER_NAMES.get(value, value) in known:
         return known[PAPER_NAMES.get(value, value)]
     if not callable(value):
