@@ -8,6 +8,7 @@ never match. Where two blocks name their layers alike, names count as well.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
@@ -22,7 +23,7 @@ from dpiat.architecture import Architecture, Block, Layer, Positions
 from dpiat.levels import ends, widths
 from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
 from dpiat.recipe import BEST, Recipe
-from dpiat.standardization import MATRICES, NORMS
+from dpiat.standardization import DEPTHWISE, GROUPED, MATRICES, NORMS
 
 # Where two blocks name their layers alike, a pair of different names is worth a part of its score. Two blocks do so if
 # they share most of the smaller block's names, in one order: a "conv1" and a "norm" stand in blocks of any kind.
@@ -64,9 +65,13 @@ def align_scores(source: Architecture, target: Architecture) -> tuple[float, flo
     return there.score(), there.back().score()
 
 
-def family(layer: Layer, gates: bool = BEST.gates) -> str:
-    """Layers of different families never match; with `gates`, a squeeze and excitation has two of its own."""
-    return _family(layer.kind, layer.shape, layer.role, gates)
+def family(layer: Layer, gates: bool = BEST.gates, grouped: str = "dense") -> str:
+    """Layers of different families never match; with `gates`, a squeeze and excitation has two of its own.
+
+    `grouped` is the family of convolutions with groups.
+    """
+    found = _family(layer.kind, layer.shape, layer.role, gates)
+    return grouped if found == "grouped" else found
 
 
 @lru_cache(maxsize=2**14)
@@ -79,8 +84,10 @@ def _family(kind: str, shape: tuple[int, ...], role: str, gates: bool) -> str:
         return f"{role} {'norm' if len(shape) == 1 else 'dense'}"
     if role == roles.POSITION or role == roles.OFFSET or (role.endswith("token") and kind == "Parameter"):
         return role
-    if kind.startswith("Depthwise"):
+    if kind.startswith(DEPTHWISE):
         return "depthwise"
+    if kind.startswith(GROUPED):
+        return "transposed" if "Transpose" in kind else "grouped"
     if "Transpose" in kind:
         return "transposed"
     if kind.startswith(DENSE):
@@ -140,6 +147,7 @@ class Tables:
     and the inside of another.
 
     Attributes:
+        grouped: The family of convolutions with groups.
         blocks: The blocks that have weights.
         weighted: The layers with weights of each block.
         block_numbers: Which of the different blocks each block is, (blocks,).
@@ -156,7 +164,8 @@ class Tables:
         stages: The number of the stage that each block is in.
     """
 
-    def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates):
+    def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates, grouped: str = "dense"):
+        self.grouped = grouped
         self.blocks = [block for block in blocks if any(layer.shape for layer in block.layers)]
         layers: dict[tuple, int] = {}
         known: dict[tuple, int] = {}
@@ -181,7 +190,7 @@ class Tables:
         self.block_numbers = np.array(index, dtype=int)
         self.layers = [Layer("", *key) for key, _ in layers]
         self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)
-        of = [family(layer, gates) for layer in self.layers]
+        of = [family(layer, gates, grouped) for layer in self.layers]
         self.families: dict[str, list[int]] = {}
         for number, kind in enumerate(of):
             self.families.setdefault(kind, []).append(number)
@@ -448,7 +457,7 @@ class _Alignment:
             for i, block in enumerate(side.weighted):
                 for a, layer in enumerate(block):
                     if (i, a) not in places:
-                        found.setdefault(family(layer, self.recipe.gates), []).append(((i, a), layer))
+                        found.setdefault(family(layer, self.recipe.gates, side.grouped), []).append(((i, a), layer))
         return found
 
     def _layer_pairs(self, blocks: list[tuple[int, int]]) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -469,23 +478,43 @@ class _Alignment:
         return {pair: sorted(places) for pair, places in found.items()}
 
 
-def tables_of(network: Architecture, gates: bool = BEST.gates) -> Tables:
+def tables_of(network: Architecture, gates: bool = BEST.gates, grouped: str = "dense") -> Tables:
     """The network as tables, made once for each architecture."""
     kept = vars(network)  # where a cached property would be, but architecture.py does not know this file
-    key = f"tables {gates}"
+    key = f"tables {gates} {grouped}"
     if key not in kept:
-        kept[key] = Tables(network.blocks, gates)
+        kept[key] = Tables(network.blocks, gates, grouped)
     return kept[key]
+
+
+def _grouped(network: Architecture, other: Architecture) -> str:
+    """The family of convolutions with groups: that of the convolutions that the other network has in their place.
+
+    A depthwise convolution is one with groups whose filters are zero but for the input of their own channel.
+    """
+    ours, theirs = _spatial(network), _spatial(other)
+    of_groups = ours["grouped"] > ours["dense"] and not theirs["grouped"]
+    return "depthwise" if of_groups and theirs["depthwise"] > theirs["dense"] else "dense"
+
+
+def _spatial(network: Architecture) -> Counter[str]:
+    """How many convolutions of each family see more than one place, in the blocks of a network."""
+    kept = vars(network)
+    if "spatial" not in kept:
+        layers = (layer for block in network.blocks if not block.run for layer in block.layers)
+        kept["spatial"] = Counter(family(layer, grouped="grouped") for layer in layers if prod(layer.shape[2:]) > 1)
+    return kept["spatial"]
 
 
 def _tables(network: Architecture, other: Architecture, gates: bool) -> Tables:
     """The network as tables. Where one of the two has no blocks, each single layer is a block, as in the paper."""
+    grouped = _grouped(network, other)
     if all(any(not block.run for block in each.blocks) for each in (network, other)):
-        return tables_of(network, gates)
+        return tables_of(network, gates, grouped)
     single = [
         [block] if not block.run else [Block(each.name, (each,)) for each in block.layers] for block in network.blocks
     ]
-    return Tables([block for blocks in single for block in blocks], gates)
+    return Tables([block for blocks in single for block in blocks], gates, grouped)
 
 
 def _common(source: Tables, target: Tables) -> list[str]:

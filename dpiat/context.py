@@ -13,7 +13,7 @@ from torch import nn
 from dpiat import roles
 from dpiat.architecture import Layer
 from dpiat.layers import LayerTensors
-from dpiat.standardization import is_matrix
+from dpiat.standardization import DEPTHWISE, GROUPED, is_matrix
 
 TEXT = re.compile(r"(^|[._])(text|token|tok|word)")
 POWERS = frozenset(2**n for n in range(4, 20))
@@ -89,9 +89,12 @@ def _inputs(layers: list[LayerTensors], shapes_alone: bool) -> Facts:
             given = layer.gives // 2 or given
             continue
         out, into, *kernel = plain.shape
-        depthwise = plain.kind.startswith("Depthwise")
+        depthwise = plain.kind.startswith(DEPTHWISE)
         if first and depthwise and into == 1 == module.__dict__.get("groups", 1):  # of grey images, and dense
-            plain = plain._replace(kind=plain.kind.removeprefix("Depthwise"))
+            plain = plain._replace(kind=plain.kind.removeprefix(DEPTHWISE))
+            yield place, {"plain": plain}
+        elif shapes_alone and plain.kind.startswith("Conv") and _has_groups(plain.shape, given):
+            plain = plain._replace(kind=GROUPED + plain.kind)
             yield place, {"plain": plain}
         if "Transpose" in plain.kind:
             out, into = into, out
@@ -105,11 +108,17 @@ def _inputs(layers: list[LayerTensors], shapes_alone: bool) -> Facts:
                 yield place, {"halves": True}
             elif plain.kind == "Linear" and into > given and not into % given and flattened:
                 yield place, {"flat": given}
-            elif into not in outs and module.__dict__.get("groups", 1) == 1:
+            elif into not in outs and not plain.kind.startswith(GROUPED):
                 yield place, {"joined": True}
         first, given, flattened = False, out, bool(kernel)
         before, after_two = plain, parallel
         outs.add(out)
+
+
+def _has_groups(shape: tuple[int, ...], given: int) -> bool:
+    """Does a convolution take a part of the channels that it is given, and give as many as there are in all?"""
+    out, into, *kernel = shape
+    return prod(kernel) > 1 < into < out == given and not out % into
 
 
 def _stacks(layers: list[LayerTensors]) -> Facts:

@@ -46,7 +46,16 @@ from dpiat.positions import resampled_grid, resampled_offsets, resampled_patches
 from dpiat.recipe import BEST, Recipe
 from dpiat.report import times
 from dpiat.sources import first_line
-from dpiat.standardization import CONVOLUTIONS, LayerTensors, known_kind, paper_kind
+from dpiat.standardization import (
+    CONVOLUTIONS,
+    CONVOLVES,
+    DEPTHWISE,
+    GROUPED,
+    MATRICES,
+    LayerTensors,
+    known_kind,
+    paper_kind,
+)
 
 INPUTS, ZEROS, CLASSES = "input channels", "zero input channels", "classes"
 OF_THE_NETWORK = (INPUTS, ZEROS, CLASSES)  # rules for layers that the whole network tells
@@ -208,13 +217,19 @@ def _kind(layer: LayerTensors) -> str:
 
 
 def _groups(layer: LayerTensors) -> int:
-    return layer.module.groups if isinstance(layer.module, CONVOLUTIONS) else 1
+    """The groups of a convolution; in a state dict, as many as kind and shape (out, in / groups, ...) tell."""
+    if isinstance(layer.module, CONVOLUTIONS):
+        return layer.module.groups
+    plain = layer.plain
+    return plain.shape[0] // plain.shape[1] if plain and plain.kind.startswith((DEPTHWISE, GROUPED)) else 1
 
 
 def _one_by_one(layer: LayerTensors) -> bool:
     """Does every channel have a group and a filter of its own?"""
     module = layer.module
-    return not isinstance(module, CONVOLUTIONS) or module.groups == module.in_channels == module.out_channels
+    if isinstance(module, CONVOLUTIONS):
+        return module.groups == module.in_channels == module.out_channels
+    return not layer.plain or not layer.plain.kind.startswith(GROUPED)
 
 
 # --- the same axes ----------------------------------------------------------------------------------------------------
@@ -280,7 +295,7 @@ def _same_rank(by: LayerTensors, to: LayerTensors, name: str) -> tuple[LayerTens
     if {s.dim(), t.dim()} == {4, 5}:
         return by, to  # a picture's and a video's
     shapes = [[size for size in tensor.shape if size > 1] for tensor in (s, t)]
-    if not to.plain.kind.startswith(("Conv", "Depthwise", "Linear")):
+    if not to.plain.kind.startswith(MATRICES):
         same = len(shapes[0]) == len(shapes[1])
         return (by.seen(name, _squeezed), to.seen(name, _squeezed)) if same else (by, to)
     if s.dim() < t.dim() and prod(t.shape[s.dim() :]) == 1:
@@ -421,7 +436,7 @@ def _weights(by: LayerTensors, to: LayerTensors, *ranks: int) -> tuple[Tensor, T
 
 
 def _convolves(layer: LayerTensors) -> bool:
-    return layer.plain.kind.startswith(("Conv", "Depthwise"))
+    return layer.plain.kind.startswith(CONVOLVES)
 
 
 def _time(by: LayerTensors, to: LayerTensors) -> Ruled:

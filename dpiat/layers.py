@@ -23,6 +23,7 @@ from dpiat.standardization import (
     CONVOLUTIONS,
     DEPTHWISE,
     DIMENSIONS,
+    GROUPED,
     NO_VIEWS,
     LayerTensors,
     View,
@@ -120,8 +121,8 @@ def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_al
             return CONSTANT
         return "Parameter"
     if not shapes_alone and (kind := known_class(module)):
-        if isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels:
-            return DEPTHWISE + kind
+        if isinstance(module, CONVOLUTIONS) and module.groups > 1:
+            return (DEPTHWISE if module.groups == module.in_channels else GROUPED) + kind
         return kind
     if isinstance(module, _Loss) and not module._parameters:
         return CONSTANT

@@ -14,7 +14,7 @@ from torch import nn
 
 from dpiat import roles
 from dpiat.architecture import Block, Layer
-from dpiat.standardization import CONVOLUTIONS, MATRICES, LayerTensors
+from dpiat.standardization import CONVOLUTIONS, DEPTHWISE, GROUPED, MATRICES, LayerTensors
 from dpiat.stored import Stored
 
 ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a block
@@ -82,7 +82,7 @@ def widths(block: Block) -> tuple[int, int, int]:
     if not main:
         return 0, 0, 0
     first, last = main[0].shape, main[-1].shape
-    into = first[0] if main[0].kind.startswith("Depthwise") else first[1]
+    into = first[0] if main[0].kind.startswith((DEPTHWISE, GROUPED)) else first[1]
     return into, max([layer.shape[0] for layer in main[:-1]], default=0), last[0]
 
 

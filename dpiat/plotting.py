@@ -15,7 +15,7 @@ from dpiat.assignment import best
 from dpiat.files import replacing
 from dpiat.matching import Matching
 from dpiat.similarity import as_architectures, coverage, similarity
-from dpiat.standardization import DEPTHWISE
+from dpiat.standardization import CONVOLVES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -387,7 +387,7 @@ def _kind(layer: Layer) -> str:
     """The key of COLOURS that a layer belongs to."""
     if not layer.shape:
         return "without weights"
-    families = {"Conv": "convolution", DEPTHWISE: "convolution", "BatchNorm": "batch norm", "Linear": "linear"}
+    families = {**dict.fromkeys(CONVOLVES, "convolution"), "BatchNorm": "batch norm", "Linear": "linear"}
     return next((kind for family, kind in families.items() if layer.kind.startswith(family)), "other with weights")
 
 

@@ -14,7 +14,7 @@ from dpiat.structure import read_structure
 
 Mode = Literal["default", "paper"]
 MODES = get_args(Mode)
-VERSION = 4  # of the default mode; raised whenever some network is matched otherwise than before
+VERSION = 5  # of the default mode; raised whenever some network is matched otherwise than before
 
 
 def standardize(module: nn.Module, mode: Mode = "default") -> Architecture:
@@ -26,7 +26,7 @@ def standardize(module: nn.Module, mode: Mode = "default") -> Architecture:
             layers are what the shapes tell.
         mode: In "default" mode, every module or bare parameter with weights is a layer: blocks are what repeats in
             numbered lists, and runs are the single layers between them. Layers that are stacked in one tensor are taken
-            apart ("attn.qkv[query]"), depthwise convolutions are of kinds of their own, and `role` says what a layer is
+            apart ("attn.qkv[query]"), convolutions with groups are of other kinds, and `role` says what a layer is
             for. In "paper" mode, blocks are those of Algorithm 1: every leaf module is a layer, activations included,
             and only convolutions, linear layers and batch norms have shapes, as in the authors' code; the others stay
             in the list, where they lengthen the ranges of Eq. 3.

@@ -23,12 +23,13 @@ OTHER_KINDS = (
 )
 ALIASES = {"syncbatchnorm": "BatchNorm2d", "frozenbatchnorm": "BatchNorm2d", "rmsnorm": "RMSNorm"}
 DIMENSIONS = {5: "Conv3d", 4: "Conv2d", 3: "Conv1d", 2: "Linear", 1: "Norm"}  # the kinds that shapes alone give away
-# A convolution whose groups see one input channel each is of a kind of its own, except in paper mode.
-DEPTHWISE = "Depthwise"
-MATRICES = ("Linear", "Conv", DEPTHWISE)  # beginnings of the kinds that are matrices or convolutions
+# A convolution whose groups see one input channel each, or several each, is of a kind of its own, except in paper mode.
+DEPTHWISE, GROUPED = "Depthwise", "Grouped"
+CONVOLVES = ("Conv", DEPTHWISE, GROUPED)  # beginnings of the kinds that are convolutions
+MATRICES = ("Linear", *CONVOLVES)  # beginnings of the kinds that are matrices or convolutions
 NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "Norm")  # likewise, of norms but for batch norms
 # What Algorithm 1 counts to decide whether a list of layers is a block of its own.
-COUNTED = frozenset(prefix + cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear) for prefix in ("", DEPTHWISE))
+COUNTED = frozenset(prefix + cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear) for prefix in ("", DEPTHWISE, GROUPED))
 
 
 class Branch(NamedTuple):

@@ -52,7 +52,9 @@ class InitSettings:
         "for init.mode=default: the version of its rules, which older records name; null: today's", None
     )
     matching: str = _doc("for dpiat: dp, bipartite, nbipartite or random (Table 12)", "dp")
-    operator: str = _doc("for dpiat: clip, clip_normalized, full, magnitude (Table 12) or uniform", "clip")
+    operator: str = _doc(
+        "for dpiat: clip, centre, leading, clip_normalized, full, magnitude or uniform (Table 12)", "clip"
+    )
     head: str = _doc("for dpiat, the classifier: skip, copy, or auto (as init.mode does)", "auto")
     checkpoint: str | None = _doc("for ghn2: file of a trained GHN-2 (ghn2_cifar10.pt, ghn2_imagenet.pt, ...)", None)
 

@@ -105,6 +105,53 @@ def test_a_layer_scale_may_have_dimensions_of_size_1(source, target, stored):
     assert differ(source, target, IMAGES) < 1e-5
 
 
+# --- depthwise convolutions and those with groups ---------------------------------------------------------------------
+
+
+class Bottleneck(nn.Module):
+    """A block of MobileNet's kind with a depthwise convolution, of ResNeXt's with groups of several channels."""
+
+    def __init__(self, width: int, groups: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(8, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, groups=groups, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 8, 1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return x + self.bn3(self.conv3(y))
+
+
+def bottlenecks(width: int, groups: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(*[Bottleneck(width, groups) for _ in range(2)]))
+
+
+@as_given
+@pytest.mark.parametrize("groups", [12, 8, 3])
+def test_a_depthwise_convolution_has_groups_whose_filters_see_their_own_channel(groups, stored):
+    source, target = randomized(bottlenecks(24, 24)), randomized(bottlenecks(24, groups), 1)
+    transfer(given(source, stored), target)
+    assert differ(source, target, IMAGES) < 1e-5
+
+
+@as_given
+def test_groups_give_a_depthwise_convolution_what_a_channel_does_to_itself(stored):
+    source, target = randomized(bottlenecks(24, 8)), randomized(bottlenecks(24, 24), 1)
+    transfer(given(source, stored), target)
+    for ours, theirs in zip(target[1], source[1], strict=True):
+        channels = torch.arange(24)
+        assert torch.equal(ours.conv2.weight[:, 0], theirs.conv2.weight[channels, channels % 3])
+
+
+@as_given
+def test_groups_match_dense_convolutions_where_the_other_network_has_these(stored):
+    source, target = bottlenecks(24, 1), bottlenecks(24, 8)
+    found = plan(given(source, stored), target).report
+    partner = {entry.target: entry.source for entry in found.entries}
+    assert all(partner[name] == name for name in target.state_dict())
+
+
 # --- GPT-2's transposed linear layers ---------------------------------------------------------------------------------
 
 

@@ -120,7 +120,7 @@ def test_a_state_dict_of_another_library_is_similar_to_1(pair):
     assert similarity(one.state_dict(), other) == similarity(other, one.state_dict()) == pytest.approx(1)
 
 
-# Networks of one family each, of other widths or depths.
+# Networks of one family each, of other widths or depths; and two in which groups stand for depthwise convolutions.
 FAMILIES = [
     ("beit_base_patch16_224", "beit_large_patch16_224"),
     ("coat_tiny", "coat_mini"),
@@ -161,6 +161,8 @@ FAMILIES = [
     ("vgg11", "vgg16_bn"),
     ("vit_base_patch16_224", "vit_large_patch16_224"),
     ("xcit_nano_12_p16_224", "xcit_tiny_12_p16_224"),
+    ("mnasnet_100", "regnetx_002"),
+    ("resnext50_32x4d", "rexnet_100"),
 ]
 
 
