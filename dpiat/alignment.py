@@ -38,7 +38,7 @@ LARGE = 2**20  # scores of layers that are traced at once: more would not stay i
 Place = tuple[int, int]  # the number of a block, and of a layer in it
 SIZES = 5  # of a layer: outputs, inputs, and up to three of a kernel
 INTO, INSIDE, OUT, NO_WIDTH = range(4)  # what a width of a layer is to its block
-SKIP = {None: 0, False: -1, True: 1}  # does a block add its input? Of two, the product is -1 if one alone does
+SKIP = {None: 0, False: -1, True: 1}  # does a block add its input? The product of two is -1 if one alone does
 # Similarity compares widths as Eq. 1 does: a source of the target's own widths has more to give than one of half of it.
 PLAIN = replace(BEST, relative=False)
 

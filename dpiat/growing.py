@@ -53,7 +53,7 @@ def net2net(
         A report with one entry for each target tensor.
 
     Raises:
-        TypeError: If an argument is no module.
+        TypeError: If an argument is not a module.
         ValueError: If the target is not admissible: a layer is narrower, has another kernel, stride, activation or
             place, or a new block cannot do nothing. Then nothing is written.
 
@@ -108,7 +108,7 @@ def fna(source: nn.Module, target: nn.Module) -> Report:
         A report with one entry for each target tensor.
 
     Raises:
-        TypeError: If an argument is no module.
+        TypeError: If an argument is not a module.
         ValueError: If the stages or the layers of two blocks differ. Then nothing is written.
 
     Examples:

@@ -39,7 +39,7 @@ RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # Names of tensors that stand for the usual ones.
 ALIASES = {"gamma": "weight", "beta": "bias", "lambda1": "weight", "scale": "weight", "kernel": "weight"}
-# Buffers that libraries save and that are no knowledge, by the ends of their names.
+# Buffers that libraries save and that hold no knowledge, by the ends of their names.
 COMPUTED = (
     *("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "token_type_ids", "inv_freq"),
     *("pe", "masked_bias", "causal_mask", "num_batches_tracked"),

@@ -98,7 +98,7 @@ class Plan:
         report: What each tensor of the target would receive.
         mode: "default" or "paper".
         operator: Which entries fill which.
-        classes: Of each classifier of the target that `head` names: {target class: source class}.
+        classes: For each classifier of the target that `head` names: {target class: source class}.
         recipe: The ideas of the default mode that the plan follows.
 
     Examples:
@@ -388,7 +388,7 @@ class Plan:
         """The plan without a layer, a block or a tensor of the target, which keeps its values.
 
         Args:
-            name: Of the layer, block or tensor, as the plan prints it.
+            name: The name of a layer, a block or a tensor, as the plan prints it.
 
         Returns:
             A new plan.
@@ -525,7 +525,7 @@ class Plan:
         """The plan as one HTML page that needs no other file: which block comes from which, what share, warnings.
 
         Args:
-            names: Of the source and of the target, in the place of those of their classes.
+            names: The names of the source and of the target, in place of their classes'.
 
         Returns:
             The text of the page.
