@@ -11,8 +11,8 @@ RIDGE = 1.0  # on standardized features, whose Gram matrix is divided by their n
 def cka(a: Tensor, b: Tensor) -> float:
     """Linear CKA (1905.00414) of (images, channels) and (images, other channels), in double precision.
 
-    1 if one is the other but for a rotation and a scale, and 0 on average for what is independent: HSIC is estimated
-    without bias (2010.15327), as the usual estimate grows with channels. 0 where one is constant.
+    1 if the two differ by a rotation and a scale alone, and 0 on average if they are independent: HSIC is estimated
+    without bias (2010.15327), as the usual estimate grows with the number of channels. 0 where one is constant.
     """
     grams = [_gram(x) for x in (a, b)]
     both, first, second = (_hsic(x, y) for x, y in (grams, grams[:1] * 2, grams[1:] * 2))
@@ -31,9 +31,9 @@ def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
 
 
 def probe(features: Tensor, labels: Tensor) -> float:
-    """The accuracy of a ridge regression of classes on (images, channels): on one half, learned from the other.
+    """The accuracy of a ridge regression of classes on (images, channels), learned from one half, tested on the other.
 
-    Every class is halved. Raises ValueError if there are no two classes, or no two images of one.
+    Every class is halved. Raises ValueError if there are fewer than two classes, or no class has two images.
     """
     classes, numbers = labels.unique(return_inverse=True)
     tested = torch.zeros(len(labels), dtype=torch.bool)

@@ -19,24 +19,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpiat import roles
-from dpiat.architecture import Architecture, Block, Layer, Places
+from dpiat.architecture import Architecture, Block, Layer, Positions
 from dpiat.levels import ends, widths
 from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
 from dpiat.recipe import BEST, Recipe
 from dpiat.standardization import DEPTHWISE, GROUPED, MATRICES, NORMS
 
-OTHER_NAME = 0.25  # what a pair of other names is worth where two blocks name their layers alike
-TRUSTED = 0.75  # the part of the smaller block's names that such blocks share
+# Where two blocks name their layers alike, a pair of different names is worth a part of its score. Two blocks do so if
+# they share most of the smaller block's names, in one order: a "conv1" and a "norm" stand in blocks of any kind.
+OTHER_NAME = 0.25
+TRUSTED = 0.75
 TOWERS = ("encoder", "decoder", "text", "vision", "visual", "image", "audio", "generator", "discriminator")
 DENSE = ("Linear", "Conv")
 GATES = (roles.REDUCE, roles.EXPAND)
 RANK = {role: rank for rank, role in enumerate(roles.ORDER)}
 Matched = tuple[int, int, list[tuple[int, int]]]  # blocks of target and source, and the places of their pairs of layers
-LARGE = 2**20  # so many numbers at once
+LARGE = 2**20  # scores of layers that are traced at once: more would not stay in the cache
 Place = tuple[int, int]  # the number of a block, and of a layer in it
 SIZES = 5  # of a layer: outputs, inputs, and up to three of a kernel
 INTO, INSIDE, OUT, NO_WIDTH = range(4)  # what a width of a layer is to its block
-SKIP = {None: 0, False: -1, True: 1}  # does a block add its input? Of two, the product is -1 if one alone does
+SKIP = {None: 0, False: -1, True: 1}  # does a block add its input? The product of two is -1 if one alone does
 # Similarity compares widths as Eq. 1 does: a source of the target's own widths has more to give than one of half of it.
 PLAIN = replace(BEST, relative=False)
 
@@ -102,7 +104,10 @@ def _family(kind: str, shape: tuple[int, ...], role: str, gates: bool) -> str:
 
 @lru_cache(maxsize=2**14)
 def sizes_of(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What Eq. 1 compares, the same for a linear layer and a 1 × 1 convolution, and the dimensions of the kernel."""
+    """The sizes that Eq. 1 compares, and the number of dimensions of the kernel.
+
+    A linear layer and a 1 × 1 convolution have the same sizes.
+    """
     if len(shape) < 2 or not kind.startswith(MATRICES):  # some keep a matrix as a vector
         sizes = [size for size in shape if size > 1] or [1]
         if len(sizes) > SIZES:
@@ -114,9 +119,10 @@ def sizes_of(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Padded(NamedTuple):
-    """The different blocks that have layers of one family (blocks,), their layers and the names of these (blocks, n).
+    """The layers of one family in all different blocks that have such layers, as rectangular tables.
 
-    Fillers follow the last of a block.
+    `blocks` (blocks,) are the numbers of the blocks; `layers` and `names` (blocks, n) the numbers of their layers and
+    of the names of these. Fillers, which score 0, follow the last layer of a block.
     """
 
     blocks: np.ndarray
@@ -133,18 +139,40 @@ class Padded(NamedTuple):
         return Padded(self.blocks, self.layers[axes], self.names[axes])
 
 
-class Outline:
-    """An architecture as tables for the alignment: different layers and different blocks once."""
+class Tables:
+    """An architecture as tables for the alignment: different layers and different blocks once.
+
+    A block is told from others by the names, kinds, shapes and roles of its layers, and by being a run. Two layers that
+    are equal alone are different here if their widths mean something else: 64 outputs may be the width of one block
+    and the inside of another.
+
+    Attributes:
+        grouped: The family of convolutions with groups.
+        blocks: The blocks that have weights.
+        weighted: The layers with weights of each block.
+        block_numbers: Which of the different blocks each block is, (blocks,).
+        members: The numbers of the layers of each different block.
+        names: The names of these layers in their block; `name_numbers` are their numbers among `different_names`.
+        is_run: Whether each different block is a run of single layers.
+        layers: The different layers.
+        widths: What the outputs and the inputs of each different layer are to its block, (layers, 2).
+        families: The numbers of the different layers of each family.
+        roles: The role of each different layer.
+        columns: For each different block, the places of the layers of each family, in the order of their roles.
+        count: The number of layers with weights.
+        towers: The tower that each block is in ("encoder"), or "".
+        stages: The number of the stage that each block is in.
+    """
 
     def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates, grouped: str = "dense"):
-        self.grouped = grouped  # the family of convolutions with groups
+        self.grouped = grouped
         self.blocks = [block for block in blocks if any(layer.shape for layer in block.layers)]
         layers: dict[tuple, int] = {}
         known: dict[tuple, int] = {}
         self.weighted: list[list[Layer]] = []
-        self.members: list[tuple[int, ...]] = []  # the layers of each different block,
-        self.names: list[tuple[str, ...]] = []  # and their names in it
-        self.kinds: list[bool] = []  # is it a run?
+        self.members: list[tuple[int, ...]] = []
+        self.names: list[tuple[str, ...]] = []
+        self.is_run: list[bool] = []
         index = []
         for block in self.blocks:
             weighted, prefix = [layer for layer in block.layers if layer.shape], f"{block.name}."
@@ -157,11 +185,11 @@ class Outline:
                 members = [layers.setdefault((layer[1:], widths), len(layers)) for layer, widths in told]
                 self.members.append(tuple(members))
                 self.names.append(names)
-                self.kinds.append(block.run)
+                self.is_run.append(block.run)
             index.append(known[key])
-        self.index = np.array(index, dtype=int)
+        self.block_numbers = np.array(index, dtype=int)
         self.layers = [Layer("", *key) for key, _ in layers]
-        self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)  # of outputs and inputs
+        self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)
         of = [family(layer, gates, grouped) for layer in self.layers]
         self.families: dict[str, list[int]] = {}
         for number, kind in enumerate(of):
@@ -169,8 +197,7 @@ class Outline:
         self.roles = [*(layer.role for layer in self.layers), ""]  # and that of a filler
         number = {name: i for i, name in enumerate(dict.fromkeys(name for names in self.names for name in names))}
         self.different_names = [*number, ""]  # of layers in their blocks, and of a filler
-        self.numbers = [[number[name] for name in names] for names in self.names]
-        # Of each different block, the layers of each family in their order.
+        self.name_numbers = [[number[name] for name in names] for names in self.names]
         self.columns: list[dict[str, list[int]]] = []
         for members in self.members:
             columns: dict[str, list[tuple[int, Layer]]] = {}
@@ -192,7 +219,7 @@ class Outline:
             for row, i in enumerate(blocks):
                 places = self.columns[i][kind]
                 layers[row, : len(places)] = [self.members[i][place] for place in places]
-                names[row, : len(places)] = [self.numbers[i][place] for place in places]
+                names[row, : len(places)] = [self.name_numbers[i][place] for place in places]
             found[kind] = Padded(np.array(blocks), layers, names)
         return found
 
@@ -205,6 +232,9 @@ class Outline:
 
 def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
     """Tell for the outputs and the inputs of each layer which width of the block they have: into, out, or inside."""
+    # A target that is twice as wide as the source need not be so inside of its blocks: the expansion of an inverted
+    # residual and the hidden units of a transformer have ratios of their own. So each of the three widths is compared
+    # relative to its own ratio (`_ratios`).
     if block.run:
         return [(NO_WIDTH, NO_WIDTH)] * len(layers)
     into, out = ends(block)
@@ -220,9 +250,9 @@ def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
 
 
 def _widest(blocks: Sequence[Block], by_level: bool) -> dict[int | None, tuple[int, ...]]:
-    """By level, or of all, the most channels that a block takes, has inside and gives; 0 where none tells.
+    """The most channels that a block takes, has inside and gives, by level or in all blocks; 0 where no block tells.
 
-    Of the widest, and not of the mean, so that a deeper network is not taken for another width.
+    The widest block counts, and not the mean, so that a deeper network is not taken for a wider one.
     """
     found: dict[int | None, tuple[int, ...]] = {}
     for block in blocks:
@@ -233,7 +263,9 @@ def _widest(blocks: Sequence[Block], by_level: bool) -> dict[int | None, tuple[i
 
 
 def _ratios(source: Sequence[Block], target: Sequence[Block], by_level: bool) -> np.ndarray:
-    """How much wider the target is than the source: in what blocks take, have inside and give; 1 of all else."""
+    """How much wider the target is than the source: in what blocks take, have inside and give; 1 for all else."""
+    # The geometric mean over the levels that both networks have. Networks widen from level to level at different rates.
+    # With a ratio for each level, the widest blocks of any two networks would be equal, whatever their rates.
     theirs, ours = _widest(source, by_level), _widest(target, by_level)
     both = [(ours[level], theirs[level]) for level in ours.keys() & theirs.keys()]
     sizes = np.array(both, dtype=float).reshape(-1, 2, 3)
@@ -244,9 +276,9 @@ def _ratios(source: Sequence[Block], target: Sequence[Block], by_level: bool) ->
 
 
 def _stages(blocks: Sequence[Block]) -> list[int]:
-    """The number of each block's stage: of the list that it is in, or of the blocks in a list that are as wide.
+    """The number of each block's stage: the list that the block is in, and there the blocks of one width.
 
-    A run is of the stage before it.
+    A run belongs to the stage before it.
     """
     found, number, before = [], 0, None
     found_in: dict[str, set[int]] = {}
@@ -264,9 +296,9 @@ def _stages(blocks: Sequence[Block]) -> list[int]:
 
 
 def _levels(target: Sequence[Block], source: Sequence[Block]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The levels of the blocks of both, as far as both have them; None where one has no more than one, or no block.
+    """The levels of the blocks of both networks; None where one of them has only one level, or no block.
 
-    What works at a higher resolution than all blocks of the other network is of the highest level that both have.
+    Blocks at a higher resolution than any block of the other network count to the highest level that both have.
     """
     sides = [[block.level for block in side if not block.run] for side in (target, source)]
     most = min(max(side, default=0) for side in sides)
@@ -277,7 +309,7 @@ def _levels(target: Sequence[Block], source: Sequence[Block]) -> tuple[np.ndarra
 
 
 def _width(block: Block) -> int:
-    """The outputs of its last matrix or convolution."""
+    """The outputs of a block's last matrix or convolution."""
     wide = [layer.shape[0] for layer in block.layers if len(layer.shape) > 1 and layer.role != roles.SHORTCUT]
     return wide[-1] if wide else 0
 
@@ -293,7 +325,7 @@ class _Alignment:
     def __init__(self, source: Architecture, target: Architecture, recipe: Recipe = BEST):
         self.recipe = recipe
         self.source, self.target = (
-            _outline(network, other, recipe.gates) for network, other in ((source, target), (target, source))
+            _tables(network, other, recipe.gates) for network, other in ((source, target), (target, source))
         )
         s, t = self.source, self.target
         told = recipe.levels and all(b.level is not None for side in (t, s) for b in side.blocks if not b.run)
@@ -304,7 +336,11 @@ class _Alignment:
         self.roles = _numbered(t.roles, s.roles)
         self.names = _numbered(t.different_names, s.different_names)
         different = self._blocks()
-        blocks = different[t.index[:, None], s.index] if different.size else np.zeros((len(t.blocks), len(s.blocks)))
+        blocks = (
+            different[t.block_numbers[:, None], s.block_numbers]
+            if different.size
+            else np.zeros((len(t.blocks), len(s.blocks)))
+        )
         self.blocks = np.where(self._may_match(), blocks, 0.0)  # (target blocks, source blocks)
         if recipe.skip < 1:
             ours, theirs = (np.array([SKIP[block.skip] for block in side.blocks]) for side in (t, s))
@@ -312,12 +348,12 @@ class _Alignment:
         self._match_blocks()
 
     def _match_blocks(self) -> None:
-        self.places = np.arange(len(self.target.blocks))
-        self.phase_two = ordered_scores(self.blocks[:, :, None, None], Places(self.places[:, None]))[:, :, 0, 0]
+        self.positions = np.arange(len(self.target.blocks))
+        self.phase_two = ordered_scores(self.blocks[:, :, None, None], Positions(self.positions[:, None]))[:, :, 0, 0]
         self.total = float(self.phase_two[-1, -1])
 
     def back(self) -> _Alignment:
-        """The alignment of the target with the source: all but the ranges of blocks is the same from there."""
+        """The alignment of the target with the source: only the matching of blocks differs from this alignment."""
         found = copy(self)
         found.source, found.target = self.target, self.source
         found.roles, found.names = self.roles[::-1], self.names[::-1]
@@ -352,9 +388,12 @@ class _Alignment:
         return np.where(trusted & ~same, scores * OTHER_NAME, scores)
 
     def _may_match(self) -> np.ndarray:
-        """Runs match runs, the first one and the last one their like, and towers of the same name."""
+        """Which blocks may match: (target blocks, source blocks)."""
+        # Runs match runs and blocks match blocks. Stems match stems and heads match heads: the run at either end takes
+        # no other. Where both networks have as many stages, stage i matches stage i; where strides tell resolutions,
+        # blocks match within one. Encoders match encoders and decoders decoders, if both networks have both.
         t, s = self.target, self.source
-        run_t, run_s = (np.array([side.kinds[i] for i in side.index], dtype=bool) for side in (t, s))
+        run_t, run_s = (np.array([side.is_run[i] for i in side.block_numbers], dtype=bool) for side in (t, s))
         may = run_t[:, None] == run_s
         if not (run_t.all() or run_s.all()):
             for end in (0, -1):
@@ -384,13 +423,15 @@ class _Alignment:
         return Matching(self.total + len(more), tuple(blocks), tuple(layers))
 
     def _matched(self) -> list[Matched]:
-        ours, theirs = self.target.index.tolist(), self.source.index.tolist()
-        blocks = trace(self.phase_two, self.blocks, self.places)
+        ours, theirs = self.target.block_numbers.tolist(), self.source.block_numbers.tolist()
+        blocks = trace(self.phase_two, self.blocks, self.positions)
         pairs = self._layer_pairs(list(dict.fromkeys((ours[i], theirs[j]) for i, j in blocks)))
         return [(i, j, pairs[ours[i], theirs[j]]) for i, j in blocks]
 
     def _left_over(self, matched: list[Matched]) -> list[LayerPair]:
-        """Pairs of equal layers that nothing else uses, in order: of a block in one network, and not in the other."""
+        """Pairs of equal layers that the matched blocks do not use, in order."""
+        # One network may have in a block what the other has between blocks, such as a norm or a downsampling: no two
+        # matched blocks hold both. Only equal layers are paired, as nothing but their shape speaks for such a pair.
         filled = {(i, a) for i, _, pairs in matched for a, _ in pairs}
         used = {(j, b) for _, j, pairs in matched for _, b in pairs}
         ours = self._others(self.target, filled)
@@ -409,7 +450,7 @@ class _Alignment:
                 pairs += [(*rows[i], columns[j][1]) for i, j in next(_traced(equal[None]))]
         return [LayerPair(source, target) for _, target, source in sorted(pairs, key=lambda pair: pair[0])]
 
-    def _others(self, side: Outline, places: set[Place]) -> dict[str, list[tuple[Place, Layer]]]:
+    def _others(self, side: Tables, places: set[Place]) -> dict[str, list[tuple[Place, Layer]]]:
         """The layers of each family that do not stand in these places."""
         found: dict[str, list[tuple[Place, Layer]]] = {}
         if len(places) < side.count:
@@ -437,17 +478,17 @@ class _Alignment:
         return {pair: sorted(places) for pair, places in found.items()}
 
 
-def outline_of(network: Architecture, gates: bool = BEST.gates, grouped: str = "dense") -> Outline:
-    """The network as tables, made once."""
-    kept = vars(network)  # as a cached property is kept, which architectures cannot have of what comes after them
-    key = f"outline {gates} {grouped}"
+def tables_of(network: Architecture, gates: bool = BEST.gates, grouped: str = "dense") -> Tables:
+    """The network as tables, made once for each architecture."""
+    kept = vars(network)  # where a cached property would be, but architecture.py does not know this file
+    key = f"tables {gates} {grouped}"
     if key not in kept:
-        kept[key] = Outline(network.blocks, gates, grouped)
+        kept[key] = Tables(network.blocks, gates, grouped)
     return kept[key]
 
 
 def _grouped(network: Architecture, other: Architecture) -> str:
-    """The family that convolutions with groups are in: that of what the other network has in their place.
+    """The family of convolutions with groups: that of the convolutions that the other network has in their place.
 
     A depthwise convolution is one with groups whose filters are zero but for the input of their own channel.
     """
@@ -465,26 +506,27 @@ def _spatial(network: Architecture) -> Counter[str]:
     return kept["spatial"]
 
 
-def _outline(network: Architecture, other: Architecture, gates: bool) -> Outline:
-    """The network as tables. Where one of both has no blocks, runs fall apart into single layers, as in the paper."""
+def _tables(network: Architecture, other: Architecture, gates: bool) -> Tables:
+    """The network as tables. Where one of the two has no blocks, each single layer is a block, as in the paper."""
     grouped = _grouped(network, other)
     if all(any(not block.run for block in each.blocks) for each in (network, other)):
-        return outline_of(network, gates, grouped)
+        return tables_of(network, gates, grouped)
     single = [
         [block] if not block.run else [Block(each.name, (each,)) for each in block.layers] for block in network.blocks
     ]
-    return Outline([block for blocks in single for block in blocks], gates, grouped)
+    return Tables([block for blocks in single for block in blocks], gates, grouped)
 
 
-def _common(source: Outline, target: Outline) -> list[str]:
-    """The families that both have, in one order: in another, sums would be rounded otherwise, and ties broken so."""
+def _common(source: Tables, target: Tables) -> list[str]:
+    """The families that both have, in one order: another order would round sums otherwise, and break ties otherwise."""
     return sorted(target.families.keys() & source.families.keys() - {""})
 
 
-def _layer_scores(source: Outline, target: Outline, wider: np.ndarray | None = None) -> np.ndarray:
+def _layer_scores(source: Tables, target: Tables, wider: np.ndarray | None = None) -> np.ndarray:
     """Eq. 1 for all pairs of different layers of one family that may match; a row and a column of 0 at the end.
 
-    `wider` is how much wider the target is, by what a width is to its block: its widths are divided by that.
+    `wider` is how much wider the target is, by what a width is to its block. The target's widths are divided by these
+    ratios, so that a layer as wide for its network as the other for its own scores 1.
     """
     scores = np.zeros((len(target.layers) + 1, len(source.layers) + 1))
     r_t, r_s = _numbered(target.roles, source.roles)
@@ -496,6 +538,8 @@ def _layer_scores(source: Outline, target: Outline, wider: np.ndarray | None = N
             t[:2, :, 0] /= wider[target.widths[target.families[kind]]].T
         n_t, n_s, t, s = t[SIZES], s[SIZES], t[:SIZES], s[:SIZES]
         ratios = np.multiply.reduce(np.minimum(t, s) / np.maximum(t, s), axis=0)
+        # A convolution over pictures has nothing to give to one over sequences. But kernels of one place have, whatever
+        # their dimensions, and so has a convolution over pictures to one over videos (the rule "time" of `filling`).
         if kind in ("dense", "depthwise", f"{roles.SHORTCUT} dense", *GATES) and (n_t != n_s).any():
             points = (t[2:].prod(axis=0) == 1) & (s[2:].prod(axis=0) == 1)
             inflated = (np.minimum(n_t, n_s) == 2) & (np.maximum(n_t, n_s) == 3)
@@ -505,13 +549,13 @@ def _layer_scores(source: Outline, target: Outline, wider: np.ndarray | None = N
 
 
 def _numbered(ours: list[str], theirs: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Words as numbers, the same for the same word, 0 for none."""
+    """The words of both sides as numbers: equal numbers for equal words, 0 for ""."""
     number = {"": 0}
     return tuple(np.array([number.setdefault(word, len(number)) for word in words]) for words in (ours, theirs))
 
 
 def _alike(ours: list[tuple[str, ...]], theirs: list[tuple[str, ...]]) -> np.ndarray:
-    """Which blocks name their layers as which others: (ours, theirs)."""
+    """Which blocks name their layers alike: (ours, theirs)."""
     rows, columns = ({names: i for i, names in enumerate(dict.fromkeys(side))} for side in (ours, theirs))
     different = np.array([[_name_alike(a, b) for b in columns] for a in rows], dtype=bool)
     different = different.reshape(len(rows), len(columns))
@@ -530,7 +574,7 @@ def _name_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 
 
 def _aligned(scores: np.ndarray) -> np.ndarray:
-    """The best sum of pairs in order, each element in one at most: (T, n, S, m) -> (T, S)."""
+    """The best sum of pairs in order, each element in one pair at most: (T, n, S, m) -> (T, S)."""
     n, m = scores.shape[1], scores.shape[3]
     best = np.zeros((scores.shape[0], scores.shape[2], m + 1))
     for i in range(n):
@@ -541,7 +585,7 @@ def _aligned(scores: np.ndarray) -> np.ndarray:
 
 
 def _in_order(layers: list[tuple[Any, Layer]]) -> list[tuple[Any, Layer]]:
-    """Layers with their places; those of known roles in the order of these, among themselves."""
+    """Layers with their places, where layers of known roles change places to stand in the order of their roles."""
     ranked = [pair for pair in layers if pair[1].role in RANK]
     if len(ranked) < 2:
         return layers
@@ -551,7 +595,7 @@ def _in_order(layers: list[tuple[Any, Layer]]) -> list[tuple[Any, Layer]]:
 
 @lru_cache(maxsize=2**14)
 def _compared(kind: str, shape: tuple[int, ...]) -> tuple:
-    """What is the same of two layers that score 1, their roles aside."""
+    """What two layers have in common that score 1, apart from their roles."""
     *sizes, dimensions = sizes_of(kind, shape)
     return (*sizes, dimensions == 1 and sizes[-1] > 1)
 

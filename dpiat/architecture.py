@@ -80,7 +80,7 @@ class Architecture:
 
     name: str
     blocks: tuple[Block, ...]
-    structured: bool = False  # as default mode reads it
+    structured: bool = False
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -109,24 +109,29 @@ class Architecture:
 class Compact:
     """An architecture as tables for the matching: equal blocks and equal layers once, nothing without weights.
 
-    `blocks` are the blocks that have weights, `places` (blocks, 1) theirs in the architecture and `weighted` their
-    layers with weights. `index` (blocks,) says which of the `n_blocks` different blocks each one is; they are the
-    columns of `groups`, from low blocks to tall ones. The `n_layers` different layers are numbered
-    family by family: `families[kind, dimensions]` are the number of the first and the sizes of all (dimensions,
-    layers).
+    Networks repeat their blocks, so that a table over different blocks is several times smaller than one over all.
+
+    Attributes:
+        blocks: The blocks that have weights.
+        positions: Where each of these blocks stands in the architecture, (blocks, 1).
+        weighted: The layers with weights of each of these blocks.
+        block_numbers: Which of the `n_blocks` different blocks each block is, (blocks,).
+        groups: The different blocks as columns of tables, from low blocks to tall ones.
+        families: The `n_layers` different layers are numbered family by family. For each family (kind, dimensions),
+            the number of its first layer, and the sizes of all its layers (dimensions, layers).
     """
 
     def __init__(self, blocks: Sequence[Block]):
         weighted = [[layer for layer in block.layers if layer.shape] for block in blocks]
-        positions = np.flatnonzero([len(layers) for layers in weighted])
-        self.places = Places(positions[:, None])
-        self.blocks = [blocks[i] for i in positions]
-        self.weighted = [weighted[i] for i in positions]
+        rows = np.flatnonzero([len(layers) for layers in weighted])
+        self.positions = Positions(rows[:, None])
+        self.blocks = [blocks[i] for i in rows]
+        self.weighted = [weighted[i] for i in rows]
         height = {block.signature: len(layers) for block, layers in zip(self.blocks, self.weighted, strict=True)}
         different = sorted(height, key=lambda signature: _size(height[signature]))
         self.n_blocks = len(different)
         number = {signature: i for i, signature in enumerate(different)}
-        self.index = np.array([number[block.signature] for block in self.blocks], dtype=int)
+        self.block_numbers = np.array([number[block.signature] for block in self.blocks], dtype=int)
 
         members: dict[tuple[str, int], dict] = {}
         for kind, sizes in (item for signature in different for item in signature if item[1]):
@@ -152,24 +157,25 @@ class Compact:
         return group, number - self.groups[group].columns.start
 
 
-class Places:
-    """Where elements stand in their sequences: `positions` (elements, sequences), ascending in each sequence."""
+class Positions:
+    """Where elements stand in their sequences: `table` (elements, sequences), ascending in each sequence."""
 
-    def __init__(self, positions: np.ndarray):
-        self.positions = positions
+    def __init__(self, table: np.ndarray):
+        self.table = table
 
     @cached_property
     def roots(self) -> np.ndarray:
         """The square root of the length of the range of d + 1 elements that ends at element i: (d, i, sequence).
 
-        Where fewer than d + 1 elements end at i, the range is that of all of them.
+        Where fewer than d + 1 elements end at i, the range is that of all of them. Elements that were left out count
+        to the length: Eq. 3 divides by the length in the network, activations included.
         """
-        i = np.arange(len(self.positions))
-        return np.sqrt(self.positions - self.positions[np.maximum(i - i[:, None], 0)] + 1)
+        i = np.arange(len(self.table))
+        return np.sqrt(self.table - self.table[np.maximum(i - i[:, None], 0)] + 1)
 
 
 def _size(layers: int) -> int:
-    """Blocks of one size share a table: 1, 2 to 4, 5 to 16, 17 to 64, ... layers with weights."""
+    """The group of a block by its number of layers with weights: 1, 2 to 4, 5 to 16, 17 to 64, ..."""
     return ((layers - 1).bit_length() + 1) // 2
 
 
@@ -179,15 +185,15 @@ class Group:
     Attributes:
         columns: The numbers of the blocks.
         numbers: The numbers of the layers, (width, columns), with `filler` below the end of a block.
-        places: Where each layer stands in its block, (width, columns). Layers without weights count.
+        positions: Where each layer stands in its block, (width, columns). Layers without weights count.
     """
 
     def __init__(self, first: int, columns: Sequence[Sequence[tuple[int, int]]], filler: int):
         self.columns = slice(first, first + len(columns))
         width = max(map(len, columns))
         self.numbers = np.full((width, len(columns)), filler)
-        positions = np.zeros((width, len(columns)), dtype=int)
+        table = np.zeros((width, len(columns)), dtype=int)
         for c, column in enumerate(columns):
-            self.numbers[: len(column), c], positions[: len(column), c] = zip(*column, strict=True)
-            positions[len(column) :, c] = column[-1][1]  # scores are 0 there; any place that keeps the order
-        self.places = Places(positions)
+            self.numbers[: len(column), c], table[: len(column), c] = zip(*column, strict=True)
+            table[len(column) :, c] = column[-1][1]  # scores are 0 there; any place that keeps the order
+        self.positions = Positions(table)

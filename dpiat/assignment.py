@@ -1,7 +1,7 @@
 """The matchings that the paper compares with its own (Table 12): bipartite ones, and a random one.
 
-Each is a function of two architectures, source and target, that gives a `Matching`, as `dpiat.matching.match` is. So
-is one of your own: `transfer(source, target, matching=mine)`.
+Each is a function of two architectures, source and target, that gives a `Matching`, as `dpiat.matching.match` does. A
+matching of your own is such a function: `transfer(source, target, matching=mine)`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def bipartite(source: Architecture, target: Architecture) -> Matching:
 
 
 def nbipartite(source: Architecture, target: Architecture) -> Matching:
-    """NBipartiteMatching: blocks by an assignment too, with the sum of their layers' weights in the place of Eq. 1."""
+    """NBipartiteMatching: blocks by an assignment too, where the sum of their layers' weights takes Eq. 1's place."""
     inner: dict[tuple, list[tuple[int, int, float]]] = {}
 
     def layers(t: Block, s: Block) -> list[tuple[int, int, float]]:
@@ -54,7 +54,7 @@ def nbipartite(source: Architecture, target: Architecture) -> Matching:
 
 @dataclass(frozen=True)
 class RandomMatching:
-    """RandomMatching: the layers of each kind in random order, paired up until one network has no more of them."""
+    """RandomMatching: the layers of each kind in random order, paired until one network has no more of the kind."""
 
     seed: int = 0
 

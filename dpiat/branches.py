@@ -1,9 +1,11 @@
-"""Convolutions side by side that split their channels among them, as MixNet's do, as the one layer that they make.
+"""Convolutions side by side that split their channels among them, as MixNet's do: seen as the one layer that they make.
 
-Branch `conv_dw.1` of 5 × 5 sees channels 48 ... 95 of 144 and gives as many; with `conv_dw.0` of 3 × 3 and `conv_dw.2`
-of 7 × 7 it is one depthwise convolution of 144 channels and 7 × 7, whose smaller kernels have zeros around them. Of
-pointwise ones, those that are split are blocks on the diagonal of one matrix. So matching sees one layer, and each
-branch gets what would come to its place in it.
+Branch `conv_dw.1` of 5 × 5 sees channels 48 ... 95 of 144 and gives as many. With `conv_dw.0` of 3 × 3 and `conv_dw.2`
+of 7 × 7 it makes one depthwise convolution of 144 channels and 7 × 7, in which smaller kernels have zeros around them.
+Pointwise convolutions that are split make one matrix, with the branches as blocks on the diagonal.
+
+Three functions use this view. `merged` lets matching see one layer. `joined` writes out the layer of the source, with
+its zeros. `own` finds what falls to a branch of the target: a branch gets what would come to its place in the layer.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from dpiat.standardization import DEPTHWISE, Branch, LayerTensors, Network
 
 
 def merged(network: Network) -> Network:
-    """The network with one layer in the place of convolutions side by side; their weights know their places in it."""
+    """The network with one layer for convolutions side by side. Each convolution knows its place in the layer."""
     groups = list(_side_by_side(network))
     if not groups:
         return network
     wholes: dict[str, Layer] = {}  # by the first of its branches
     places: dict[str, Branch] = {}
+    # Outputs lie behind one another in all layers, and inputs too unless they are depthwise, whose weights have one
+    # input for each output. A smaller kernel lies in the centre of the largest one: so "same" padding has them.
     for name, layers in groups:
         whole = _whole(name, layers)
         wholes[layers[0].name] = whole
@@ -48,15 +52,13 @@ def merged(network: Network) -> Network:
         )
         for block in network.architecture.blocks
     ]
-    weights = [
-        layer._replace(branch=places[layer.name]) if layer.name in places else layer for layer in network.weights
-    ]
-    return network._replace(architecture=_with(network.architecture, blocks), weights=weights)
+    layers = [layer._replace(branch=places[layer.name]) if layer.name in places else layer for layer in network.layers]
+    return network._replace(architecture=_with(network.architecture, blocks), layers=layers)
 
 
 def split(network: Network) -> Network:
     """The network with each of its convolutions side by side as a layer of its own."""
-    members = _members(network.weights)
+    members = _members(network.layers)
     if not members:
         return network
     blocks = []
@@ -65,29 +67,33 @@ def split(network: Network) -> Network:
         for layer in block.layers:
             layers += [branch.plain for branch in members[layer.name]] if layer.name in members else [layer]
         blocks.append(replace(block, layers=tuple(layers)))
-    weights = [layer._replace(branch=None) for layer in network.weights]
-    return network._replace(architecture=_with(network.architecture, blocks), weights=weights)
+    layers = [layer._replace(branch=None) for layer in network.layers]
+    return network._replace(architecture=_with(network.architecture, blocks), layers=layers)
 
 
 def _with(architecture: Architecture, blocks: Sequence[Block]) -> Architecture:
     return Architecture(architecture.name, tuple(blocks), architecture.structured)
 
 
-def _members(weights: Sequence[LayerTensors]) -> dict[str, list[LayerTensors]]:
-    """The branches of each layer that is made of some."""
+def _members(layers: Sequence[LayerTensors]) -> dict[str, list[LayerTensors]]:
+    """The branches of each layer that branches make, by its name."""
     found: dict[str, list[LayerTensors]] = {}
-    for layer in weights:
+    for layer in layers:
         if layer.branch is not None:
             found.setdefault(layer.branch.whole, []).append(layer)
     return found
 
 
 def _side_by_side(network: Network) -> Iterator[tuple[str, list[Layer]]]:
-    """Groups of convolutions, numbered children of one module, whose outputs a batch norm behind them has together.
+    """Find convolutions side by side, each group with the name of the module that they are numbered children of.
 
-    Their inputs are together what the layer before them gives, or, of depthwise ones, as many as their outputs.
+    A batch norm behind the group has as many channels as all outputs together. The inputs together are what the layer
+    before gives; depthwise convolutions have as many inputs as outputs.
     """
-    if not any(layer.name.endswith(".0") for layer in network.weights):
+    # A list of numbered convolutions may also be one of several that see the same input (an Inception block), or that
+    # follow one another. Only the numbers of channels tell: if all see the same input, their inputs add up to a
+    # multiple of what the layer before gives.
+    if not any(layer.name.endswith(".0") for layer in network.layers):
         return  # as in most networks
     given = 0  # by the matrix before
     for block in network.architecture.blocks:
@@ -106,14 +112,14 @@ def _side_by_side(network: Network) -> Iterator[tuple[str, list[Layer]]]:
 
 
 def _above(layer: Layer, key: str) -> str:
-    """The name of the module that a convolution is a child of under a key, "" if it is none."""
+    """The name of the module that a convolution is a child of under this key; "" for any other layer or key."""
     name, _, last = layer.name.rpartition(".")
     convolves = layer.kind.startswith(("Conv", DEPTHWISE)) and "Transpose" not in layer.kind
     return name if last == key and convolves and len(layer.shape) > 2 else ""
 
 
 def _are_split(layers: Sequence[Layer], norm: Layer, given: int) -> bool:
-    """Do the convolutions share out the channels that they are given, and those that the norm behind them has?"""
+    """Do convolutions split the channels that the layer before gives, and those that the norm behind them has?"""
     out, into = (sum(layer.shape[axis] for layer in layers) for axis in (0, 1))
     if not norm.kind.startswith("BatchNorm") or norm.shape != (out,):
         return False
@@ -135,11 +141,12 @@ def _whole(name: str, layers: Sequence[Layer]) -> Layer:
 
 
 def spread(source: Network, target: Network, partner: MutableMapping[str, str]) -> None:
-    """Give the target's branches what the layer that they make has as its partner.
+    """Give the partner of a layer to the branches that make the layer.
 
-    A branch of the source goes to its like, where all of them are of equal shapes.
+    Where the branches of source and target have equal shapes, branch i takes branch i: their tensors are copied as they
+    are, with no way through the dense layer. Otherwise each branch takes the dense layer, and `own` finds its part.
     """
-    ours, theirs = _members(target.weights), _members(source.weights)
+    ours, theirs = _members(target.layers), _members(source.layers)
     for whole, branches in ours.items():
         by = partner.pop(whole, None)
         if by is None:
@@ -151,8 +158,8 @@ def spread(source: Network, target: Network, partner: MutableMapping[str, str]) 
 
 
 def joined(network: Network, names: Collection[str]) -> list[LayerTensors]:
-    """The layers among `names` that several branches make together, each with its weights in dense coordinates."""
-    return [_joined(branches) for whole, branches in _members(network.weights).items() if whole in names]
+    """The layers among `names` that branches make, each with its weight as the dense layer has it (out, in, ...)."""
+    return [_joined(branches) for whole, branches in _members(network.layers).items() if whole in names]
 
 
 def _joined(branches: Sequence[LayerTensors]) -> LayerTensors:
@@ -176,7 +183,7 @@ def _own_part(branch: Branch, tensor: Tensor) -> tuple[slice, ...]:
 
 
 def as_whole(layer: LayerTensors) -> LayerTensors:
-    """A branch seen as the whole layer, which has no values."""
+    """A branch seen as the layer that it makes with others: shapes alone, on the meta device."""
     place = layer.branch
     shapes = {local: place.shape if local == "weight" else place.shape[:1] for local in layer.tensors}
     tensors = {local: torch.empty(shapes[local], dtype=t.dtype, device="meta") for local, t in layer.tensors.items()}
@@ -185,7 +192,10 @@ def as_whole(layer: LayerTensors) -> LayerTensors:
 
 
 def own(indices: Indices, layer: LayerTensors, source: LayerTensors) -> Indices:
-    """What of the indices for the whole layer falls to a branch of it, in the places that it has itself."""
+    """The part of the indices for a whole layer that falls to one of its branches, in the branch's own coordinates."""
+    # Slices stay slices, which a write and a report handle without a table of elements. An operator that chooses
+    # channels gives lists of places; these are crossed out into single elements, as what falls to a branch need not be
+    # the same channels for each output.
     found = {}
     for local, (to, by) in indices.items():
         tensor, given = layer.tensors[local], source.tensors[local]
@@ -221,6 +231,6 @@ def _own_places(
 
 
 def _places(index: Index, shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """The places along each dimension of all elements that an index chooses, whatever it is made of."""
+    """The places along each dimension of all elements that an index of any form chooses."""
     numbers = torch.arange(prod(shape), device="cpu").view(tuple(shape))[index].flatten()
     return torch.unravel_index(numbers, tuple(shape))

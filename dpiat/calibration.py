@@ -13,7 +13,7 @@ from dpiat.observing import Images, called, in_eval_mode
 
 @torch.no_grad()
 def calibrate(target: nn.Module, images: Images | Iterable[Any]) -> None:
-    """Give the batch norms of a network the statistics that images have in it, in place of those that it has.
+    """Give the batch norms of a network the statistics that images have in the network, in place of their own.
 
     For a network that is used in eval mode before any training, and whose statistics are those of a new network, as
     after a transfer in paper mode. A transfer in default mode brings the source's statistics: they come from more
@@ -23,7 +23,7 @@ def calibrate(target: nn.Module, images: Images | Iterable[Any]) -> None:
     Args:
         target: The network. Its batch norms' running statistics become the mean over batches; each batch counts alike.
         images: What the network takes: a batch, a mapping of its arguments, or an iterable of batches such as a
-            DataLoader. Of a tuple or list, as (images, labels), the first element is taken.
+            DataLoader. The first element of a tuple or list is taken, as of (images, labels).
 
     Raises:
         ValueError: If the network has no batch norm that keeps statistics, or there is no batch. Then, as after any

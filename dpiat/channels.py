@@ -1,9 +1,9 @@
-"""Which channels of a network are one: those that are added or multiplied with one another, wherever they are written.
+"""Which channels of a network are one: channels that are added or multiplied, wherever they are written.
 
 `follow` runs a network in eval mode on numbers instead of activations: every element holds the number of its channel.
-A convolution or a linear layer gives new numbers; depthwise convolutions, norms, activations and pooling keep them;
-views and concatenations move them; a sum makes two channels one, and so does a gate (squeeze-excite). No weight is
-read, so that a network on the meta device will do.
+A convolution or a linear layer gives new numbers. Depthwise convolutions, norms, activations and pooling keep the
+numbers. Views and concatenations move them. A sum makes two channels one, and so does a gate (squeeze-excite). No
+weight is read, so that a network on the meta device will do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from dpiat.standardization import CONVOLUTIONS, LayerTensors
 
-SIDES = (64, 224)  # pixels of the input, if none is given: the first that will do, for the numbers are as many
+SIDES = (64, 224)  # pixels of an input that nobody gives: the first that will do, as fewer pixels take less time
 # Functions by their names without underscores.
 MOVES = {"cat", "concat", "concatenate", "stack", "split", "chunk", "tensorsplit", "splitwithsizes", "unbind", "narrow"}
 MOVES |= {"select", "getitem", "flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "squeeze"}
@@ -40,7 +40,7 @@ class Touch(NamedTuple):
     reads: list[int] | None
     writes: list[int]
     groups: int = 1
-    late: bool = False  # does it treat a sum, and not what goes into it?
+    late: bool = False  # does the layer treat a sum, and not what goes into a sum?
 
 
 class Flow(NamedTuple):
@@ -58,24 +58,24 @@ class _Numbers(Tensor):
     """An activation whose elements are the numbers of their channels."""
 
 
-def follow(module: nn.Module, weights: Iterable[LayerTensors], example: Tensor | None = None) -> Flow:
-    """The channels of a network, as the weights that `dpiat.reading.read` finds treat them.
+def follow(module: nn.Module, layers: Iterable[LayerTensors], example: Tensor | None = None) -> Flow:
+    """The channels of a network, as the layers that `dpiat.reading.read` finds treat them.
 
-    `example` is an input, of which only the shape counts; without it, an image of 64 or 224 pixels with the
-    channels that the first layer takes. Raises ValueError for a function if it is not known what it does with channels.
+    `example` is an input, of which only the shape counts. Without an example the input is an image of 64 or 224 pixels,
+    with the channels that the first layer takes. Raises ValueError if nobody knows what a function does with channels.
     """
-    weights = list(weights)
+    layers = list(layers)
     if example is not None:
-        return _followed(module, weights, (1, *example.shape[1:]))
-    *first, last = (_input(weights, side) for side in SIDES)
+        return _followed(module, layers, (1, *example.shape[1:]))
+    *first, last = (_input(layers, side) for side in SIDES)
     for shape in first:
         with suppress(RuntimeError, AssertionError):  # too small, or not what a linear layer after pictures takes
-            return _followed(module, weights, shape)
-    return _followed(module, weights, last)
+            return _followed(module, layers, shape)
+    return _followed(module, layers, last)
 
 
-def _followed(module: nn.Module, weights: list[LayerTensors], shape: tuple[int, ...]) -> Flow:
-    mode = _Follow(weights)
+def _followed(module: nn.Module, layers: list[LayerTensors], shape: tuple[int, ...]) -> Flow:
+    mode = _Follow(layers)
     given = mode.new(shape[1])
     flags = {part: part.training for part in module.modules()}
     module.eval()
@@ -90,9 +90,16 @@ def _followed(module: nn.Module, weights: list[LayerTensors], shape: tuple[int, 
 
 
 class _Follow(TorchFunctionMode):
-    def __init__(self, weights: list[LayerTensors]):
+    """Takes the place of every function of PyTorch that the network calls, and moves numbers as it would move channels.
+
+    Functions are told by their names, in the tables above. A function that is in none of them, and whose result has
+    another shape than its arguments broadcast to, is refused: a wrong guess would make two channels one, or copy the
+    wrong one, and nobody would see it. Numbers that are one are kept as a forest (union-find).
+    """
+
+    def __init__(self, layers: list[LayerTensors]):
         super().__init__()
-        self.layers = {id(layer.stored(local)): layer for layer in weights for local in layer.tensors}
+        self.layers = {id(layer.stored(local)): layer for layer in layers for local in layer.tensors}
         self.parents: list[int] = []  # of each channel in the forest of those that are one
         self.touches: dict[str, Touch] = {}
         self.rigid: set[int] = set()
@@ -101,7 +108,7 @@ class _Follow(TorchFunctionMode):
         self.last, self.sum = "", False  # the layer that ran last, and whether a sum came after it
 
     def flow(self, given: list[int], result: list[int]) -> Flow:
-        """What was found, each channel by the least of its numbers."""
+        """The flow, with the least of the numbers that are one for each channel."""
 
         def least(numbers: Iterable[int]) -> list[int]:
             return [self._root(number) for number in numbers]
@@ -122,7 +129,7 @@ class _Follow(TorchFunctionMode):
         tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
         values = [each for each in tensors if isinstance(each, _Numbers)]
         name = function.__name__.replace("_", "").lower()
-        if name == "view" and values:  # which numbers that are spread out in no memory do not allow
+        if name == "view" and values:  # numbers are expanded tensors (`_spread`), which have no view of most shapes
             return args[0].reshape(*args[1:])
         if not values or name in MOVES or name == "get":  # "get" reads an attribute, such as the shape
             return function(*args, **kwargs)
@@ -168,7 +175,7 @@ class _Follow(TorchFunctionMode):
         return _spread(writes, axis, shape)
 
     def _through(self, name: str, layer: LayerTensors, value: Tensor) -> None:
-        """A layer of one number for each channel, or for all."""
+        """Take down a layer that has one number for each channel, or one for all."""
         tensor = max(layer.tensors.values(), key=Tensor.numel)
         if tensor.numel() == 1:
             self._touch(layer, Touch(None, []))
@@ -200,9 +207,14 @@ class _Follow(TorchFunctionMode):
             self.functions[self.last] = (*self.functions.get(self.last, ()), name)
 
     def _unite(self, one: Tensor, other: Any) -> None:
-        """Make channels one that meet in a sum or a product; of one channel for all, such as an attention map, none."""
+        """Make channels one that meet in a sum or a product.
+
+        One channel that meets all channels, such as an attention map, stays a channel of its own.
+        """
         if not isinstance(other, _Numbers) or (other.dim() == one.dim() > 1 and other.shape[1] == 1 < one.shape[1]):
             return
+        # Along an expanded axis all elements are the same: one of them will do. And a pair of numbers is one number, so
+        # that the different pairs of a large tensor are found by one call.
         one, other = torch.broadcast_tensors(one.as_subclass(Tensor), other.as_subclass(Tensor))
         for axis in range(one.dim()):
             if one.stride(axis) == other.stride(axis) == 0:
@@ -221,9 +233,9 @@ class _Follow(TorchFunctionMode):
         return number
 
 
-def _input(weights: list[LayerTensors], side: int) -> tuple[int, ...]:
+def _input(layers: list[LayerTensors], side: int) -> tuple[int, ...]:
     """The shape of an input, by the first layer."""
-    for layer in weights:
+    for layer in layers:
         if isinstance(layer.module, nn.Linear):
             return 1, layer.module.in_features
         if isinstance(layer.module, CONVOLUTIONS):
@@ -232,7 +244,7 @@ def _input(weights: list[LayerTensors], side: int) -> tuple[int, ...]:
 
 
 def _shape(function: Any, args: tuple, kwargs: dict) -> torch.Size | None:
-    """The shape of what a function gives, None if that is no tensor."""
+    """The shape of what a function gives; None if that is not a tensor."""
 
     def on_meta(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -245,7 +257,7 @@ def _shape(function: Any, args: tuple, kwargs: dict) -> torch.Size | None:
 
 
 def _spread(numbers: list[int], axis: int, shape: Iterable[int]) -> Tensor:
-    """A tensor of a shape that holds the numbers along an axis, at no cost of memory for the others."""
+    """A tensor of a shape that holds the numbers along an axis, expanded along the others."""
     shape = tuple(shape)
     sizes = [1] * len(shape)
     sizes[axis] = -1
@@ -253,7 +265,7 @@ def _spread(numbers: list[int], axis: int, shape: Iterable[int]) -> Tensor:
 
 
 def _along(value: Tensor, axis: int, name: str) -> list[int]:
-    """The numbers along an axis; they must be the same wherever else."""
+    """The numbers along an axis; they must be the same at all places of the other axes."""
     rows = value.as_subclass(Tensor).movedim(axis, -1)
     for other in range(rows.dim() - 1):
         if rows.stride(other) == 0:
@@ -273,9 +285,9 @@ def _reduced(name: str, args: tuple, kwargs: dict) -> Tensor:
 
 
 def signatures(flow: Flow, partner: Mapping[str, str]) -> dict[int, frozenset]:
-    """What is done with each channel: the layers, by the names in `partner`, that read, write or treat it.
+    """What is done with each channel: the layers that read, write or treat the channel, by their names in `partner`.
 
-    Layers without a partner count for nothing.
+    Layers without a partner do not count.
     """
     found: dict[int, set] = {}
     for name, touch in flow.touches.items():

@@ -21,17 +21,17 @@ from dpiat.report import Check, Report, StageCheck
 from dpiat.sources import Source, load
 from dpiat.stored import Stored
 
-LEAST = 4  # images, of which agreement can be told
+LEAST = 4  # images: agreement is not defined for fewer
 
 
 class Networks:
-    """The networks of a report as long as others hold them: the report itself keeps neither in memory."""
+    """The networks of a report, as long as others hold them: a report keeps no network in memory."""
 
     def __init__(self, source: nn.Module | None = None, target: nn.Module | None = None):
         self.held = {role: weakref.ref(n) for role, n in (("source", source), ("target", target)) if n is not None}
 
     def __reduce__(self) -> tuple[type[Networks], tuple[()]]:
-        return Networks, ()  # in another process there are none
+        return Networks, ()  # another process does not have the networks
 
     def check(self, report: Report, images: Images, labels: Any, **given: Source | None) -> Check:
         source, target = (self._network(role, given.get(role)) for role in ("source", "target"))
@@ -50,7 +50,7 @@ class Networks:
 
 
 def check(report: Report, source: nn.Module, target: nn.Module, images: Images, labels: Any = None) -> Check:
-    """What `Report.check` gives, of networks that can compute."""
+    """What `Report.check` gives, for networks that can compute."""
     count = len(next(iter(images.values())) if isinstance(images, Mapping) else images)
     if count < LEAST:
         raise ValueError(f"a check needs at least {LEAST} images, got {count}")
@@ -73,7 +73,7 @@ def check(report: Report, source: nn.Module, target: nn.Module, images: Images, 
 
 
 def _counterpart(stage: Stage, ours: Sequence[Stage], theirs: Sequence[Stage]) -> str:
-    """The source's stage of the nearest resolution, of several that of the nearest depth, and the later of two."""
+    """The source's stage of the nearest resolution; of several, the nearest in depth; of two, the later one."""
     apart = (STEM, FEATURES, CLASSIFIER)
     if stage.name in apart:
         return stage.name if stage.name != CLASSIFIER and stage.name in {other.name for other in theirs} else ""

@@ -34,7 +34,7 @@ def read(place: Path) -> tuple[Any, bool | None]:
 
     True if the file says so, False if its format has an order of its own, None if nobody knows.
 
-    Raises ValueError if it is not there, not whole, or its shards are not those of its index.
+    Raises ValueError if the file is not there or not whole, or if the shards of a folder are not those of its index.
     """
     if is_network(place):
         return _read_folder(place)
@@ -109,7 +109,7 @@ def _read_file(file: Path) -> tuple[Any, bool | None]:
                 return {key: stored.get_tensor(key) for key in (order if ordered else names)}, ordered
         with open(file, "rb") as begin:
             mapped = begin.read(len(ZIP)) == ZIP
-        with warnings.catch_warnings(action="ignore"):  # of what is an error in a line below
+        with warnings.catch_warnings(action="ignore"):  # torch warns of what it then raises
             return torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped), None
     except ModuleNotFoundError as error:
         raise ValueError(f"{file} needs safetensors: pip install safetensors") from error
@@ -121,7 +121,7 @@ def _read_file(file: Path) -> tuple[Any, bool | None]:
             raise ValueError(
                 f"{file} is a TorchScript archive: pass torch.jit.load({str(file)!r}).state_dict()"
             ) from error
-        why = f" ({words})" if " " in words else ""  # not of bytes that pickle makes something of, such as a number
+        why = f" ({words})" if " " in words else ""  # a single word is what pickle read in the bytes of a broken file
         raise ValueError(f"{file} is not a complete file of weights{why}") from error
 
 

@@ -1,4 +1,4 @@
-"""What only the layers around a layer tell: of positions and patches, inputs side by side, stacked outputs, norms."""
+"""What only the layers around a layer tell: its positions or patches, what its inputs are, its stack, its norm."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ POWERS = frozenset(2**n for n in range(4, 20))
 Facts = Iterator[tuple[int, dict[str, Any]]]  # the place of a layer, and fields of `LayerTensors`
 
 
-def in_context(weights: list[LayerTensors], shapes_alone: bool) -> list[LayerTensors]:
-    """The layers of a network, in order, with what they tell of one another."""
-    told = list(weights)
-    for facts in (_positions(weights), _inputs(weights, shapes_alone), _stacks(weights)):
+def in_context(layers: list[LayerTensors], shapes_alone: bool) -> list[LayerTensors]:
+    """The layers of a network, in order, with what their neighbours tell."""
+    told = list(layers)
+    for facts in (_positions(layers), _inputs(layers, shapes_alone), _stacks(layers)):
         for place, fields in facts:
             told[place] = told[place]._replace(**fields)
-    for place, norm in _norms(weights):
+    for place, norm in _norms(layers):
         told[place] = LayerTensors(*told[place][:-1], norm)  # `_replace` takes twice as long, and norms are many
     return told
 
@@ -34,21 +34,21 @@ def in_context(weights: list[LayerTensors], shapes_alone: bool) -> list[LayerTen
 # --- positions --------------------------------------------------------------------------------------------------------
 
 
-def _positions(weights: list[LayerTensors]) -> Facts:
+def _positions(layers: list[LayerTensors]) -> Facts:
     """Find for tables of positions the rows of tokens before the positions, the first position's row, and the grid."""
-    places = [place for place, layer in enumerate(weights) if layer.plain.role == roles.POSITION]
+    places = [place for place, layer in enumerate(layers) if layer.plain.role == roles.POSITION]
     if not places:
         return
-    images = any(layer.plain.kind.startswith("Conv2d") for layer in weights)
-    prefix = sum(prod(layer.plain.shape[:-1]) for layer in weights if layer.plain.role.endswith(roles.TOKENS))
+    images = any(layer.plain.kind.startswith("Conv2d") for layer in layers)
+    prefix = sum(prod(layer.plain.shape[:-1]) for layer in layers if layer.plain.role.endswith(roles.TOKENS))
     for place in places:
-        layer = weights[place]
+        layer = layers[place]
         of_image = images and not TEXT.search(layer.name)
         yield place, {"prefix": prefix if of_image else None, "offset": _offset(layer), "grid": _grid(layer.module)}
 
 
 def _grid(module: nn.Module) -> tuple[int, int] | None:
-    """The grid of patches that positions are for, if a module beside them says."""
+    """The grid of patches that positions are for, if a module beside the positions says so."""
     for child in (module, *module._modules.values()):
         found = None if child is None else child.__dict__.get("grid_size")
         if isinstance(found, (tuple, list)) and len(found) == 2:
@@ -58,6 +58,8 @@ def _grid(module: nn.Module) -> tuple[int, int] | None:
 
 def _offset(layer: LayerTensors) -> int:
     """The row of the first position: libraries keep rows before it for padding."""
+    # BART's table has `offset` = 2 rows more than positions, RoBERTa's `padding_idx` + 1. A state dict keeps neither
+    # number: there, two rows more than a power of two tell.
     module = layer.module
     weight = layer.tensors.get("weight")
     rows = weight.shape[-2] if weight is not None and weight.dim() > 1 else 0
@@ -71,11 +73,17 @@ def _offset(layer: LayerTensors) -> int:
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
 
 
-def _inputs(weights: list[LayerTensors], shapes_alone: bool) -> Facts:
+def _inputs(layers: list[LayerTensors], shapes_alone: bool) -> Facts:
     """Find out what the inputs of matrices and convolutions are, from the numbers of outputs of the layers before."""
+    # A module does not say what its inputs are. Numbers of channels do, for a layer without a role:
+    #   twice what the layer before gives: two tensors side by side, as the skip connections of a U-Net (`halves`);
+    #   a multiple of what the convolution before gives, in a linear layer: a flattened picture (`flat`);
+    #   a number that no layer before gives: a concatenation of several (`joined`).
+    # A crop treats the three differently: halves and pictures are cropped inside, and a concatenation gets a note.
+    # Layers side by side see the same input: a second layer of the same inputs must not be taken for the next one.
     given, outs, first, flattened = 0, set(), True, False
     before, after_two = Layer("", ""), False  # the matrix before a layer: does that see what the one before it sees?
-    for place, layer in enumerate(weights):
+    for place, layer in enumerate(layers):
         plain, module = layer.plain, layer.module
         if not is_matrix(plain) or layer.split or "weight" not in layer.tensors:
             given = layer.gives // 2 or given
@@ -117,11 +125,11 @@ def _has_groups(layer: Layer, before: Layer) -> bool:
     return prod(kernel) > 1 < into < out == given and not out % into and into != taken
 
 
-def _stacks(weights: list[LayerTensors]) -> Facts:
-    """Find linear layers with 2, 3 or 4 times as many outputs as the next layer takes: these are stacked."""
+def _stacks(layers: list[LayerTensors]) -> Facts:
+    """Find linear layers with 2, 3 or 4 times as many outputs as the next layer takes: their outputs are stacked."""
     taken = 0  # by the next layer
-    for place in reversed(range(len(weights))):
-        plain = weights[place].plain
+    for place in reversed(range(len(layers))):
+        plain = layers[place].plain
         if len(plain.shape) < 2:
             continue
         linear = plain.kind == "Linear"
@@ -131,9 +139,9 @@ def _stacks(weights: list[LayerTensors]) -> Facts:
         taken = plain.shape[1] if linear else 0
 
 
-def _norms(weights: list[LayerTensors]) -> Iterator[tuple[int, LayerTensors]]:
+def _norms(layers: list[LayerTensors]) -> Iterator[tuple[int, LayerTensors]]:
     """Find the norm of each matrix and convolution: the next layer, if it is a vector of as many numbers."""
-    for place, (layer, after) in enumerate(pairwise(weights)):
+    for place, (layer, after) in enumerate(pairwise(layers)):
         shape = layer.plain.shape
         if len(shape) > 1 and len(after.plain.shape) == 1 and after.plain.shape[0] == shape[0]:
             yield place, after

@@ -154,6 +154,9 @@ def unfilled(axes: tuple[str, ...], index: tuple[Index, Index], tensor: Tensor) 
 
     A row is what one output is computed from: its inputs and its kernel.
     """
+    # Zeros are for rows that are filled in part: the source knows their output, and random weights of the other inputs
+    # would add noise to it. A row that nothing comes to keeps the target's values: its output is new, and zeros would
+    # make it dead. A vector has no rows.
     inner = [is_inner(axes, d) for d in range(tensor.dim())]
     if not any(inner):
         return None
@@ -249,6 +252,10 @@ def same_axes(by: LayerTensors, to: LayerTensors) -> tuple[LayerTensors, LayerTe
     """
     axes: dict[str, tuple[str, ...]] = {}
     kind, role = to.plain.kind if to.plain else "", to.plain.role if to.plain else ""
+    # An operator pairs axis d of one tensor with axis d of the other. So the number of axes is made equal first, by
+    # views, through which a write reaches the stored tensor. Then an axis that holds several things one after another
+    # is split: a crop must not cut across gates, heads, halves or flattened pictures. At most one split is made, the
+    # first that applies; where shapes are equal, nothing is cropped and no split is needed.
     recurrent, alone = kind.startswith(RECURRENT), kind == "Parameter"
     grouped = max(_groups_of(by, to)) > 1  # which says already which outputs and inputs belong together
     for name, t in to.tensors.items():
@@ -499,6 +506,8 @@ def _folded(by: LayerTensors, to: LayerTensors) -> Ruled:
     return {"weight": weight.detach() * shaped, "bias": (bias - mean) * scale + shift}, {}
 
 
+# A rule sees what the rules before it made: a stem may get other input channels, be inflated over time and take in its
+# batch norm. The norm is folded last: it scales outputs, which the other rules leave alone.
 RULES: dict[str, Rule] = {
     CLASSES: lambda by, to: NO_RULE,
     INPUTS: _input_channels,

@@ -1,4 +1,4 @@
-"""Networks that grow out of smaller ones of the same plan: Net2Net, which keeps the function, and FNA, which does not.
+"""Networks that grow out of smaller networks of the same plan: Net2Net keeps the function, FNA does not.
 
 from dpiat import net2net
 
@@ -21,11 +21,11 @@ from dpiat.layers import CONSTANT
 from dpiat.reading import read
 from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report
 from dpiat.roles import EXPAND
-from dpiat.stages import align
+from dpiat.stages import align_stages
 from dpiat.standardization import DEPTHWISE, LayerTensors, Network
 from dpiat.writing import Write, check, put
 
-# What two convolutions or norms must have in common, if they have it.
+# The settings that must be equal in two convolutions or norms, where both have them.
 SETTINGS = ("stride", "padding", "dilation", "padding_mode", "eps")
 NEW, SILENT = "of a new block", "zero, so that a new block does nothing at first"
 
@@ -53,7 +53,7 @@ def net2net(
         A report with one entry for each target tensor.
 
     Raises:
-        TypeError: If an argument is no module.
+        TypeError: If an argument is not a module.
         ValueError: If the target is not admissible: a layer is narrower, has another kernel, stride, activation or
             place, or a new block cannot do nothing. Then nothing is written.
 
@@ -61,14 +61,14 @@ def net2net(
         >>> net2net(timm.create_model("tf_efficientnet_b0", pretrained=True), timm.create_model("tf_efficientnet_b1"))
     """
     given, wanted = _both(source, target)
-    aligned = align(given, wanted, repeat=False)
+    aligned = align_stages(given, wanted, repeat=False)
     pairs = _pairs(given, wanted, aligned.partner)
     added = {layer.name for block in aligned.new for layer in block.layers}
     _check_all(given, {by.name for by, _ in pairs.values()}, "the target")
     _check_all(wanted, pairs.keys() | added, "the source")
     for by, to in pairs.values():
         _check_layer(by, to)
-    old, new = follow(source, given.weights, example), follow(target, wanted.weights, example)
+    old, new = follow(source, given.layers, example), follow(target, wanted.layers, example)
     _check_functions(old, new, aligned.partner)
     silent = {
         _last(block.name, [layer.name for layer in block.layers], new, wanted, aligned.partner) for block in aligned.new
@@ -76,7 +76,7 @@ def net2net(
     chosen = _channels(old, new, aligned.partner, seed)
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for to in wanted.weights:
+    for to in wanted.layers:
         for local, tensor in to.tensors.items():
             if to.name in silent and local in ("weight", "bias", ""):
                 value = torch.zeros_like(tensor)
@@ -108,16 +108,16 @@ def fna(source: nn.Module, target: nn.Module) -> Report:
         A report with one entry for each target tensor.
 
     Raises:
-        TypeError: If an argument is no module.
+        TypeError: If an argument is not a module.
         ValueError: If the stages or the layers of two blocks differ. Then nothing is written.
 
     Examples:
         >>> fna(timm.create_model("mobilenetv2_100", pretrained=True), timm.create_model("mobilenetv2_140"))
     """
     given, wanted = _both(source, target)
-    pairs = _pairs(given, wanted, align(given, wanted, repeat=True).partner)
+    pairs = _pairs(given, wanted, align_stages(given, wanted, repeat=True).partner)
     found = []
-    for to in wanted.weights:
+    for to in wanted.layers:
         by = pairs[to.name][0] if to.name in pairs else None
         for local, tensor in to.tensors.items():
             path, shape = to.path(local), tuple(tensor.shape)
@@ -140,8 +140,8 @@ def _both(source: nn.Module, target: nn.Module) -> tuple[Network, Network]:
 
 
 def _pairs(given: Network, wanted: Network, partner: dict[str, str]) -> dict[str, tuple[LayerTensors, LayerTensors]]:
-    theirs = {layer.name: layer for layer in given.weights}
-    ours = {layer.name: layer for layer in wanted.weights}
+    theirs = {layer.name: layer for layer in given.layers}
+    ours = {layer.name: layer for layer in wanted.layers}
     return {name: (theirs[by], ours[name]) for name, by in partner.items() if by in theirs and name in ours}
 
 
@@ -164,14 +164,15 @@ def _written(found: Sequence[tuple[Entry, Write | None]], source: nn.Module, tar
 
 
 def _check_all(network: Network, known: Collection[str], other: str) -> None:
-    """Raise ValueError if a layer has no counterpart, such as a shortcut of another width."""
-    for layer in network.weights:
+    """Raise ValueError if a layer has no counterpart, such as a shortcut that changes the width."""
+    for layer in network.layers:
         if layer.name not in known and layer.plain.kind != CONSTANT:
             raise ValueError(f"{layer.name} has no counterpart in {other}")
 
 
 def _check_layer(by: LayerTensors, to: LayerTensors) -> None:
     """Raise ValueError if a layer cannot compute what a source layer computes."""
+    # Shapes of kernels count as settings do: a larger kernel with zeros around would do, but its padding differs too.
     theirs, ours = by.plain.shape, to.plain.shape
     if by.tensors.keys() != to.tensors.keys():
         odd = min(by.tensors.keys() ^ to.tensors.keys())
@@ -201,11 +202,16 @@ def _check_functions(old: Flow, new: Flow, partner: dict[str, str]) -> None:
 
 
 def _last(block: str, layers: Sequence[str], flow: Flow, network: Network, partner: dict[str, str]) -> str:
-    """The layer of a new block which, when it is zero, makes the block do nothing. Raises ValueError if there is none.
+    """The layer of a new block that makes the block do nothing when it is zero. Raises ValueError if there is none.
 
-    It must go into a sum with what the block is given: the channels that it treats have been written before.
+    Its outputs must be added to what the block is given.
     """
-    plain = {layer.name: layer.plain for layer in network.weights}
+    # Channels that are added are one (`dpiat.channels`). So the outputs of such a layer are channels that layers with a
+    # counterpart write too: the `stream`. A layer that writes some of them and others beside changes the width. The
+    # zeros go into the last layer that treats these channels, often the norm behind the convolution: with zeros in the
+    # convolution alone, the norm's bias would be added. An activation behind the sum changes what the block is given,
+    # unless applying it twice is applying it once, as for ReLU: the block before has applied it.
+    plain = {layer.name: layer.plain for layer in network.layers}
     known = signatures(flow, partner)
     stream = {number for number, layer in known.items() if any(what in ("writes", "input") for what, *_ in layer)}
     inside = [name for name in flow.touches if name in set(layers)]
@@ -232,9 +238,13 @@ def _last(block: str, layers: Sequence[str], flow: Flow, network: Network, partn
 def _channels(old: Flow, new: Flow, partner: dict[str, str], seed: int) -> dict[int, int]:
     """The map g: the source channel of each target channel that some layer with a counterpart knows.
 
-    Only a channel that the same layers read and write can stand for another. Among those, the first stand for the
-    first ones, and the others for some that are drawn.
+    A channel stands for a channel that the same layers read and write. Among these, the first ones stand for the first
+    ones, and each further channel for one that is drawn.
     """
+    # g must be one map for the whole network. A sum of a stem and ten blocks has one set of channels: if block 3 copied
+    # other channels than the stem, the sum would add different things. Signatures make the sets: the layers (by their
+    # names in the source) that read and write a channel. Channels with one signature can be exchanged without a change
+    # of the function if all of these layers exchange them, which one map makes sure of.
     theirs = signatures(old, {name: name for name in old.touches})
     ours = signatures(new, partner)
     sources, targets = defaultdict(list), defaultdict(list)
@@ -281,6 +291,9 @@ def _grown(
     generator: torch.Generator,
 ) -> Tensor:
     """What a target tensor receives: rows by g, columns by g over the number of copies (Net2WiderNet)."""
+    # A channel that is there n times is read n times, so that each column has 1/n of the weight. Copies are counted in
+    # each group by itself, as a group reads no channel of another. Noise goes to the copies alone: the first of equal
+    # filters stays as it was.
     theirs, tensor = by.tensors[local], to.tensors[local]
     touch, before = new.touches.get(to.name), old.touches.get(by.name)
     if touch is None or before is None or not tensor.dim() or tensor.numel() == 1 == theirs.numel():
@@ -315,9 +328,10 @@ def _grown(
 
 
 def _places(mine: Sequence[int], theirs: Sequence[int], chosen: dict[int, int]) -> Tensor:
-    """Where each of a target layer's channels is among the source layer's.
+    """The place among the source layer's channels of each of a target layer's channels.
 
-    A channel may be there several times, as one is for each pixel after flattening: then the first is the first.
+    A channel may have several places, as it has one for each pixel after flattening. Then the first place stands for
+    the first one, the second for the second.
     """
     where: dict[tuple[int, int], int] = {}
     seen: Counter[int] = Counter()
@@ -336,7 +350,7 @@ def _places(mine: Sequence[int], theirs: Sequence[int], chosen: dict[int, int]) 
 
 
 def _adapted(theirs: Tensor, ours: Tensor) -> tuple[Tensor, int]:
-    """The leading channels, the kernel centred; and the number of elements that are the source's."""
+    """The source's leading channels with the kernel centred, and the number of elements that are the source's."""
     value = ours.clone()
     if not ours.dim():
         return theirs.to(value).clone(), 1

@@ -43,9 +43,9 @@ def treat_heads(
 ) -> tuple[dict[str, str], dict[str, Classes]]:
     """Decide for each classifier of the target whether it is filled, and by which classes.
 
-    Gives the layers that keep their values, each with the reason, and the mapping of classes of each layer that `head`
-    names. Also writes into `partner`: a classifier of as many classes becomes the partner of its like. In paper mode
-    only "skip" and mappings change anything.
+    Gives two mappings by the names of the target's layers: why a layer keeps its values, and the classes of each layer
+    that `head` names. Also writes into `partner`: a classifier's partner becomes the source's classifier of as many
+    classes. In paper mode only "skip" and mappings change anything.
 
     Raises ValueError if `head` maps classes and a network has no classifier, or not the classes that are named.
     """
@@ -80,7 +80,7 @@ def treat_heads(
         if layer.name in chosen:
             continue
         if given not in heads and layer is not ours[-1] and rows.get(given) == classes and not _says_so(layer):
-            continue  # both are inner layers, which have as many rows by chance
+            continue  # both are inner layers that have as many rows by chance
         if mapped and given in heads and (rows[given], classes) == (theirs[-1].shape[0], ours[-1].shape[0]):
             chosen[layer.name] = head
         elif head == "skip":
@@ -97,7 +97,7 @@ def treat_heads(
 
 
 def new_heads(kept: Mapping[str, str]) -> dict[str, str]:
-    """The classifiers among the layers that keep their values because the source has other classes, with the reason."""
+    """The classifiers that keep their values because the source has other classes, each with the reason."""
     return {name: why for name, why in kept.items() if why == UNMATCHED or why.startswith(OTHER)}
 
 
@@ -117,9 +117,9 @@ def _inside(
 
 
 def _other_outputs(source: Architecture, target: Architecture, partner: Mapping[str, str]) -> dict[str, str]:
-    """The target's layers that are outputs beside the classifier, and whose partner gives another number of outputs.
+    """The target's outputs beside the classifier, such as boxes and keypoints, if their partner gives another number.
 
-    Boxes and keypoints are such: no later layer takes as many inputs as the layer gives.
+    A layer is an output if no layer takes as many inputs as it gives.
     """
     if not target.structured:
         return {}
@@ -177,7 +177,7 @@ def _named(
 
 
 def _called(network: Architecture, pattern: str) -> list[Layer]:
-    """The layers whose dotted name, or the end or a part of it, fits a pattern (* and ?)."""
+    """The layers whose dotted name, or the end of it, fits a pattern (* and ?)."""
     found = [layer for layer in network.layers if layer.shape and _classifies(layer)]
     exact = [layer for layer in found if layer.name == pattern or layer.name.endswith(f".{pattern}")]
     return exact or [layer for layer in found if fnmatch(layer.name, pattern) or fnmatch(layer.name, f"*.{pattern}")]
@@ -200,7 +200,7 @@ def _alike(source: Layer, target: Layer) -> bool:
 
 
 def _pair(theirs: Sequence[Layer], ours: Layer, partner: MutableMapping[str, str]) -> None:
-    """Make one of the source's classifiers the partner, unless another one that fits in each size is it already."""
+    """Make a classifier of the source the partner, unless the partner is a classifier of the right shape already."""
     best = next((layer for layer in reversed(theirs) if _last(layer) == _last(ours)), theirs[-1])
     shape = (best.shape[0], *ours.shape[1:])
     if partner.get(ours.name) not in {layer.name for layer in theirs if layer.shape == shape}:
@@ -219,7 +219,7 @@ def heads_of(architecture: Architecture) -> list[Layer]:
 
 
 def _class_word(layer: Layer) -> str:
-    """The name of the module that a layer's name calls a classifier, in lower case, "" if it calls none so."""
+    """The name of the module that is called a classifier in a layer's name, in lower case; "" if none is."""
     words = layer.name.lower().split(".")
     place = next((i for i, word in enumerate(words) if CLASS_WORDS.fullmatch(word)), None)
     return "" if place is None else ".".join(words[: place + 1])
@@ -253,7 +253,8 @@ def _by_words(architecture: Architecture) -> list[Layer]:
 def _beside(
     source: Architecture, target: Architecture, partner: Mapping[str, str], kept: Mapping[str, str]
 ) -> dict[str, str]:
-    """The layers beside a classifier that is kept, with several outputs for each of its classes: a detector's boxes."""
+    """The layers beside a kept classifier that give several outputs for each of its classes: a detector's boxes."""
+    # Boxes of class 3 mean nothing for another class 3: they are kept with the classifier.
     rows = {layer.name: layer.shape[0] for layer in source.layers if layer.shape}
     ours = {layer.name: layer for layer in target.layers if layer.shape}
     found = {}
@@ -279,6 +280,8 @@ def _at_the_end(architecture: Architecture) -> list[Layer]:
     distillation token or the boxes of a detector. Auxiliary classifiers stand elsewhere: they have as many rows as one
     of these, and no later layer takes what they give. The last projection of an attention is not a classifier.
     """
+    # From the end to the beginning: `taken` are the numbers of inputs of all later layers, so that a layer whose number
+    # of outputs is not among them gives an output of the network.
     layers = [layer for layer in architecture.layers if layer.shape and not _of_loss(layer)]
     outputs, taken = set(), set()
     for place, layer in reversed(list(enumerate(layers))):
@@ -294,7 +297,7 @@ def _at_the_end(architecture: Architecture) -> list[Layer]:
 
 
 def _of_loss(layer: Layer) -> bool:
-    """Does a vector belong to a loss that is a part of the module, such as the weights of classes?"""
+    """Is a vector the weights of a loss that is a part of the network?"""
     return len(layer.shape) == 1 and any(word in f"{layer.name} {layer.kind}".lower() for word in ("loss", "criteri"))
 
 
@@ -322,7 +325,7 @@ def other_inputs(source: Network, target: Network, partner: Mapping[str, str]) -
     first, ours = (_first_convolution(network.architecture) for network in (source, target))
     if not first or not ours or partner.get(ours.name) != first.name or first.shape[1] == ours.shape[1]:
         return []
-    layers = [next(w for w in n.weights if w.name == layer.name) for n, layer in ((source, first), (target, ours))]
+    layers = [next(w for w in n.layers if w.name == layer.name) for n, layer in ((source, first), (target, ours))]
     whole = all("weight" in w.tensors and getattr(w.module, "groups", 1) == 1 for w in layers)
     return [ours.name] if whole else []
 

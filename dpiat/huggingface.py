@@ -23,12 +23,11 @@ LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # how TensorFlow's layer norms
 
 
 def network(folder: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network that config.json describes, with these tensors in the place of its own; they are not copied.
+    """The network that config.json describes, with these tensors in the place of its own. They are not copied.
 
-    The class is the one under "architectures"; or the one without a head, where the tensors of the head are not
-    there. Tensors that the class does not know are left out with a warning, as transformers does.
-
-    Where the class joins several tensors of the files in one, as experts, the tensors stay as they are, in its order.
+    The class is the one under "architectures", or the class without a head where the tensors of the head are missing.
+    Tensors that the class does not know are left out with a warning, as transformers does. Where the class joins
+    several tensors of the files, such as experts, in one, the tensors stay as they are, in the order of the class.
 
     Raises ValueError if transformers is not installed, does not know the network, or the tensors do not fit it.
     """
@@ -57,7 +56,7 @@ def network(folder: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _outlines(transformers: Any, config: Any) -> Iterator[nn.Module]:
-    """The networks that a configuration may be of, on the meta device: with their heads, and without."""
+    """The networks that a configuration may describe, on the meta device: with their heads, and without."""
     for name in getattr(config, "architectures", None) or ():
         if isinstance(cls := getattr(transformers, name, None), type) and issubclass(cls, nn.Module):
             with torch.device("meta"):
@@ -70,10 +69,10 @@ def _outlines(transformers: Any, config: Any) -> Iterator[nn.Module]:
 
 
 def _placed(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], list[str], dict[str, int]]:
-    """The tensors by their names in a network's state dict, and the names of those that it does not have.
+    """The tensors by their names in a network's state dict, the names that it does not have, and an order.
 
-    Where the class joins tensors of the file in one of its own, as those of experts, the last is the place of each
-    tensor among the network's; where names are all that differs, it is empty.
+    The order is the place of each tensor among the network's, where the class joins tensors of the file in one of its
+    own, such as those of experts. Where only names differ, the order is empty.
     """
     names = network.state_dict(keep_vars=True)
     places = {name: place for place, name in enumerate(names)}
@@ -115,7 +114,7 @@ def _renaming(network: nn.Module) -> Callable[[str], tuple[str, bool]]:
 
 
 def _misfit(placed: Mapping[str, Tensor], network: nn.Module, joined: Mapping[str, int]) -> str:
-    """What keeps tensors from being those of a network; "" if nothing does. Shapes of joined ones are not compared."""
+    """Why tensors cannot be those of a network; "" if they can. Shapes of joined tensors are not compared."""
     for key, tensor in network.state_dict(keep_vars=True).items():
         if key not in placed:
             return f"{type(network).__name__} has {key}, which the weights have not"

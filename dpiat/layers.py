@@ -39,7 +39,7 @@ RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # Names of tensors that stand for the usual ones.
 ALIASES = {"gamma": "weight", "beta": "bias", "lambda1": "weight", "scale": "weight", "kernel": "weight"}
-# Buffers that libraries save and that are no knowledge, by the ends of their names.
+# Buffers that libraries save and that hold no knowledge, by the ends of their names.
 COMPUTED = (
     *("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "token_type_ids", "inv_freq"),
     *("pe", "masked_bias", "causal_mask", "num_batches_tracked"),
@@ -52,7 +52,7 @@ KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_local_kv_he
 GPT2 = ("c_attn", "c_proj", "c_fc", "q_attn")  # of a kind that stores (in, out)
 
 
-class Heads(NamedTuple):
+class HeadCounts(NamedTuple):
     """How many heads an attention has."""
 
     queries: int
@@ -67,11 +67,12 @@ def layers_of(
     bare: Mapping[str, Tensor] | None = None,
     head_size: int = 0,
 ) -> list[LayerTensors]:
-    """The layers that a module is with all that is in it, or that its `bare` tensors are; none without tensors.
+    """The layers that a module makes with all that is in it, or that its `bare` tensors make; none without tensors.
 
-    `above` are the modules around it, the nearest first. `head_size` is what an attention's head has where no module
-    says, as in a state dict.
+    `above` are the modules around it, the nearest first. `head_size` is the size of an attention's head where no module
+    tells the number of heads, as in a state dict; 0 if unknown.
     """
+    # Three steps: the tensors by their usual names, what kind of layer they make, and the layers stacked in it.
     views = NO_VIEWS
     if bare is None:
         tensors = layer_tensors(module, name)
@@ -100,19 +101,20 @@ def layers_of(
         whole = whole.seen("weight", Tensor.t)
     role = _role(whole, above)
     if (kind in ("Linear", "Conv2d", "Conv1d") and module.__dict__.get("groups", 1) == 1) or bare:
-        found = _parts(whole, role, above, shapes_alone, head_size)
+        found = _taken_apart(whole, role, above, shapes_alone, head_size)
     else:
         found = [whole]
     return [_described(layer, kind, layer.role or role, above) for layer in found]
 
 
 def opaque(tensor: Tensor) -> bool:
-    """Can a tensor not be seen in parts? A DTensor's like does by itself what is done with it."""
+    """Is a tensor one that cannot be seen in parts? A class such as DTensor has operations of its own."""
     own = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
     return own or tensor.layout != torch.strided or tensor.is_quantized
 
 
 def _kind(module: nn.Module, name: str, tensors: Mapping[str, Tensor], shapes_alone: bool, bare: bool) -> str:
+    """The kind of a layer: of its class, where that is known; else what the names and shapes of its tensors tell."""
     weight = tensors.get("weight")
     if bare and len(tensors) == 1:
         constant = not weight.is_floating_point() and not weight.is_complex()
@@ -173,10 +175,10 @@ def _is_transposed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
     return weight is not None and weight.dim() == 2 and weight.shape[1] > weight.shape[0]
 
 
-def _parts(
+def _taken_apart(
     layer: LayerTensors, role: str, above: Sequence[nn.Module], shapes_alone: bool, head_size: int
 ) -> list[LayerTensors]:
-    """The layers that are stacked in one along its outputs; itself where there is but one."""
+    """The layers that are stacked in a layer along its outputs; the layer itself where nothing is stacked."""
     stem = layer.name.rpartition(".")[2].lower()
     for wrapper in ("_orig_mod", "base_layer"):
         if stem == wrapper:
@@ -189,20 +191,21 @@ def _parts(
     if not stacked or any(map(opaque, layer.tensors.values())):
         return [layer]
     if parts:
-        count = heads(above)
+        count = head_counts(above)
         if count is None and head_size and not len(weight) % (len(parts) * head_size):
-            count = Heads(*[len(weight) // (len(parts) * head_size)] * 2)
+            count = HeadCounts(*[len(weight) // (len(parts) * head_size)] * 2)
         return _projections(layer, parts, stem in BY_HEADS, count)
     if len(weight) % 2:
         return [layer]
+    # A gate and the hidden units that it lets through have equal shapes, so that only their order tells them apart.
+    # Most libraries put the gate first. timm's GluMlp says where it does not; a state dict does not say.
     half = len(weight) // 2
     last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
-    names = (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO)
-    return [layer.part(name, [(i * half, half)], name) for i, name in enumerate(names)]
+    return _cut_apart(layer, (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO), [half, half])
 
 
 def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
-    """Does the layer give twice what the next one in its feed-forward network takes?"""
+    """Does a layer give twice what the next layer in its feed-forward network takes?"""
     out = len(layer.tensors["weight"])
     for key, child in above[0]._modules.items() if above else ():
         if child is not None and roles.role(f"mlp.{key}") == roles.OUT_OF:
@@ -212,43 +215,49 @@ def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
     return False
 
 
-def _projections(layer: LayerTensors, parts: Sequence[str], by_heads: bool, count: Heads | None) -> list[LayerTensors]:
+def _projections(
+    layer: LayerTensors, parts: Sequence[str], by_heads: bool, count: HeadCounts | None
+) -> list[LayerTensors]:
+    """The queries, keys and values that are stacked in a layer; the layer itself where nobody can tell the rows."""
+    # Most libraries stack all queries, all keys, all values. Some stack head by head: query, key and value of head 0,
+    # then of head 1 (BLOOM, GPT-NeoX), or where several queries share a key, these queries, their key and their value
+    # (Falcon). A wrong guess would mix heads without an error, so that without a number of heads nothing is cut there.
     rows, into = layer.tensors["weight"].shape[:2]
     equal, rest = divmod(rows, len(parts))
     if by_heads and count is None:
-        return [layer]  # in which rows a part stands, the number of heads says
+        return [layer]
     if by_heads and count.queries == count.keys and not rest and not equal % count.queries:
-        size = equal // count.queries
-        step = size * len(parts)
-        return [
-            layer.part(part, [(head * step + i * size, size) for head in range(count.queries)], part)
-            for i, part in enumerate(parts)
-        ]
+        return _cut_apart(layer, parts, [equal // count.queries] * len(parts), count.queries)
     sizes = [equal] * len(parts)
     if len(parts) == 3 and (rest or equal != into or (count and count.keys != count.queries)):
         if count and not rows % (count.queries + 2 * count.keys):
             size = rows // (count.queries + 2 * count.keys)
+            if by_heads and count.keys > 1 and count.queries != count.keys:
+                return _cut_apart(layer, parts, [count.queries // count.keys * size, size, size], count.keys)
             sizes = [size * count.queries, size * count.keys, size * count.keys]
-            if by_heads and count.keys > 1 and count.queries != count.keys:  # a group of queries, its key, its value
-                group = count.queries // count.keys
-                step = size * (group + 2)
-                starts = ((0, group * size), (group * size, size), ((group + 1) * size, size))
-                return [
-                    layer.part(part, [(g * step + first, length) for g in range(count.keys)], part)
-                    for part, (first, length) in zip(parts, starts, strict=True)
-                ]
         elif rows > into and not (rows - into) % 2 and rest:
-            sizes = [into, (rows - into) // 2, (rows - into) // 2]
+            sizes = [
+                into,
+                (rows - into) // 2,
+                (rows - into) // 2,
+            ]  # queries as wide as the inputs, keys that are shared
     if sum(sizes) != rows:
-        if len(parts) == 3 and rows == 2 * into:
-            parts, sizes = (roles.KEY, roles.VALUE), [into, into]
-        else:
+        if len(parts) != 3 or rows != 2 * into:
             return [layer]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [layer.part(part, [(start, size)], part) for part, start, size in zip(parts, starts, sizes, strict=True)]
+        parts, sizes = (roles.KEY, roles.VALUE), [into, into]  # two projections under the name of three
+    return _cut_apart(layer, parts, sizes)
 
 
-def heads(above: Sequence[nn.Module]) -> Heads | None:
+def _cut_apart(layer: LayerTensors, parts: Sequence[str], sizes: Sequence[int], times: int = 1) -> list[LayerTensors]:
+    """Cut a layer into parts of so many rows, one after another, and all of them so many times."""
+    step, start, found = sum(sizes), 0, []
+    for part, size in zip(parts, sizes, strict=True):
+        found.append(layer.cut(part, [(time * step + start, size) for time in range(times)], part))
+        start += size
+    return found
+
+
+def head_counts(above: Sequence[nn.Module]) -> HeadCounts | None:
     """The heads of the nearest attention around a layer that says how many it has."""
     for module in above:
         for facts in (module.__dict__, getattr(module.__dict__.get("config"), "__dict__", {})):
@@ -256,7 +265,7 @@ def heads(above: Sequence[nn.Module]) -> Heads | None:
             if count > 0:
                 keys = next((facts[key] for key in KEY_HEADS if isinstance(facts.get(key), int)), count)
                 multi_query = facts.get("multi_query") is True and not facts.get("new_decoder_architecture")
-                return Heads(count, 1 if multi_query else keys)
+                return HeadCounts(count, 1 if multi_query else keys)
     return None
 
 
@@ -329,7 +338,7 @@ def _described(layer: LayerTensors, kind: str, role: str, above: Sequence[nn.Mod
             out, into = shape[:2]
             role = roles.REDUCE if role == roles.INTO and out < into else role
             role = roles.EXPAND if role == roles.OUT_OF and out > into else role
-        if role.endswith(roles.PROJECTIONS) and (count := heads(above)):
+        if role.endswith(roles.PROJECTIONS) and (count := head_counts(above)):
             layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
     plain = Layer(layer.name, kind, shape, role)  # below, written out: `_replace` takes three times as long
     return LayerTensors(layer.name, layer.module, layer.tensors, layer.views, plain, role, layer.heads, layer.split)

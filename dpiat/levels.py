@@ -21,18 +21,23 @@ ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
 
 
-def leveled(blocks: Sequence[Block], weights: Sequence[LayerTensors], network: nn.Module) -> tuple[Block, ...]:
-    """The blocks with their levels and shortcuts; as they are if there are only the tensors."""
+def leveled(blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn.Module) -> tuple[Block, ...]:
+    """The blocks with their levels and shortcuts; unchanged where there are only tensors."""
     if isinstance(network, Stored):
         return tuple(blocks)
-    convolutions = (w for w in weights if len(w.plain.shape) > 2 and isinstance(w.module, CONVOLUTIONS))
+    convolutions = (layer for layer in layers if len(layer.plain.shape) > 2 and isinstance(layer.module, CONVOLUTIONS))
     halvings = {layer.name: _halvings(layer.module) for layer in convolutions}
+    # Single layers follow one another, so that each of their strides counts. In a block, two layers with a stride are
+    # mostly the main way and its shortcut, which halve the same picture: the greater stride counts once.
     halved, steps = 0, []
     for block in blocks:
         each = [halvings.get(layer.name, 0) for layer in block.layers]
         step = sum(each) if block.run else max(each, default=0)
         halved += step
         steps.append((halved, step))
+    # The level of a block is the number of halvings that come after the block. Runs have no level: they match runs, and
+    # the stem of one network may halve once and that of another twice. A block with a stride does not add its input,
+    # whatever its settings say: its output has another size.
     return tuple(
         block
         if block.run
@@ -42,20 +47,20 @@ def leveled(blocks: Sequence[Block], weights: Sequence[LayerTensors], network: n
 
 
 def _halvings(module: nn.Module) -> int:
-    """How often a convolution halves its picture; of a transposed one, less than 0."""
+    """How often a convolution halves its picture; less than 0 for a transposed convolution."""
     times = round(log2(max(module.stride)))
     return -times if "Transpose" in type(module).__name__ else times
 
 
 def submodule(network: nn.Module, name: str) -> nn.Module | None:
-    """The module of a dotted name, None if there is none, as in a state dict or of a block of bare parameters."""
+    """The module of a dotted name; None if there is none, as in a state dict or for a block of bare parameters."""
     for key in name.split("."):
         network = network._modules.get(key) if network is not None else None
     return network
 
 
 def _adds(block: Block, network: nn.Module) -> bool:
-    """Does a block without a stride add its input? If its module does not say, blocks of one width are taken to."""
+    """Does a block without a stride add its input? If its module does not say: yes, if it keeps the width."""
     module = submodule(network, block.name)
     facts: Mapping = module.__dict__ if module is not None else {}
     said = next((facts[key] for key in SKIPS if isinstance(facts.get(key), bool)), None)
@@ -66,13 +71,13 @@ def _adds(block: Block, network: nn.Module) -> bool:
 
 
 def ends(block: Block) -> tuple[int, int]:
-    """The channels that a block takes and gives, by its first and last matrix; (0, 0) if it has none."""
+    """The channels that a block takes and gives, by its first and last matrix; (0, 0) without a matrix."""
     into, _, out = widths(block)
     return into, out
 
 
 def widths(block: Block) -> tuple[int, int, int]:
-    """The channels that a block takes, the most that it has inside, and those that it gives; 0 where it has none."""
+    """The channels that a block takes, the most that it has inside, and those that it gives; 0 where there are none."""
     main = [layer for layer in block.layers if is_main(layer)]
     if not main:
         return 0, 0, 0

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpiat.architecture import Architecture, Block, Compact, Layer, Places
+from dpiat.architecture import Architecture, Block, Compact, Layer, Positions
 from dpiat.scoring import score_matrix
 
 
@@ -97,21 +97,25 @@ def match_scores(source: Architecture, target: Architecture) -> tuple[float, flo
     return _Scores(by, into, layers).total, _Scores(into, by, layers.T).total
 
 
-def ordered_scores(scores: np.ndarray, places: Places) -> np.ndarray:
+def ordered_scores(scores: np.ndarray, positions: Positions) -> np.ndarray:
     """The recurrence above for many score matrices at once: (n, m, T, S) -> dp, (n + 1, m + 1, T, S).
 
-    `places` are those of the n target elements in each of T sequences: elements that score 0 against everything can be
-    left out of `scores` while a range keeps its true length. The sums run from target i down to k, in the order of the
-    authors' loop, so that scores are equal to the last bit.
+    `positions` tells where the n target elements stand in each of T sequences. Elements that score 0 against everything
+    can be left out of `scores`, and a range still has its true length. The sums run from target i down to k, in the
+    order of the authors' loop, so that scores are equal to the last bit.
     """
     n, m, t, s = scores.shape
     if not scores.size:
         return np.zeros((n + 1, m + 1, t, s))
+    # Three ways to the same numbers. For the layers of two blocks, which are few, the calls of NumPy cost more than the
+    # arithmetic: all ranges are computed at once. For more, the n²m values of the ranges have to stay in the cache:
+    # `scores` is cut into parts of `step` sequences of the source. Where the values of one pair of sequences alone do
+    # not fit, as for the blocks of two deep networks, most ranges are not computed at all.
     if n * scores.size <= SMALL:
-        return _all_at_once(scores, places)
+        return _all_at_once(scores, positions)
     method = _promising_ranges if n * n * m > LARGE else _range_by_range
     step = max(1, LARGE // (n * n * m * t))
-    parts = [method(scores[..., start : start + step], places) for start in range(0, s, step)]
+    parts = [method(scores[..., start : start + step], positions) for start in range(0, s, step)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=3)
 
 
@@ -120,14 +124,16 @@ SMALL = 2**14  # for so many numbers, the calls of NumPy take longer than what t
 LARGE = 2**18  # so many numbers at once stay in the cache
 
 
-def _all_at_once(scores: np.ndarray, places: Places) -> np.ndarray:
+def _all_at_once(scores: np.ndarray, positions: Positions) -> np.ndarray:
     """Compute dp from the values of all ranges at once, target by target or source by source."""
     n, m, t, s = scores.shape
     scores = scores.reshape(n, m, t * s)
+    # Row d of `values` holds the scores of target i - d, so that the running sum over d adds up a range from its last
+    # target to its first one, as the authors' loop does. Another order would round otherwise, and break ties otherwise.
     first, below = _starts(n)
     values = np.concatenate([np.zeros((1, m, t * s)), scores])[below]  # (d, i, source, pair)
     np.add.accumulate(values, axis=0, out=values)
-    values /= places.roots.repeat(s, axis=2)[:, :, None]
+    values /= positions.roots.repeat(s, axis=2)[:, :, None]
     if n <= m:
         return _by_targets(values).reshape(n + 1, m + 1, t, s)
     dp = np.zeros((m + 1, n + 1, t * s))
@@ -153,11 +159,11 @@ def _starts(n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(start, 0), np.maximum(start + 1, 0)
 
 
-def _range_by_range(scores: np.ndarray, places: Places) -> np.ndarray:
+def _range_by_range(scores: np.ndarray, positions: Positions) -> np.ndarray:
     """Compute the values of all ranges, from short ones to long ones, and then dp, target by target."""
     n, m, t, s = scores.shape
     scores = scores.reshape(n, m, t * s)
-    roots = places.roots.repeat(s, axis=2)  # (d, i, pair)
+    roots = positions.roots.repeat(s, axis=2)  # (d, i, pair)
     values = np.empty((n, *scores.shape))  # (d, i, source, pair)
     values[0] = scores
     sums = scores.copy()
@@ -178,6 +184,7 @@ def _by_targets(values: np.ndarray) -> np.ndarray:
         shorter += dp[i:0:-1, :-1]  # before a range from the first target on, there is nothing
         best = np.maximum.reduce(ranges, axis=0)
         np.maximum(best, dp[i, 1:], out=best)
+        # What is left is dp[i, j-1], the case that source j is not used: a running maximum over the sources.
         if pairs < WIDE:
             running_maximum(best, axis=0, out=dp[i + 1, 1:])
         else:
@@ -189,7 +196,7 @@ def _by_targets(values: np.ndarray) -> np.ndarray:
 WIDE = 64  # for so many pairs, a call for each source is faster than accumulate
 
 
-def _promising_ranges(scores: np.ndarray, places: Places) -> np.ndarray:
+def _promising_ranges(scores: np.ndarray, positions: Positions) -> np.ndarray:
     """Compute dp source by source, with ever longer ranges for the targets that can still gain from them."""
     # Eq. 3 divides a sum by the square root of its length, so that long ranges seldom win: their values are most of the
     # n²m that the recurrence costs, and nearly all of them are computed in vain. This function keeps a window of
@@ -199,8 +206,8 @@ def _promising_ranges(scores: np.ndarray, places: Places) -> np.ndarray:
     # no longer range can beat what it has.
     n, m, t, s = scores.shape
     scores = np.ascontiguousarray(scores.swapaxes(0, 1)).reshape(m, n, t * s)
-    without_gaps = np.all(np.diff(places.positions, axis=0) == 1)
-    positions = places.positions.repeat(s, axis=1)
+    without_gaps = np.all(np.diff(positions.table, axis=0) == 1)
+    table = positions.table.repeat(s, axis=1)
     index = np.arange(n, dtype=float)[:, None]
     sums, values = np.empty((2, n, t * s))
     dp = np.zeros((m + 1, n + 1, t * s))
@@ -216,7 +223,7 @@ def _promising_ranges(scores: np.ndarray, places: Places) -> np.ndarray:
             ends, starts = slice(first, stop), slice(first - d, stop - d)
             total, ranges, reached = sums[ends], values[ends], best[ends]
             total += scores[j, starts]
-            roots = sqrt(d + 1) if without_gaps else np.sqrt(positions[ends] - positions[starts] + 1)
+            roots = sqrt(d + 1) if without_gaps else np.sqrt(table[ends] - table[starts] + 1)
             np.divide(total, roots, out=ranges)
             ranges += dp[j, starts]
             np.maximum(reached, ranges, out=reached)
@@ -259,6 +266,9 @@ def _extent(wanted: np.ndarray) -> tuple[int, int]:
 
 def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> list[tuple[int, int]]:
     """The pairs (target, source) behind dp[n, m], 0-based, in the target's order; pairs that score 0 are left out."""
+    # Numbers are compared without a tolerance: the sums below add up in the order in which dp was computed, so that the
+    # case that a cell came from is equal to the last bit. A tolerance would take another case where two are nearly
+    # alike. The order of the cases is the authors' way to break ties: first skip the source, then the target.
     i, j = scores.shape
     places = positions.tolist()
     pairs = []
@@ -281,32 +291,36 @@ def trace(dp: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> list[tup
 class _Scores:
     """The score of a matching, with the tables of both phases that tracing needs.
 
-    Blocks that are equal share one table: networks repeat their blocks, and phase one costs the most. `layers` are the
-    scores of the layers (`score_matrix`), (target, source).
+    Equal blocks share one table: networks repeat their blocks, and phase one costs the most. `layers` are the scores of
+    the layers (`score_matrix`), (target, source).
     """
 
     def __init__(self, source: Compact, target: Compact, layers: np.ndarray):
         self.source, self.target = source, target
         self.phase_one = {}  # (target group, source group) -> scores (n, m, T, S) and dp (n + 1, m + 1, T, S)
         different = np.empty((target.n_blocks, source.n_blocks))
+        # One call computes the tables of all pairs of blocks from two groups. A group holds blocks of about one height,
+        # so that few cells of its table are fillers.
         for t, into in enumerate(target.groups):
             for s, by in enumerate(source.groups):
                 index = into.numbers[:, None, :, None] * layers.shape[1] + by.numbers[:, None]
                 scores = np.take(layers, index)
-                dp = ordered_scores(scores, into.places)
+                dp = ordered_scores(scores, into.positions)
                 self.phase_one[t, s] = scores, dp
                 different[into.columns, by.columns] = dp[-1, -1]
-        self.blocks = different.T[source.index[:, None], target.index].T  # of those with weights, source by source
-        self.phase_two = ordered_scores(self.blocks[:, :, None, None], target.places)[:, :, 0, 0]
+        self.blocks = different.T[
+            source.block_numbers[:, None], target.block_numbers
+        ].T  # of those with weights, source by source
+        self.phase_two = ordered_scores(self.blocks[:, :, None, None], target.positions)[:, :, 0, 0]
         self.total = float(self.phase_two[-1, -1])
 
     def matching(self) -> Matching:
         source, target = self.source, self.target
         layer_pairs = cache(self._layer_pairs)
         blocks, layers = [], []
-        for i, j in trace(self.phase_two, self.blocks, target.places.positions[:, 0]):
+        for i, j in trace(self.phase_two, self.blocks, target.positions.table[:, 0]):
             blocks.append(BlockPair(source.blocks[j], target.blocks[i]))
-            for a, b in layer_pairs(target.index[i], source.index[j]):
+            for a, b in layer_pairs(target.block_numbers[i], source.block_numbers[j]):
                 layers.append(LayerPair(source.weighted[j][b], target.weighted[i][a]))
         return Matching(self.total, tuple(blocks), tuple(layers))
 
@@ -314,4 +328,4 @@ class _Scores:
         """The pairs of layers with weights of the different blocks i of the target and j of the source."""
         (t, row), (s, column) = self.target.place(i), self.source.place(j)
         scores, dp = (array[..., row, column] for array in self.phase_one[t, s])
-        return trace(dp, scores, self.target.groups[t].places.positions[:, row])
+        return trace(dp, scores, self.target.groups[t].positions.table[:, row])

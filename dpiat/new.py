@@ -1,8 +1,8 @@
 """What the target has and the source has not: blocks and layers that do nothing at first, constant gates, classifiers.
 
-A residual block without a counterpart, and one whose counterpart is that of another block already, starts as the
-identity: its last layers are zero, so that it adds nothing to its input. So a network with more blocks than the source
-computes what the source computes. Whether zeros there make the identity is tried on a copy of the block.
+A residual block without a counterpart starts as the identity: its last layers are zero, so that it adds nothing to its
+input. So does a block whose counterpart has filled another block already. A network with more blocks than the source
+then computes what the source computes. Whether zeros make the identity is tried on a copy of the block.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ PASSES = "the identity, so that a new layer gives what it takes at first"
 
 
 def neutral_gates(target: Network, partner: Mapping[str, str]) -> dict[str, str]:
-    """The last layers of those squeeze and excitations that nothing comes to, in blocks that something comes to."""
+    """The last layers of squeeze and excitations that nothing comes to, in blocks that something comes to.
+
+    A random gate would scale the channels of a block that has the source's weights, each by another factor for each
+    image. A gate of zero weights is one constant.
+    """
     found = {}
     for block in target.architecture.blocks:
         if any(layer.name in partner for layer in block.layers):
@@ -50,13 +54,13 @@ def passing_layers(target: Network, partner: MutableMapping[str, str], kept: Map
     values as well: the statistics of another layer's outputs would not fit.
     """
     first = next((layer.name for layer in target.architecture.layers if len(layer.shape) > 2), "")
-    weights = {layer.name: layer for layer in target.weights}
+    layers = {layer.name: layer for layer in target.layers}
     found = {}
     for block in target.architecture.blocks:
         if not any(layer.name in partner for layer in block.layers):
             continue
         for plain in block.layers:
-            layer = weights.get(plain.name)
+            layer = layers.get(plain.name)
             new = kept[plain.name] == INNER if plain.name in kept else plain.name not in partner
             if new and plain.name != first and layer is not None and is_main(plain) and _can_pass(layer):
                 found[plain.name] = PASSES
@@ -95,15 +99,15 @@ def silent_heads(target: Network, names: Mapping[str, str]) -> dict[str, str]:
     is, as in detectors. A layer without a bias keeps its weights: it is often a projection whose outputs are
     normalized, and zeros have no direction.
     """
-    layers = (layer for layer in target.weights if layer.name in names)
+    layers = (layer for layer in target.layers if layer.name in names)
     return {layer.name: f"{NO_ANSWER}: {names[layer.name]}" for layer in layers if _is_linear(layer)}
 
 
 @torch.no_grad()
 def _is_linear(layer: LayerTensors) -> bool:
-    """Is what a layer gives proportional to its weight? Tried with two of its rows.
+    """Is what a layer gives proportional to its weight? Tried with two rows.
 
-    One that normalizes its weight, or computes it from others, has no answer at zero.
+    A layer that normalizes its weight, or computes it from others, gives no number at zero.
     """
     weight = layer.tensors.get("weight")
     own = layer.module._parameters
@@ -125,13 +129,13 @@ def _is_linear(layer: LayerTensors) -> bool:
 def silent_blocks(target: Network, network: nn.Module, matched: Matching, partner: Mapping[str, str]) -> dict[str, str]:
     """The layers that are zero so that new blocks of the target do nothing.
 
-    New is a block that nothing comes to, in a network that something comes to. Where the source's block goes to
-    several of the target's with the same shapes, all but the first are new too.
+    A block is new if nothing comes to it, in a network that something comes to. Where a block of the source goes to
+    several blocks of its shapes, all but the first are new too: two copies in a row would do twice what one does.
     """
     if not partner:
         return {}
     new = list(_new_blocks(target, matched, partner))
-    weights = {layer.name: layer for layer in target.weights} if new else {}
+    layers_of = {layer.name: layer for layer in target.layers} if new else {}
     tried: dict[tuple, bool] = {}  # once for blocks that are alike
     found = {}
     for block in new:
@@ -140,7 +144,7 @@ def silent_blocks(target: Network, network: nn.Module, matched: Matching, partne
             continue
         kind = type(module), tuple(_shapes(block))
         for place, names in enumerate(_candidates(block)):
-            layers = [weights[name] for name in names if name in weights]
+            layers = [layers_of[name] for name in names if name in layers_of]
             if layers and (*kind, place) not in tried:
                 tried[*kind, place] = _does_nothing(module, block, layers)
             if layers and tried[*kind, place]:
@@ -192,7 +196,10 @@ def _candidates(block: Block) -> Iterator[list[str]]:
 
 @torch.no_grad()
 def _does_nothing(module: nn.Module, block: Block, layers: Sequence[LayerTensors]) -> bool:
-    """Is a block the identity when these layers are zero? Tried where it can be called with what it takes alone."""
+    """Is a block the identity when these layers are zero?"""
+    # No rule tells where a block adds its input: before or behind an activation, scaled, or not at all. So a copy of
+    # the block is called on a small example. A block that takes more than its input (a mask, positions) cannot be
+    # called so. There the names of layers decide: the last layer of an attention or a feed-forward network is added.
     into, out = ends(block)
     if not into:
         return False
@@ -212,7 +219,7 @@ def _does_nothing(module: nn.Module, block: Block, layers: Sequence[LayerTensors
 
 
 def _on_cpu(module: nn.Module) -> nn.Module:
-    """A copy of a block in eval mode, with values also of what is on the meta device."""
+    """A copy of a block on the CPU in eval mode; tensors on the meta device get values."""
     if any(tensor.is_meta for tensor in module.state_dict().values()):
         copy = deepcopy(module).to_empty(device="cpu")
         for tensor in copy.state_dict().values():
@@ -223,7 +230,7 @@ def _on_cpu(module: nn.Module) -> nn.Module:
 
 
 def _example(module: nn.Module, channels: int) -> Tensor:
-    """An input of a block, of numbers above 0, as they come out of most activations."""
+    """An input of a block: numbers above 0, which a ReLU behind the sum leaves as they are."""
     convolutions = [part for part in module.modules() if isinstance(part, CONVOLUTIONS)]
     generator = torch.Generator("cpu").manual_seed(0)
     rank = len(convolutions[0].kernel_size) if convolutions else 0

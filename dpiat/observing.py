@@ -1,7 +1,7 @@
 """What the stages of a network give for some images, without a change to the network.
 
-Stages are the blocks of one resolution; where all blocks have one, those of one list; where there is one list, each
-block by itself. In a network without blocks, each matrix or convolution begins a stage.
+A stage is all blocks of one resolution. Where all blocks have one resolution, a stage is all blocks of one list; where
+there is only one list, each block is a stage. In a network without blocks, each matrix or convolution begins a stage.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Images: TypeAlias = Tensor | Mapping[str, Any]
 
 
 class Stage(NamedTuple):
-    """A stage, or what stands before and behind all of them.
+    """A stage, or what stands before or behind all stages.
 
-    `inside` are the names of its blocks and single layers; `module` is the one whose output is its own, or, before the
-    classifier, whose input; `width` the channels of that.
+    `inside` are the names of the stage's blocks and single layers. The output of `module` is that of the stage; before
+    the classifier, the input of `module` is. `width` is the number of its channels.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Stage(NamedTuple):
 
 
 def stages_of(network: nn.Module) -> list[Stage]:
-    """The stem, the stages, what comes before the classifier, and the classifier: those of them that there are."""
+    """The stem, the stages, what comes before the classifier, and the classifier, as far as the network has them."""
     found = read(network)
-    modules = {layer.name: layer.module for layer in found.weights}
+    modules = {layer.name: layer.module for layer in found.layers}
     blocks, heads = found.architecture.blocks, heads_of(found.architecture)[-1:]
     if all(block.run for block in blocks):
         layers = [layer for layer in found.architecture.layers if layer not in heads]
@@ -59,7 +59,7 @@ def stages_of(network: nn.Module) -> list[Stage]:
 
 
 def _groups(blocks: Sequence[Block]) -> tuple[list[Layer], list[list[Block]], list[Layer]]:
-    """The layers before all blocks, the blocks of each stage with the runs of layers before them, the layers behind."""
+    """The layers before all blocks; the blocks of each stage, with the runs before them; and the layers behind."""
     key = _key([block for block in blocks if not block.run])
     stem: list[Layer] = []
     groups: list[list[Block]] = []
@@ -79,7 +79,7 @@ def _groups(blocks: Sequence[Block]) -> tuple[list[Layer], list[list[Block]], li
 
 
 def _key(blocks: Sequence[Block]) -> Callable[[Block], Any]:
-    """What blocks of one stage share."""
+    """A function of a block that is equal for the blocks of one stage."""
     keys = [lambda block: block.level, lambda block: block.name.rpartition(".")[0]]
     return next((key for key in keys if len({key(block) for block in blocks}) > 1), lambda block: block.name)
 
@@ -96,7 +96,7 @@ def _by_matrix(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
 
 
 def _of_layers(name: str, layers: Sequence[Layer], modules: Mapping[str, nn.Module]) -> Stage:
-    """The last of the layers gives what they give; a bare parameter, of which the module is another, does not."""
+    """The stage of single layers, which gives what the last layer gives. A bare parameter has no module of its own."""
     last = next((layer for layer in reversed(layers) if layer.kind != "Parameter"), None)
     names = [layer.name for layer in layers]
     return Stage(name, names, modules.get(last.name), *last.shape[:1]) if last else Stage(name, names)
@@ -117,7 +117,7 @@ def _of_blocks(group: Sequence[Block], network: nn.Module) -> Stage:
 
 @torch.no_grad()
 def outputs(role: str, network: nn.Module, stages: Sequence[Stage], images: Images, count: int) -> dict[str, Tensor]:
-    """What each stage gives, by its name: (images, channels), means over places. `role` is what errors call it."""
+    """What each stage gives, by its name: (images, channels), means over places. Errors call the network `role`."""
     seen: dict[str, Tensor] = {}
 
     def keep(stage: Stage, value: Any) -> None:
@@ -148,7 +148,7 @@ def _hook(stage: Stage, keep: Callable[[Stage, Any], None]) -> Any:
 
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[list[_BatchNorm]]:
-    """Eval mode, with the batch norms in training mode, which are given; behind it each module has its mode again."""
+    """Eval mode with the batch norms, which are given, in training mode. Afterwards each module has its mode again."""
     flags = [(module, module.training) for module in network.modules()]
     norms = [module for module, _ in flags if isinstance(module, _BatchNorm)]
     try:
@@ -164,7 +164,10 @@ def in_eval_mode(network: nn.Module) -> Iterator[list[_BatchNorm]]:
 
 @contextmanager
 def unchanged(network: nn.Module) -> Iterator[None]:
-    """Eval mode, but batch norms take the statistics of the batch and keep their own; behind it all is as it was."""
+    """Eval mode, but batch norms use the statistics of the batch and keep their own. Afterwards all is as it was.
+
+    The statistics of a network that was just filled are often another network's, so that eval mode would show noise.
+    """
     with in_eval_mode(network) as norms:
         tracks = [norm.track_running_stats for norm in norms]
         try:

@@ -1,7 +1,8 @@
 """Which entries of a source layer fill which entries of a target layer: the transfer operators (section 3.4, Table 12).
 
-An operator is a function of two layers. For every tensor that it fills it returns the index of the filled part of the
-target and that of the part of the source that fills it: what `target[...] = source[...]` takes. One of your own:
+An operator is a function of two layers. For every tensor that the operator fills, it returns two indices, as
+`target[...] = source[...]` takes them: the part of the target that is filled, and the part of the source that fills it.
+An operator of your own:
 
     def corner(source: Weights, target: Weights) -> Indices:
         both = {name: tuple(map(slice, map(min, s.shape, t.shape))) for name, s, t in shared(source, target)}
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 OUT, IN, HEAD, HALF, GATE, KERNEL, TOKEN = "out", "in", "head", "half", "gate", "kernel", "token"
-# What an axis means. An operator chooses the places along each but one: both networks number tokens from the first one.
+# What an axis means. An operator chooses places along all axes but TOKEN: both networks number tokens from the first.
 AXES = (OUT, IN, HEAD, HALF, GATE, KERNEL, TOKEN)
 
 Index = tuple[slice | Tensor, ...]
@@ -30,11 +31,15 @@ Indices = Mapping[str, tuple[Index, Index]]  # tensor name -> the filled part of
 
 
 class Weights(NamedTuple):
-    """What an operator sees of a layer: its tensors by their names in it, its kind, and the meaning of their axes.
+    """What an operator sees of a layer.
 
-    `groups` are those of a convolution, 1 in paper mode. `axes` names the axes of a tensor where they are others than
-    the usual ones, (out, in, kernel, ...) of a weight and (out,) of a vector: an attention's query is (head, out, in).
-    `rows` says which of the source's tokens or positions go where, if not the first to the first.
+    Attributes:
+        tensors: By their names in the layer.
+        kind: The kind of the layer, "Conv2d".
+        groups: The groups of a convolution; 1 in paper mode.
+        axes: The meaning of the axes of a tensor, where it is not the usual one: (out, in, kernel, ...) of a weight and
+            (out,) of a vector. An attention's query is (head, out, in).
+        rows: Which of the source's tokens or positions go where, where the first ones do not go to the first ones.
     """
 
     tensors: Mapping[str, Tensor]
@@ -71,11 +76,11 @@ def shared(source: Weights, target: Weights) -> Iterator[tuple[str, Tensor, Tens
 def clip(source: Weights, target: Weights) -> Indices:
     """ClipTransfer: the centre crop of the source goes to the centre crop of the target (appendix A.2).
 
-    As an argument of `transfer`, `clip` is the crop of the mode: this one in paper mode, `leading` in default mode.
-    `centred` is this one in both.
+    As an argument of `transfer`, `clip` is the crop of the mode: the centre crop in paper mode, `leading` in default
+    mode. `centred` is the centre crop in both modes.
 
-    Along each dimension the larger of the two is cropped to the smaller one, from the 0-based start
-    floor((x - y) / 2). A convolution with groups is cropped as the dense one that it stands for. The rows of an
+    Along each dimension the larger of the two sizes is cropped to the smaller one, from the 0-based start
+    floor((x - y) / 2). A convolution with groups is cropped as the dense convolution that it stands for. The rows of an
     embedding are tokens or places, which both networks number from the first one.
     """
     return _each(source, target, lambda name, axis, d, s, t: _centre(s, t))
@@ -89,8 +94,8 @@ def centred(source: Weights, target: Weights) -> Indices:
 def leading(source: Weights, target: Weights) -> Indices:
     """The leading channels of the source go to the leading ones of the target; kernels are centred.
 
-    A network that adds its input to a wider output adds it to the leading channels, as ReXNet, or a sum over layers of
-    different widths, keeps what it has there.
+    Where a network adds its input to a wider output, as ReXNet does, it adds to the leading channels. A sum over layers
+    of different widths so meets the channels that it met in the source.
     """
     return _each(source, target, lambda name, axis, d, s, t: _centre(s, t) if axis == KERNEL else _first(s, t))
 
@@ -101,14 +106,15 @@ def _first(s: int, t: int) -> tuple[slice, slice]:
 
 
 Places = slice | list[int]
-# From the name of a tensor, the meaning of an axis, its number and both sizes to the filled places and their sources.
+# Takes the name of a tensor, the meaning of an axis, the axis and its two sizes, of the source and of the target. Gives
+# the places that are filled in the target, and the places of the source that fill them.
 Choice = Callable[[str, str, int, int, int], tuple[Places, Places]]
 
 
 def _each(source: Weights, target: Weights, choose: Choice) -> Indices:
-    """The indices that follow from a choice along each axis."""
+    """The indices that follow from a choice of places along each axis."""
     indices: dict[str, tuple[Index, Index]] = {}
-    vectors: dict[tuple, tuple[Index, Index]] = {}  # a norm has several alike
+    vectors: dict[tuple, tuple[Index, Index]] = {}  # a batch norm has four of one size
     grouped = max(source.groups, target.groups) > 1
     for name, s, t in shared(source, target):
         axes, rows, given, wanted = target.axes_of(name), target.rows.get(name), s.shape, t.shape
@@ -127,7 +133,7 @@ def _each(source: Weights, target: Weights, choose: Choice) -> Indices:
 
 
 def _fixed(axis: str, rows: tuple[list[int], list[int]] | None, s: int, t: int) -> tuple[Places, Places] | None:
-    """The places along an axis that no operator chooses."""
+    """The places along an axis where an operator has nothing to choose, or None."""
     if axis == TOKEN and rows is not None and max(s, t) > 1:
         return rows
     return _first(s, t) if s == t or axis == TOKEN else None
@@ -175,11 +181,13 @@ def _centre(s: int, t: int) -> tuple[slice, slice]:
 def _grouped(
     name: str, source: Sequence[int], target: Sequence[int], g_s: int, g_t: int, choose: Choice
 ) -> tuple[Index, Index]:
-    """The places between convolutions with groups, (out, in / groups, ...), in the view of the dense ones.
+    """The places between convolutions with groups, (out, in / groups, ...), found in their dense weights.
 
-    Entry (o, i) of a group is entry (o, group · in / groups + i) of the dense weight, which is zero elsewhere. Filled
-    is what both have after the choice, so that a wider target with zeros elsewhere computes what the source does.
+    Entry (o, i) of a group is entry (o, group · in / groups + i) of the dense weight, which is zero elsewhere. An entry
+    is filled if it lies in a group on both sides: so a wider target with zeros elsewhere computes what the source does.
     """
+    # An index of the grouped weights themselves would pair input i of any group with input i of another group: with
+    # other numbers of groups, these are different channels.
     o_t, o_s = map(_places, choose(name, OUT, 0, source[0], target[0]))  # (n,)
     kernels = [_centre(s, t) for s, t in zip(source[2:], target[2:], strict=True)]
     in_t, in_s = target[1] * g_t, source[1] * g_s  # of the dense weights
@@ -197,17 +205,17 @@ def _grouped(
 
 
 def _places(chosen: Places) -> Tensor:
-    """On the CPU, whatever the default device."""
+    """The places as a tensor on the CPU, whatever the default device."""
     if isinstance(chosen, slice):
         return torch.arange(chosen.start, chosen.stop, device="cpu")
     return torch.tensor(chosen, device="cpu", dtype=torch.long)
 
 
 class ClipWithNormalization:
-    """Clip; then weights get the spread of a fresh network, so that consecutive layers have outputs of like variance.
+    """Clip; then give weights the spread of a fresh network, so that consecutive layers have outputs of like variance.
 
-    The standard deviation is that of Kaiming's initialization (fan-out, ReLU) for convolutions, and PyTorch's default
-    for linear layers; biases get PyTorch's default.
+    Convolutions get the standard deviation of Kaiming's initialization (fan-out, ReLU), linear layers and biases that
+    of PyTorch's default.
     """
 
     __call__ = staticmethod(clip)
@@ -245,7 +253,7 @@ def _rescale(tensor: Tensor, spread: float) -> None:
 
 @dataclass(frozen=True)
 class FullTransfer:
-    """Clip where the source is larger; where the target is, the rest repeats source indices drawn at random."""
+    """Clip where the source is larger. Where the target is larger, fill the rest with entries drawn at random."""
 
     seed: int = 0
 
@@ -253,7 +261,7 @@ class FullTransfer:
         return _each(source, target, self._choice)
 
     def _choice(self, name: str, axis: str, dimension: int, s: int, t: int) -> tuple[Places, Places]:
-        """Equal for equal sizes, so that the tensors of a layer agree on its outputs."""
+        """Draw alike for equal sizes, so that the tensors of a layer agree on its outputs."""
         drawn = random.Random(f"{self.seed} {dimension} {s} {t}").choices(range(s), k=max(t - s, 0))
         before = max(t - s, 0) // 2
         by = _centre(s, t)[1]
@@ -261,10 +269,10 @@ class FullTransfer:
 
 
 def magnitude(source: Weights, target: Weights) -> Indices:
-    """MagnitudeTransfer: where the source is larger, its channels of largest L1 norm, in their order.
+    """MagnitudeTransfer: where the source is larger, take its channels of largest L1 norm, in their order.
 
     Inputs are chosen by what they add to the chosen outputs. Kernels are centred. Where the target is larger, the
-    source fills its leading channels.
+    source fills the leading channels.
     """
     weight = source.tensors.get("weight")
     if weight is None or weight.dim() == 0 or "weight" not in target.tensors:  # a recurrent layer has several
@@ -298,7 +306,7 @@ def magnitude(source: Weights, target: Weights) -> Indices:
 
 
 def _dense(norms: Tensor, groups: int) -> Tensor:
-    """The norms (out, in / groups) of a convolution with groups, as those of the dense one that it stands for."""
+    """The norms (out, in / groups) of a convolution with groups as norms (out, in) of the dense weight."""
     out, into = norms.shape
     found = norms.new_zeros(groups, out // groups, groups, into)
     for group in range(groups):
@@ -307,7 +315,7 @@ def _dense(norms: Tensor, groups: int) -> Tensor:
 
 
 def _largest(norms: Tensor, count: int) -> list[int]:
-    """The places of the largest norms, in their order; on the meta device, where there are none, the first ones."""
+    """The places of the largest norms, in their order; on the meta device, which has no norms, the first places."""
     if norms.is_meta or count >= len(norms):
         return list(range(min(count, len(norms))))
     return norms.topk(count).indices.sort().values.tolist()
@@ -316,9 +324,9 @@ def _largest(norms: Tensor, count: int) -> list[int]:
 def uniform(source: Weights, target: Weights) -> Indices:
     """The uniform selection of "Initializing Models with Larger Ones" (arXiv 2311.18823): evenly spaced entries.
 
-    Along every dimension, n of the source's N entries are those from the first to the last at equal distances, rounded;
-    but every N/n-th from the first where N is a multiple of n. So does the authors' code. Where the target is larger,
-    the source fills its centre.
+    Along every dimension, n of the source's N entries are taken at equal distances from the first to the last, rounded.
+    Where N is a multiple of n, every N/n-th entry is taken from the first on, as in the authors' code. Where the target
+    is larger, the source fills its centre.
     """
     return _each(source, target, lambda name, axis, d, s, t: _evenly(s, t))
 
@@ -328,7 +336,7 @@ def _evenly(s: int, t: int) -> tuple[Places, Places]:
         return _centre(s, t)
     if t and s % t == 0:
         return list(range(t)), list(range(0, s, s // t))
-    # Theirs too: halves go to the even number, and the distances are in single precision.
+    # As in the authors' code, halves are rounded to the even number, and the distances are in single precision.
     return list(range(t)), torch.linspace(0, s - 1, t, dtype=torch.float32, device="cpu").round().long().tolist()
 
 

@@ -1,4 +1,4 @@
-"""What follows from the matching of two networks in default mode: norms, constants, and why a layer is left."""
+"""What follows from a matching in default mode: the partners of norms and constants, and why a layer has no partner."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from dpiat.standardization import LayerTensors, Network
 
 
 def complete(source: Network, target: Network, matched: Matching, partner: MutableMapping[str, str]) -> None:
-    """Add what is computed and not learned, from its like of equal shapes: a network's own stays what it is."""
-    given = {layer.name: layer for layer in source.weights}
+    """Add partners for constants, which are computed and not learned: the constant of the same name and shapes.
+
+    Where there is none, the target's own constant stays: it is right for the target's size.
+    """
+    given = {layer.name: layer for layer in source.layers}
     blocks = {pair.target.name: pair.source.name for pair in matched.blocks if not pair.target.run}
-    for layer in target.weights:
+    for layer in target.layers:
         if layer.plain.kind != CONSTANT or isinstance(layer.module, _Loss):  # a loss has weights of its own classes
             continue
         inside = (ours for ours in blocks if layer.name.startswith(f"{ours}."))
@@ -35,7 +38,8 @@ def _shapes(layer: LayerTensors) -> list[tuple[int, ...]]:
 def keep_norms(source: Network, target: Network, partner: MutableMapping[str, str], gates: bool = False) -> None:
     """Let the batch norm right behind a convolution come from behind the convolution's own partner.
 
-    With `gates`, one inside of a squeeze and excitation that has no partner has none either.
+    The statistics of a norm are those of its convolution's outputs: another norm's would be wrong, however alike. With
+    `gates`, a norm in a squeeze and excitation without a partner has no partner either.
     """
     behind = {layer.name: norm for layer, norm in _normed(source)}
     for layer, norm in _normed(target):
@@ -47,7 +51,7 @@ def keep_norms(source: Network, target: Network, partner: MutableMapping[str, st
 
 
 def _normed(network: Network) -> list[tuple[Layer, Layer]]:
-    """The convolutions and linear layers that a batch norm of their outputs follows, each with it."""
+    """The convolutions and linear layers that a batch norm of their outputs follows, each with the norm."""
     layers = [layer for layer in network.architecture.layers if layer.shape]
     return [
         (layer, norm)
@@ -57,11 +61,11 @@ def _normed(network: Network) -> list[tuple[Layer, Layer]]:
 
 
 def reasons(source: Network, target: Network, partner: Mapping[str, str]) -> dict[str, str]:
-    """Why layers of the target have no partner, where one fact says it."""
+    """Why layers of the target have no partner, where one fact is reason enough."""
     theirs = [layer for layer in source.architecture.layers if layer.shape]
     families, known = {family(layer) for layer in theirs}, {layer.role for layer in theirs}
     found = {}
-    for layer in target.weights:
+    for layer in target.layers:
         plain = layer.plain
         if layer.name in partner:
             continue
@@ -77,6 +81,6 @@ def reasons(source: Network, target: Network, partner: Mapping[str, str]) -> dic
 
 
 def _of_another_kind(layer: Layer, layers: list[Layer]) -> Layer | None:
-    """The layer of the same name, if it is of a kind that never matches."""
+    """The layer of the same name, if its kind never matches."""
     found = next((each for each in layers if each.name == layer.name), None)
     return found if found is not None and family(found) != family(layer) else None

@@ -14,7 +14,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 CHAINS = "parametrizations"  # the child that torch.nn.utils.parametrize gives a module
-# The hooks that compute a tensor before each forward pass: what they compute it from, and what they keep beside that.
+# The hooks that compute a tensor before each forward pass. For each, the ends of names: of the tensors that the hook
+# computes from, and of the tensors that the hook keeps beside these.
 HOOKS = {
     WeightNorm: (("_g", "_v"), ()),
     SpectralNorm: (("_orig",), ("_u", "_v")),
@@ -24,7 +25,10 @@ ITERATIONS = 15  # of the power method, as torch gives to a new spectral norm
 
 
 def chains(module: nn.Module) -> Mapping[str, ParametrizationList]:
-    """The parametrizations of a module's tensors by their names; none if it has a child of its own of that name."""
+    """The parametrizations of a module's tensors, by the tensors' names.
+
+    A module may have a child of the name "parametrizations" that is another thing: then there are none.
+    """
     if CHAINS not in module._modules:  # which has no get() in a scripted module
         return {}
     child = module._modules[CHAINS]
@@ -33,13 +37,13 @@ def chains(module: nn.Module) -> Mapping[str, ParametrizationList]:
 
 
 def hooks(module: nn.Module) -> dict[str, Any]:
-    """The hooks of a module that compute one of its tensors, by its name."""
+    """The hooks of a module that compute a tensor, by the tensor's name."""
     found: list[Any] = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, tuple(HOOKS))]
     return {hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name: hook for hook in found}
 
 
 def _paths(name: str, hook: Any) -> tuple[list[str], list[str]]:
-    """What a hook computes a tensor from, and what it keeps beside that."""
+    """The names of the tensors that a hook computes a tensor from, and of those that the hook keeps beside them."""
     ends = next(ends for kind, ends in HOOKS.items() if isinstance(hook, kind))
     return tuple([name + end for end in part] for part in ends)
 
@@ -54,9 +58,9 @@ def originals(module: nn.Module) -> dict[str, list[str]]:
 
 
 def basis(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """All that a tensor is computed from, by paths in the module: the originals, and buffers beside them.
+    """All tensors that a tensor is computed from, by their paths in the module: the originals, and buffers beside them.
 
-    Nothing if it is not computed.
+    Gives nothing for a tensor that is not computed.
     """
     if hook := hooks(module).get(name):
         return {path: getattr(module, path) for part in _paths(name, hook) for path in part}
@@ -77,11 +81,14 @@ def computed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 @torch.no_grad()
 def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> list[Tensor]:
-    """What a tensor has to be computed from, such that it is `wanted`, or as near as it can be; for `assign`.
+    """Find values to compute a tensor from, such that it is `wanted`, or as near as possible; for `assign`.
 
-    That is what `source` computes it from, if it is the same from there: then nothing is rounded. The module is left as
-    it was. Raises ValueError if a parametrization has no right inverse.
+    They are the source's own values if these give the tensor: then nothing is rounded. The module is left as it was.
+    Raises ValueError if a parametrization has no right inverse.
     """
+    # A tensor can be computed only by the module itself, from the values that it holds: parametrizations are classes of
+    # the user's. So values are tried in the module, and `finally` puts the old ones back, whatever was raised. That
+    # keeps the promise that nothing is written unless everything can be: `assign` writes when all tensors are solved.
     mine, theirs = basis(module, name), basis(source, name)
     before = [tensor.clone() for tensor in mine.values()]
     try:
@@ -93,10 +100,12 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
         with torch.random.fork_rng([wanted.device] if wanted.is_cuda else []):  # orthogonal completes bases at random
             inverse = _inverse(module, name, wanted)
         _write([mine[path] for path in originals(module)[name]], inverse)
-        if any(path.endswith("_u") for path in mine):  # of spectral norm, and of the weight that was there before
+        # Spectral norm divides by the largest singular value, which it estimates by vectors that it keeps. The vectors
+        # are those of the old weight, so that the estimate would be wrong until training has run for a while.
+        if any(path.endswith("_u") for path in mine):
             for _ in range(ITERATIONS):
                 _value(module, name, iterate=True)
-        return [tensor.clone() for tensor in basis(module, name).values()]  # of which orthogonal may have replaced one
+        return [tensor.clone() for tensor in basis(module, name).values()]  # orthogonal may have replaced one of them
     finally:
         for path, tensor in mine.items():
             owner, _, key = path.rpartition(".")
@@ -107,7 +116,7 @@ def solved(module: nn.Module, name: str, wanted: Tensor, source: nn.Module) -> l
 
 @torch.no_grad()
 def assign(module: nn.Module, name: str, values: Sequence[Tensor]) -> None:
-    """Write, in place, what a tensor is computed from."""
+    """Write the values that a tensor is computed from, in place."""
     _write(basis(module, name).values(), values)
     if name in hooks(module):
         setattr(module, name, _value(module, name))
@@ -119,9 +128,9 @@ def _write(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 
 
 def _value(module: nn.Module, name: str, iterate: bool = False) -> Tensor:
-    """A computed tensor, as it is in eval mode: in training, spectral norm would change its buffers.
+    """A computed tensor, as it is in eval mode: in training mode, spectral norm would change its buffers.
 
-    With `iterate` it does, and its singular vectors come nearer to those of what the tensor is computed from.
+    With `iterate`, spectral norm does change them: its singular vectors come nearer to those of the weight.
     """
     match hooks(module).get(name):
         case SpectralNorm() as hook:
@@ -143,6 +152,8 @@ def _value(module: nn.Module, name: str, iterate: bool = False) -> Tensor:
 
 def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
     """The originals that give a tensor."""
+    # Steps are undone from the last one to the first. An orthogonal weight cannot be any tensor: the nearest orthogonal
+    # one, U V^T of the singular value decomposition, stands for the wanted one.
     if hook := hooks(module).get(name):
         if not isinstance(hook, WeightNorm):
             return [wanted]
@@ -154,13 +165,13 @@ def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
         if not hasattr(step, "right_inverse"):
             raise ValueError(message)
         try:
-            if isinstance(step, _Orthogonal):  # the nearest one
+            if isinstance(step, _Orthogonal):
                 u, _, v = torch.linalg.svd(wanted, full_matrices=False)
                 wanted = u @ v
             wanted = step.right_inverse(wanted)
         except torch.linalg.LinAlgError as error:
             raise ValueError(f"{name} cannot be orthogonal: the values for it are not all finite") from error
-        except NotImplementedError as error:  # of one that has it for some settings only, such as orthogonal
+        except NotImplementedError as error:  # some have a right inverse for some settings only, such as orthogonal
             raise ValueError(message) from error
         if isinstance(step, _WeightNorm):
             g, v = wanted
@@ -169,5 +180,5 @@ def _inverse(module: nn.Module, name: str, wanted: Tensor) -> list[Tensor]:
 
 
 def _directed(g: Tensor, v: Tensor, before: Tensor) -> Tensor:
-    """The directions of weight norm, kept where the norm is 0: that of zeros is no number."""
+    """The directions of weight norm. Where a norm is 0, the old direction stays: 0 / 0 is not a number."""
     return torch.where(g == 0, before, v)

@@ -56,7 +56,7 @@ Classes = Mapping[str, Mapping[int, int]]  # of each classifier of the target, t
 
 
 def read_both(source: nn.Module, target: nn.Module, mode: str, recipe: Recipe = BEST) -> tuple[Network, Network]:
-    """Both networks; by their shapes alone if of the source there is only a state dict."""
+    """Both networks; by their shapes alone if the source is a state dict."""
     found = _read_both(source, target, mode)
     return found if recipe.merge or mode == "paper" else tuple(map(split, found))
 
@@ -64,20 +64,22 @@ def read_both(source: nn.Module, target: nn.Module, mode: str, recipe: Recipe = 
 def _read_both(source: nn.Module, target: nn.Module, mode: str) -> tuple[Network, Network]:
     if not isinstance(source, Stored):
         return read(source, mode), read(target, mode)
+    # Kinds of a state dict follow from shapes, so that those of the target must too: layers of other kinds never match.
+    # No shape tells how wide the heads of an attention are. They are as wide as the target's: nearly all are 64.
     wanted = read(target, mode, True)
-    headed = next((layer for layer in wanted.weights if layer.heads and not layer.plain.role.endswith(PROJECTED)), None)
+    headed = next((layer for layer in wanted.layers if layer.heads and not layer.plain.role.endswith(PROJECTED)), None)
     return read(source, mode, True, headed.plain.shape[0] // headed.heads if headed else 0), wanted
 
 
 class Outcome(NamedTuple):
-    """What happens to one tensor of a target layer, which may be a part of a stored one."""
+    """What happens to a tensor of a target layer, which may be a part of a stored tensor."""
 
     to: LayerTensors
     local: str
     note: str = ""
     write: Write | None = None
-    by: LayerTensors | None = None  # where it comes from, and under which name
-    theirs: str = ""
+    by: LayerTensors | None = None  # the source layer
+    theirs: str = ""  # the name of the tensor in the source layer
     filled: int = 0
     copied: bool = False
     rule: str = ""
@@ -97,7 +99,7 @@ class Plan:
         report: What each tensor of the target would receive.
         mode: "default" or "paper".
         operator: Which entries fill which.
-        classes: Of each classifier of the target that `head` names: {target class: source class}.
+        classes: For each classifier of the target that `head` names: {target class: source class}.
         recipe: The ideas of the default mode that the plan follows.
 
     Examples:
@@ -138,21 +140,24 @@ class Plan:
         return now.carry_out([write for _, writes in found for write in writes], optimizer)
 
     def writes(self, source: Network, target: Network) -> list[Write]:
-        """What it takes to carry the plan out, for the networks as they are now."""
+        """The writes that carry the plan out, for the networks as they are now."""
         return [write for _, writes in self._again(source, target) for write in writes]
 
     @torch.no_grad()
     def carry_out(self, writes: Sequence[Write], optimizer: tuple[Optimizer, Optimizer] | None) -> Report:
-        """Write; `writes` are those of this plan, for networks that have not changed since it was made."""
+        """Write the `writes` of this plan. The networks must not have changed since these were made."""
+        # All checks come first, and weights that are computed from others are solved before anything is written: so a
+        # transfer that fails leaves the target as it was. Where source and target are one network, values are cloned
+        # first: a tensor may be written before another one reads it.
         itself = self.source is self.target
         check(writes, None if itself else self.source, finished=hasattr(self.operator, "finish"))
         if optimizer is not None:
             check_optimizers(writes, optimizer, (self.source, self.target))
-        computed: dict[tuple[int, str], Write] = {}  # weights that are computed from others, each once
+        computed: dict[tuple[int, str], Write] = {}  # weights that are computed from others: one write for each weight
         direct = []
         for write in writes:
-            if (own := write.to.own(write.local)) in originals(write.to.module):
-                put(write.target, write.source, write.places, write.zeros)  # into a tensor of its own
+            if (own := write.to.name_in_module(write.local)) in originals(write.to.module):
+                put(write.target, write.source, write.places, write.zeros)  # into a value that nobody else holds
                 computed[id(write.to.module), own] = write
             else:
                 direct.append(write)
@@ -171,7 +176,7 @@ class Plan:
         return replace(self.report, networks=Networks(self.source, self.target))
 
     def _written(self, writes: Iterable[Write]) -> Iterator[Weights]:
-        """The layers that an operator may finish: what it wrote of each, and in paper mode all that was not dropped."""
+        """The layers that an operator may finish, with the tensors it wrote; in paper mode, all but dropped tensors."""
         left = {
             e.target for e in self.report.entries if e.action == LEFT and (self.mode != "paper" or e.note == DROPPED)
         }
@@ -185,7 +190,7 @@ class Plan:
         The plan may come from a text or have been edited, and the networks may have changed since: whatever does not
         fit raises ValueError.
         """
-        given, wanted = self._given(source), _places(target.weights)
+        given, wanted = self._given(source), _places(target.layers)
         planned, there = Counter(entry.target for entry in self.report.entries), Counter(list(wanted))
         if differ := (planned - there) + (there - planned):
             raise ValueError(f"the target and the plan do not have {min(differ)} alike: make a new plan")
@@ -213,9 +218,9 @@ class Plan:
             yield now._replace(note=entry.note or now.note) if NOTHING in entry.parts else now, _writes(outcomes)
 
     def _given(self, source: Network) -> dict[str, Place]:
-        """The pieces of the source, with what its branches make together where an entry names it."""
+        """The pieces of the source by name, and the layers that its branches make where an entry names one."""
         named = {entry.source.rpartition(".")[0] for entry in self.report.entries}
-        return _pieces([*source.weights, *joined(source, named)])
+        return _pieces([*source.layers, *joined(source, named)])
 
     def _repeated(
         self,
@@ -224,11 +229,11 @@ class Plan:
         given: Mapping[str, Place],
         layers: dict[tuple[str, str, str], list[Outcome]],
     ) -> list[Outcome]:
-        """What an entry says of each part of its tensor; `layers` keeps what is found for the other tensors of one."""
+        """What an entry says of each part of its tensor. `layers` keeps outcomes for the other tensors of a layer."""
         pieces = entry.parts or (entry.source,)
         if len(pieces) != len(places):
             raise ValueError(f"{entry.target} has {len(places)} parts, not {len(pieces)}: make a new plan")
-        # The rules that the whole network tells; the others follow from the layers.
+        # Only a rule that the whole network tells is taken from the entry. The others follow from the two layers again.
         rule = next((rule for rule in entry.rule.split(RULE_AND_RULE) if rule in OF_THE_NETWORK), "")
         outcomes = []
         for (to, local), piece in zip(places, pieces, strict=True):
@@ -266,13 +271,15 @@ class Plan:
         passing: Mapping[str, str],
         order: Mapping[str, int],
     ) -> Iterator[tuple[Entry, list[Write]]]:
-        """One entry for each target tensor, in the order of its state dict, and what it takes to carry it out.
+        """One entry for each target tensor, in the order of the state dict, with the writes that carry it out.
 
-        `partner` names the source layer of a target layer, `kept` says why one keeps its values, `rules` what takes the
-        operator's place, `unmatched` why one has no partner, where that is known, `silent` why one is to be zero and
-        `passing` why one is to be the identity.
-        `order` is that of the names, where it is not that of the layers.
+        Six mappings say what happens to a target layer, by its name: `partner`, the name of its source layer; `kept`,
+        why it keeps its values; `rules`, the rule in the operator's place; `unmatched`, why it has no partner, where
+        that is known; `silent`, why it is to be zero; and `passing`, why it is to be the identity. `order` is the place
+        of each tensor's name in the state dict, where the layers are in another order.
         """
+        # An entry is a stored tensor, and outcomes are of layers' tensors: a stacked `qkv` has three outcomes and one
+        # entry, and a shared tensor has two entries, of which one counts. So outcomes are collected by stored tensor.
         given = {layer.name: layer for layer in sources}
         partners = [given.get(partner.get(layer.name)) for layer in targets]
         writer = _writers(targets, partners)
@@ -291,7 +298,7 @@ class Plan:
             outcomes = found[path]
             to, local = outcomes[0].to, outcomes[0].local
             key = id(to.stored(local)) if writer else 0
-            if writer.get(key, path) != path:  # its elements are counted once
+            if writer.get(key, path) != path:  # a shared tensor is counted under its other name
                 if rules.get(to.name) == CLASSES:
                     raise ValueError(f"head maps classes, and {path} is {writer[key]} as well")
                 yield Entry(path, (0,), LEFT, shared=writer[key]), []
@@ -302,11 +309,11 @@ class Plan:
 
     def filled(self, by: LayerTensors, to: LayerTensors, rule: str = "") -> Iterator[Outcome]:
         """What each tensor of a target layer receives from a source layer."""
-        if closed := _closed(by, to):  # what no operator can look into
+        if closed := _closed(by, to):  # tensors that no operator can look into
             yield from (Outcome(to, local, why) for local, why in closed.items() if local in to.tensors)
             by, to = (layer.without(closed) for layer in (by, to))
         way = route(by, to, rule, self._settings)
-        warning, counted = _warning(by, to), {}  # the vectors of a norm have one index
+        warning, counted = _warning(by, to), {}  # by index, as the vectors of a norm share one
         for local in to.tensors:
             t, s = way.target.tensors[local], way.source.tensors.get(local)
             alike = s is not None and s.shape == t.shape
@@ -330,7 +337,7 @@ class Plan:
                 ", ".join(filter(None, notes)),
                 Write(way.target, way.source, local, s, index, made not in ("", CLASSES), to, zeros),
                 by,
-                local if local in by.tensors else "weight",  # of a norm that is folded into it, the bias
+                local if local in by.tensors else "weight",  # a bias may come from a norm that is folded in
                 filled,
                 alike and filled == size and made in ("", CLASSES),
                 made,
@@ -351,8 +358,8 @@ class Plan:
         alike: bool,
         indices: Indices | None,
     ) -> str:
-        """Why a tensor of a layer receives nothing, "" if it does."""
-        if self.mode == "paper" and to.own(local) in to.module._buffers:
+        """Why a tensor of a layer receives nothing; "" if it receives something."""
+        if self.mode == "paper" and to.name_in_module(local) in to.module._buffers:
             return "a buffer, which paper mode does not copy"
         if s is None:
             return f"{by.name or 'the source'} has no {local}"
@@ -385,7 +392,7 @@ class Plan:
         """The plan without a layer, a block or a tensor of the target, which keeps its values.
 
         Args:
-            name: Of the layer, block or tensor, as the plan prints it.
+            name: The name of a layer, a block or a tensor, as the plan prints it.
 
         Returns:
             A new plan.
@@ -424,7 +431,7 @@ class Plan:
         networks = read_both(self.source, self.target, self.mode, self.recipe)
         chosen = []
         for role, network, name in zip(("source", "target"), networks, (source, target), strict=True):
-            found = [layer for layer in network.weights if name in (layer.name, layer.whole)]
+            found = [layer for layer in network.layers if name in (layer.name, layer.module_name)]
             if not found:
                 raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
             chosen.append(found)
@@ -436,7 +443,7 @@ class Plan:
             rule = INPUTS if self.mode == "default" and other_inputs(*networks, {to.name: by.name}) else ""
             for outcome in self.filled(by, to, rule):
                 outcomes.setdefault(to.path(outcome.local), []).append(outcome)
-        given, places = self._given(networks[0]), _places(networks[1].weights)
+        given, places = self._given(networks[0]), _places(networks[1].layers)
         before = {entry.target: entry for entry in self.report.entries}
         entries = []
         for path, now in outcomes.items():
@@ -453,7 +460,7 @@ class Plan:
         return self._with(entry._replace(target=aliases.get(entry.target, entry.target)) for entry in entries)
 
     def _with(self, entries: Iterable[Entry]) -> Plan:
-        """The plan with these entries in place of those of the same target tensors."""
+        """The plan with these entries in place of the entries of the same target tensors."""
         new = {entry.target: entry for entry in entries}
         entries = tuple(new.get(e.target, e) for e in self.report.entries)
         return replace(self, report=replace(self.report, entries=entries))
@@ -522,7 +529,7 @@ class Plan:
         """The plan as one HTML page that needs no other file: which block comes from which, what share, warnings.
 
         Args:
-            names: Of the source and of the target, in the place of those of their classes.
+            names: The names of the source and of the target, in place of their classes'.
 
         Returns:
             The text of the page.
@@ -538,11 +545,11 @@ class Plan:
 
 
 def _solved(write: Write) -> list[Tensor]:
-    return solved(write.to.module, write.to.own(write.local), write.to.stored(write.local), write.by.module)
+    return solved(write.to.module, write.to.name_in_module(write.local), write.to.stored(write.local), write.by.module)
 
 
 def _entry(path: str, outcomes: Sequence[Outcome]) -> Entry:
-    """What one stored tensor of the target receives, from what its parts do."""
+    """The entry of a stored tensor of the target, from the outcomes of its parts."""
     first = outcomes[0] if len(outcomes) == 1 else next((o for o in outcomes if o.write), outcomes[0])
     stored = first.to.stored(first.local)
     shape = tuple(stored.shape)
@@ -565,7 +572,7 @@ def _entry(path: str, outcomes: Sequence[Outcome]) -> Entry:
 
 
 def _silenced(outcomes: Iterable[Outcome], why: str, bias: bool) -> Iterator[Outcome]:
-    """Zeros in the place of what would come to a layer's weight and bias; its statistics are as they would be."""
+    """Outcomes with zeros in place of a layer's weight and bias. Its statistics are filled as they would be."""
     for outcome in outcomes:
         to, local = outcome.to, outcome.local
         if (local in ("weight", "") or (local == "bias" and bias)) and fractional(to.tensors[local]):
@@ -603,7 +610,7 @@ def _is_silent(outcome: Outcome) -> bool:
 
 
 def _whole(parts: Sequence[str], outcomes: Sequence[Outcome]) -> str:
-    """The source's tensor that is stacked as the target's, if all parts come from their like in one."""
+    """The name of the source's tensor, if that is stacked as the target's is and each part comes from its like."""
     stored, _, _ = parts[0].rpartition("[")
     ours = [outcome.to.piece(outcome.local).rpartition("[")[2] for outcome in outcomes]
     return stored if list(parts) == [f"{stored}[{part}" for part in ours] else ""
@@ -619,12 +626,12 @@ def _first(parts: Iterable[str]) -> str:
 
 
 def _nothing(entry: Entry, places: Iterable[Place]) -> list[Outcome] | None:
-    """The parts of a tensor that is left."""
+    """The outcomes of the parts of a tensor that is left, None if it is not left."""
     return [Outcome(to, local, entry.note or DROPPED) for to, local in places] if entry.action == LEFT else None
 
 
 def _notes(outcomes: Iterable[Outcome]) -> str:
-    """What there is to say of the parts of one tensor, warnings first."""
+    """The notes of the parts of a tensor, warnings first."""
     notes = dict.fromkeys(outcome.note for outcome in outcomes if outcome.note)
     return ", ".join(sorted(notes, key=lambda note: not note.startswith(WARNING)))
 
@@ -668,9 +675,10 @@ def _writers(targets: Sequence[LayerTensors], partners: Iterable[LayerTensors | 
 def _held(
     targets: Sequence[LayerTensors], partners: Iterable[LayerTensors | None], kept: Mapping[str, str]
 ) -> dict[int, str]:
-    """The tensors that a classifier keeps as they are, under all of their names, each with the reason.
+    """The tensors that a classifier keeps, under all of their names, each with the reason.
 
-    Not those of an embedding that is filled: the numbers of its tokens are those of the classes.
+    An embedding that is tied to a classifier is filled nevertheless, unless the head is skipped: its tokens are the
+    classes.
     """
     filled = [to for to, by in zip(targets, partners, strict=True) if by and is_table(weights_of(to, "default").kind)]
     tokens = {id(to.stored(local)) for to in filled for local in to.tensors}
@@ -680,7 +688,7 @@ def _held(
 
 
 def _places(layers: Iterable[LayerTensors]) -> dict[str, list[Place]]:
-    """The places of every stored tensor by its name in the state dict: one, or one for each of its parts."""
+    """The places of every stored tensor, by its name in the state dict: one place, or one for each part."""
     found: dict[str, list[Place]] = {}
     for layer in layers:
         for local in layer.tensors:
@@ -689,7 +697,7 @@ def _places(layers: Iterable[LayerTensors]) -> dict[str, list[Place]]:
 
 
 def _pieces(layers: Iterable[LayerTensors]) -> dict[str, Place]:
-    """The place of every tensor by the name of what its layer has of it."""
+    """The place of every tensor, by the name of the piece that its layer has of the stored tensor."""
     return {layer.piece(local): (layer, local) for layer in layers for local in layer.tensors}
 
 
@@ -706,7 +714,7 @@ def _count(index: Index, tensor: Tensor) -> int:
 
 
 def _closed(*layers: LayerTensors) -> dict[str, str]:
-    """The tensors of layers that are not treated, with the reason."""
+    """The tensors that are not treated, each with the reason."""
     return {
         local: f"{'quantized' if t.is_quantized else 'sparse'} tensors are not treated"
         for layer in layers
@@ -716,7 +724,7 @@ def _closed(*layers: LayerTensors) -> dict[str, str]:
 
 
 def _odd(cls: type[Tensor]) -> str:
-    """The name of a class of tensors that does by itself what is done with tensors, such as a DTensor, or ""."""
+    """The name of a class of tensors with operations of its own, such as a DTensor; "" for a usual class."""
     return "" if cls.__torch_dispatch__ is Tensor.__torch_dispatch__ else cls.__name__
 
 

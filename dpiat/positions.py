@@ -1,4 +1,4 @@
-"""Values for positions: grids, relative offsets and patches of another size, resampled as the authors of these do."""
+"""Values for positions: grids, relative offsets and patches of another size, resampled as their authors do."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def resampled_grid(
 ) -> tuple[Tensor, Rows] | None:
     """Positions (..., prefix + height · width, channels) for another grid, and which rows go where.
 
-    The rows before the grid (class and distillation tokens) go to their like, the grid is resampled bicubically with
+    The rows before the grid (class and distillation tokens) go to their like. The grid is resampled bicubically with
     antialiasing, as by ViT's and timm's loaders. `prefixes` and `grids` are what is known of the source and of the
-    target; without, grids are square. None if a table is no grid, whatever stands before it.
+    target. A grid that nobody knows is square. Gives None if a table is not a grid, whatever stands before it.
     """
     if prod(source.shape[:-2]) != 1 or prod(shape[:-2]) != 1:
         return None
@@ -39,13 +39,17 @@ def resampled_grid(
         else:
             grid = interpolate(grid, size=size_t, mode="bicubic", antialias=True)
         table = torch.cat([table[:before_s], grid[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)])
+    # Tokens are paired from the first one, and the grids from where each begins: a network without a class token gives
+    # its first position to the other's first position, and not to the class token.
     alike, count = min(before_s, before_t), prod(size_t)
     to, by = ([*range(alike), *range(before, before + count)] for before in (before_t, before_s))
     return table.view(*source.shape[:-2], *table.shape), (to, by)
 
 
 def _grid(rows: int, prefix: int, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int]] | None:
-    """The rows before a grid and its size."""
+    """The number of rows before a grid, and the size of the grid; None if the rows do not make one."""
+    # Some networks have a class token without a position of its own, so that either `prefix` rows stand before the grid
+    # or none. What a module says of its grid counts more than a square number: 4 × 9 patches are a square too.
     if grid is not None and rows - prod(grid) in (0, prefix):
         return rows - prod(grid), grid
     for before in (prefix, 0):
@@ -58,8 +62,8 @@ def _grid(rows: int, prefix: int, grid: tuple[int, int] | None) -> tuple[int, tu
 def resampled_offsets(table: Tensor, rows: int) -> Tensor | None:
     """Biases of relative positions ((2 w - 1)², heads) for another window; three more rows for a class token stay.
 
-    Known offsets are placed at distances that grow geometrically from the centre, and the new ones interpolated between
-    them, as BEiT's loader does (and timm's). None if a table is not of a square window.
+    Known offsets are placed at distances that grow geometrically from the centre. The new offsets are interpolated
+    between them, as BEiT's and timm's loaders do. Gives None if a table is not of a square window.
     """
     for extra in (0, 3):
         sides = [isqrt(size - extra) if size > extra else 0 for size in (len(table), rows)]
@@ -83,6 +87,8 @@ def resampled_offsets(table: Tensor, rows: int) -> Tensor | None:
 
 def _distances(s: int, t: int) -> np.ndarray:
     """Where s offsets lie among t: at distances whose steps grow by one ratio from the centre to the ends."""
+    # Near offsets matter most: the first one keeps its distance of 1, and the far ones are stretched. The ratio has no
+    # closed form and is found by halving an interval, as in BEiT's code.
     low, high, ratio = 1.01, 1.5, 1.0
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -111,8 +117,10 @@ def _interpolation(at: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def resampled_patches(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """A patch embedding's kernel (out, in, h, w) for patches of another size: FlexiViT's, section 3.4.
 
-    The resized kernel gives for a resized patch what the kernel gave for the patch, or comes nearest to it.
+    The resized kernel gives for a resized patch what the kernel gave for the patch, or comes nearest to that.
     """
+    # A resize is a linear map B. The response <w, x> to a patch x is that of w' to B x for all x if B^T w' = w, so that
+    # w' is the pseudoinverse of B^T times w. A resized kernel B w would give responses that grow with the patch.
     if kernel.is_meta:
         return kernel.new_empty(*kernel.shape[:2], *size)
     matrix = _resizing(tuple(kernel.shape[2:]), size)  # (new, old)

@@ -14,7 +14,7 @@ from dpiat.structure import read_structure
 
 Mode = Literal["default", "paper"]
 MODES = get_args(Mode)
-VERSION = 5  # of the default mode: networks that it matches otherwise than before begin a new one
+VERSION = 5  # of the default mode; raised whenever some network is matched otherwise than before
 
 
 def standardize(module: nn.Module, mode: Mode = "default") -> Architecture:
@@ -48,9 +48,8 @@ def standardize(module: nn.Module, mode: Mode = "default") -> Architecture:
 def read(module: nn.Module, mode: Mode = "default", shapes_alone: bool = False, head_size: int = 0) -> Network:
     """The network as `standardize` gives it, with its tensors.
 
-    With `shapes_alone`, kinds follow from the tensors and not from the classes of modules, as they do in a state dict,
-    so that a network can be compared with one of which only the state dict is there; `head_size` is then that of an
-    attention's heads, if it is known.
+    With `shapes_alone`, kinds follow from the tensors and not from the classes of modules, as they do in a state dict:
+    so a network can be compared with a state dict. `head_size` is then the size of an attention's head, 0 if unknown.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"a network must be a torch.nn.Module, got {type(module).__name__}")
@@ -63,7 +62,7 @@ def read(module: nn.Module, mode: Mode = "default", shapes_alone: bool = False, 
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The network itself inside of DataParallel, DistributedDataParallel or torch.compile."""
+    """The network inside of DataParallel, DistributedDataParallel or torch.compile."""
     while len(module._modules) == 1 and not own_tensors(module):
         key, child = next(iter(module._modules.items()))
         if key not in WRAPPERS or child is None:

@@ -129,7 +129,7 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """What is likely to be wrong, tensor by tensor."""
+        """What is probably wrong, tensor by tensor."""
         return [
             f"{entry.target}: {entry.note.removeprefix(WARNING)}" for entry in self.entries if WARNING in entry.note
         ]
@@ -275,7 +275,7 @@ def _aligned(*rows: Sequence[str]) -> list[str]:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A part in percent; what is not all is never rounded to 100%, and what is not nothing never to 0%."""
+    """A share in percent. Only all is 100%, and only nothing is 0%, however the rest is rounded."""
     least = 0.01 / 10**digits
     if 0 < share < least:
         return f"<{least:.{digits}%}"

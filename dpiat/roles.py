@@ -81,7 +81,7 @@ WORDS: list[tuple[str, str]] = [
 
 
 def role(name: str) -> str:
-    """The role that a layer's dotted name tells, "" if it tells none.
+    """The role that a layer's dotted name tells; "" if the name tells none.
 
     >>> role("encoder.layer.3.attention.self.query")
     'query'
@@ -93,11 +93,11 @@ def role(name: str) -> str:
 
 
 def fused(word: str) -> tuple[str, ...]:
-    """The roles of what is stacked in a layer whose name ends in a word, () if it is one layer."""
+    """The roles of the layers that are stacked in one whose name ends in this word; () if none are stacked."""
     return FUSED.get(word, FUSED["qkv"] if word.endswith(("qkv", "in_proj")) else ())
 
 
-_asked: list[tuple[str, str]] = []  # the words that the roles in the cache are by
+_asked: list[tuple[str, str]] = []  # the WORDS that gave the roles in the cache
 
 
 @lru_cache(maxsize=2**16)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Source = nn.Module | Mapping[str, Any] | str | PathLike
 
-HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # where timm takes a network from, if it is none of its own
+HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # where timm takes a network from that is not its own
 
 
 def load(
@@ -82,12 +82,12 @@ def load(
         try:
             return _described(Path(source), {key: value for key, value in state.items() if isinstance(value, Tensor)})
         except ValueError as error:
-            why = str(error)  # it may do without, by the names of the tensors
+            why = str(error)  # the names of the tensors may do
     return as_network(in_order(tensors, name, ordered, like, why))
 
 
 def load_without_weights(source: Source, architecture: str | None = None, like: nn.Module | None = None) -> nn.Module:
-    """What `load` gives, but of a name without its weights, and without memory for them where that is possible."""
+    """What `load` gives, but a name gives a network without its weights, and without memory for them if possible."""
     if isinstance(source, str) and not is_stored(source):
         return build_on_meta(source)
     return load(source, architecture=architecture, like=like)
@@ -96,10 +96,10 @@ def load_without_weights(source: Source, architecture: str | None = None, like: 
 def networks_of(
     names: Iterable[str | PathLike], architecture: str | None = None, like: nn.Module | None = None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """What names, files, folders of files and patterns of timm's names (* and ?) stand for, by name, one by one.
+    """The networks that names, files, folders and patterns of timm's names (* and ?) stand for, one by one, by name.
 
-    A folder of one network, as `load` takes it, is that network. What any other folder or a pattern holds is left out
-    if it fails, and logged. Raises ValueError for a name that fails itself.
+    A folder of one network, as `load` takes it, is that network. A network in any other folder or of a pattern is left
+    out and logged if it fails. Raises ValueError if a name in `names` fails itself.
     """
     names = [str(name) for name in names]
     for name in _expanded(names):
@@ -136,22 +136,22 @@ def _expanded(names: Sequence[str]) -> list[str]:
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """The tensors in a file of weights by their names, wherever a trainer put them, without its prefixes.
+    """The tensors in a file of weights by their names, wherever a trainer put them, without a wrapper's prefixes.
 
-    Raises ValueError if the file is not there, not whole, or holds none.
+    Raises ValueError if the file is not there, is not whole, or holds no tensors.
     """
     return tensors_in(read(file)[0], str(file))
 
 
 def is_stored(source: str | PathLike) -> bool:
-    """Does this stand for a file of weights or a folder, and not for a name?"""
+    """Does a source stand for a file of weights or a folder, and not for a name?"""
     if not isinstance(source, str) or source.endswith(SUFFIXES) or Path(source).is_file():
         return True
     return (":" not in source and "/" in source) or is_network(Path(source))  # a folder may have a name of timm's
 
 
 def is_timm_name(name: str) -> bool:
-    """Does this stand for one of timm's networks?"""
+    """Does a name stand for one of timm's networks?"""
     return ":" not in name and not is_stored(name)
 
 
@@ -178,18 +178,18 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
 
 
 def _built(function: Callable, parameters: Mapping[str, Parameter], arguments: dict[str, int]) -> Any:
-    """What a function gives that does not name `arguments`, but may take them and pass them on."""
+    """Call a function that does not name `arguments`, but may pass them on as keywords."""
     if arguments and any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         try:
             return function(**arguments)
-        except TypeError as error:  # it passes them to something that may not take them
+        except TypeError as error:  # the function may pass them to another one, which does not take them
             if "num_classes" not in str(error):
                 raise
     return function()
 
 
 def build_on_meta(name: str, classes: int | None = None) -> nn.Module:
-    """The network of a name, without memory for its weights unless its constructor reads their values."""
+    """The network of a name, without memory for its weights, unless its constructor reads values of weights."""
     try:
         with torch.device("meta"):
             return build(name, classes=classes)

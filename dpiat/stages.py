@@ -1,6 +1,7 @@
-"""Two networks of one plan, layer by layer: stages of blocks and what stands between, for methods that know the plan.
+"""Two networks of one plan, layer by layer: for Net2Net and FNA, which need the same stages in both networks.
 
-Stages follow from nested lists of blocks; in a flat list, from a stride or another width.
+A stage is a list of blocks in a list of stages. Where a network has one flat list of blocks, a stage begins at a stride
+or at another width.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dpiat.architecture import Block, Layer
 from dpiat.roles import SHORTCUT
 from dpiat.standardization import LayerTensors, Network
 
-Stage = list[Block]  # in a row; or a run of single layers, alone
+Stage = list[Block]  # blocks in a row; or one run of single layers
 
 
 class Aligned(NamedTuple):
@@ -25,22 +26,27 @@ class Aligned(NamedTuple):
 def stages(network: Network) -> list[Stage]:
     """The stages of a network and the runs of layers between them, in order."""
     blocks = network.architecture.blocks
-    weights = {layer.name: layer for layer in network.weights}
+    tensors = {layer.name: layer for layer in network.layers}
+    # torchvision's ResNet has its blocks in four lists, "layer1" to "layer4", and these are the stages. Its MobileNetV2
+    # has all blocks in one list, "features", so that the list tells nothing. With nested lists, strides are not asked
+    # for: a first block without a stride is still the first of its list.
     nested = len({_above(block) for block in blocks if not block.run}) > 1
     found: list[Stage] = []
     for block in blocks:
-        if found and not block.run and _goes_on(found[-1][-1], block, weights, nested):
+        if found and not block.run and _goes_on(found[-1][-1], block, tensors, nested):
             found[-1].append(block)
         else:
             found.append([block])
     return found
 
 
-def align(source: Network, target: Network, repeat: bool) -> Aligned:
-    """The layers of both, stage by stage; a target stage's blocks beyond the source's have its last one, or are new.
+def align_stages(source: Network, target: Network, repeat: bool) -> Aligned:
+    """Pair the layers of two networks, stage by stage and block by block.
 
-    With `repeat`, block i of a stage of L takes source block min(i, L - 1), otherwise blocks beyond are new. Raises
-    ValueError if the stages, the layers of two blocks, or their kinds differ.
+    Block i of a stage takes block i of the source's stage, which has L blocks. With `repeat`, any block beyond these
+    takes the last one, block L - 1; otherwise the block is new.
+
+    Raises ValueError if the stages, the layers of two blocks, or their kinds differ.
     """
     theirs, ours = stages(source), stages(target)
     if [stage[0].run for stage in theirs] != [stage[0].run for stage in ours]:
@@ -60,6 +66,8 @@ def align(source: Network, target: Network, repeat: bool) -> Aligned:
 
 def _paired(source: Block, target: Block) -> dict[str, str]:
     """The layers of two blocks in their order; shortcuts only where both have them."""
+    # The first block of a stage often has a convolution in its shortcut and the others do not. As a source of a later
+    # block, it gives all but the shortcut.
     kept = {layer.role == SHORTCUT for layer in source.layers} == {layer.role == SHORTCUT for layer in target.layers}
     pairs = [[layer for layer in block.layers if kept or layer.role != SHORTCUT] for block in (source, target)]
     for one, other in zip_longest(*pairs):
@@ -73,26 +81,26 @@ def _paired(source: Block, target: Block) -> dict[str, str]:
     return {other.name: one.name for one, other in zip(*pairs, strict=True)}
 
 
-def _goes_on(before: Block, block: Block, weights: dict[str, LayerTensors], nested: bool) -> bool:
+def _goes_on(before: Block, block: Block, tensors: dict[str, LayerTensors], nested: bool) -> bool:
     """Is a block in the stage of the one before it?"""
     if before.run or _above(block) != _above(before):
         return False
-    return nested or not (_steps(block, weights) or _width(block) != _width(before))
+    return nested or not (_steps(block, tensors) or _width(block) != _width(before))
 
 
 def _above(block: Block) -> str:
     return block.name.rpartition(".")[0]
 
 
-def _steps(block: Block, weights: dict[str, LayerTensors]) -> bool:
-    """Does a convolution in it have a stride?"""
-    modules = (weights[layer.name].module for layer in block.layers if layer.name in weights)
+def _steps(block: Block, tensors: dict[str, LayerTensors]) -> bool:
+    """Does a layer of a block have a stride?"""
+    modules = (tensors[layer.name].module for layer in block.layers if layer.name in tensors)
     strides = (getattr(module, "stride", 1) for module in modules)
     return any(max(stride) > 1 if isinstance(stride, tuple) else stride != 1 for stride in strides)
 
 
 def _width(block: Block) -> int:
-    """The channels that come out of its last layer but for shortcuts."""
+    """The channels that a block gives, by its last layer outside shortcuts."""
     main: list[Layer] = [layer for layer in block.layers if layer.role != SHORTCUT]
     return main[-1].shape[0] if main and main[-1].shape else 0
 

@@ -1,4 +1,4 @@
-"""nn.Module -> Architecture in paper mode: Algorithm 1 (appendix A.1). And what both modes know of kinds of layers."""
+"""nn.Module -> Architecture in paper mode: Algorithm 1 (appendix A.1); and what both modes know of kinds of layers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ COUNTED = frozenset(prefix + cls.__name__ for cls in (*CONVOLUTIONS, nn.Linear) 
 
 
 class Branch(NamedTuple):
-    """Where a convolution has its outputs, its inputs and its kernel in the layer that it makes with those beside it.
+    """Where a convolution lies in the layer that it makes with the convolutions beside it.
 
-    `whole` is the name of that layer and `shape` the shape of its weight; `starts` is the first place along each axis.
+    `whole` is the name of that layer and `shape` the shape of its weight. `starts` is the convolution's first place
+    along each axis: outputs, inputs, kernel.
     """
 
     whole: str
@@ -44,19 +45,20 @@ class Branch(NamedTuple):
 
 
 class View(NamedTuple):
-    """Where a tensor of a layer is stored: its name in the state dict and in its module, and how it is seen.
+    """Where a tensor of a layer is stored, and how it is seen.
 
-    `part` names what is stacked with others in one tensor; `steps` lead from the stored tensor to the view of it.
+    `path` is the name of the stored tensor in the state dict and `local` its name in the module. `label` tells the view
+    from others of the same stored tensor ("query"). `steps` lead from the stored tensor to the view.
     """
 
     path: str
     local: str
     stored: Tensor
-    part: str = ""
+    label: str = ""
     steps: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """What is seen of a tensor that is like the stored one."""
+        """The view of a tensor that has the form of the stored one, such as the state that an optimizer keeps of it."""
         for step in self.steps:
             tensor = step(tensor)
         return tensor
@@ -66,19 +68,31 @@ NO_VIEWS: Mapping[str, View] = {}  # one for all, as there are many layers
 
 
 class LayerTensors(NamedTuple):
-    """A layer with its parameters and saved buffers, by their names in the layer; "" for a tensor that is a layer.
+    """A layer with its parameters and saved buffers.
 
-    A tensor that is computed, by weight_norm for example, stands in the place of those that it is computed from. In
-    default mode a tensor may be a view of what is stored (`views`), and `plain` is what matching sees of the layer.
-
-    `heads`: how many heads its outputs (of an attention's last projection: its inputs) are made of, 0 where nobody
-    says; `split`: the same, where the view has an axis of them. `gives`: the outputs of a recurrent layer of two
-    directions. `halves`: its inputs are two of one size side by side. `prefix`: of positions on a grid, the rows of
-    tokens before it, and `grid`, (height, width) where a module says it; `prefix` is None for a sequence, whose
-    positions begin at row `offset`. `patches`: it cuts an image in patches. `flat`: its inputs are a flattened picture
-    of so many channels. `joined`: no layer before it has so many outputs, so that its inputs are joined from several.
-    `stack`: its outputs are so many times what the next layer takes. `branch`: its place in a layer that it makes with
-    others side by side (`dpiat.branches`). `norm`: what normalizes its outputs.
+    Attributes:
+        name: The dotted path of the module, or of the bare parameter, with the label of a layer that is stacked with
+            others in one tensor: "attn.qkv[query]".
+        module: The module that holds the tensors.
+        tensors: By their names in the layer; "" for a tensor that is a layer. A tensor that is computed, by weight_norm
+            for example, stands in the place of those that it is computed from.
+        views: Where the tensors are stored that are views, as in default mode many are.
+        plain: What matching sees of the layer (default mode).
+        role: The role of a layer that is stacked with others; `plain.role` is the role of every layer.
+        heads: How many heads the outputs (for an attention's last projection: the inputs) are made of; 0 where nobody
+            says.
+        split: The same, where the view has an axis of heads.
+        gives: The number of outputs of a recurrent layer with two directions; 0 for any other layer.
+        halves: Whether the inputs are two tensors of one size, side by side.
+        prefix: For positions on a grid, the number of rows of tokens before the grid; None for positions in a sequence.
+        offset: For positions in a sequence, the row of the first one.
+        grid: For positions on a grid, (height, width), where a module says it.
+        patches: Whether the layer cuts an image into patches.
+        flat: How many channels the picture has that was flattened to the inputs; 0 where there is none.
+        joined: Whether the inputs are joined from several layers: no layer before has so many outputs.
+        stack: How many times what the next layer takes the outputs are; 0 where they are not.
+        branch: The place in a layer that the convolution makes with others side by side (`dpiat.branches`).
+        norm: The layer that normalizes the outputs.
     """
 
     name: str
@@ -108,8 +122,8 @@ class LayerTensors(NamedTuple):
         return f"{self.name}.{local}" if self.name and local else self.name or local
 
     @property
-    def whole(self) -> str:
-        """The name of the module that the layer is all or a part of."""
+    def module_name(self) -> str:
+        """The name of the module, which may hold more layers than this one."""
         return self.name.rpartition("[")[0] or self.name if self.name.endswith("]") else self.name
 
     def without(self, names: Iterable[str]) -> LayerTensors:
@@ -118,15 +132,15 @@ class LayerTensors(NamedTuple):
 
     def piece(self, local: str) -> str:
         """The name of what the layer has of a stored tensor: "attn.qkv.weight[query]"."""
-        part = self.views[local].part if local in self.views else ""
-        return f"{self.path(local)}[{part}]" if part else self.path(local)
+        label = self.views[local].label if local in self.views else ""
+        return f"{self.path(local)}[{label}]" if label else self.path(local)
 
-    def own(self, local: str) -> str:
+    def name_in_module(self, local: str) -> str:
         """The name of a tensor in its module."""
         return self.views[local].local if local in self.views else local
 
     def view(self, local: str, stored: Tensor) -> Tensor:
-        """What the layer sees of a tensor that is like the stored one."""
+        """The layer's view of a tensor that has the form of the stored one."""
         return self.views[local](stored) if local in self.views else stored
 
     def renamed(self, names: Mapping[str, str]) -> LayerTensors:
@@ -139,14 +153,16 @@ class LayerTensors(NamedTuple):
         tensors = {**self.tensors, local: view._replace(steps=steps)(self.tensors[local])}
         return self._replace(tensors=tensors, views={**self.views, local: view._replace(steps=view.steps + steps)})
 
-    def part(self, name: str, ranges: Sequence[tuple[int, int]], role: str) -> LayerTensors:
-        """Some rows of the layer, from (start, number) pairs at equal distances, as a layer of its own."""
+    def cut(self, name: str, ranges: Sequence[tuple[int, int]], role: str) -> LayerTensors:
+        """Cut out rows of the layer as a layer of its own; `ranges` are (start, number) at equal distances."""
+        # Several ranges are the heads of an attention that is stored head by head. All of them are one strided view,
+        # (heads, rows of a head, ...), so that a write into the view writes the stored tensor.
         (start, count), found = ranges[0], self
         distance = ranges[1][0] - start if len(ranges) > 1 else 0
         for local, tensor in self.tensors.items():
             if tensor.dim():
                 found = found.seen(local, Rows(start, count, distance))
-        views = {local: view._replace(part=name) for local, view in found.views.items()}
+        views = {local: view._replace(label=name) for local, view in found.views.items()}
         split = len(ranges) if distance else 0
         return found._replace(name=f"{self.name}[{name}]", views=views, role=role, split=split)
 
@@ -164,7 +180,7 @@ def is_matrix(layer: Layer) -> bool:
 
 
 class Rows(NamedTuple):
-    """A view of rows start ... start + count; of each group of `distance` rows, if that is not 0."""
+    """A view of rows start ... start + count; with a `distance`, the same rows of each group of `distance` rows."""
 
     start: int
     count: int
@@ -177,13 +193,14 @@ class Rows(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network as plain data, and its layers that have tensors, in the order of its state dict.
+    """A network as plain data, and the same network's layers with their tensors.
 
-    Where they are not, as a layer holds what is elsewhere or has several names, `order` has the places of the names.
+    `layers` are in the order of the state dict. They cannot be where a layer holds a tensor that is registered
+    elsewhere or has a second name: then `order` tells the place of each name in the state dict.
     """
 
     architecture: Architecture
-    weights: list[LayerTensors]
+    layers: list[LayerTensors]
     order: Mapping[str, int] = {}
 
 
@@ -192,7 +209,7 @@ def read_paper(module: nn.Module, shapes_alone: bool) -> Network:
     reader = _Reader(shapes_alone, module)
     elements = reader.blocks(module, "")
     blocks = (Block(e.name, (e,)) if isinstance(e, Layer) else e for e in elements)
-    return Network(Architecture(type(module).__name__, tuple(blocks)), reader.weights)
+    return Network(Architecture(type(module).__name__, tuple(blocks)), reader.layers)
 
 
 class _Reader:
@@ -200,11 +217,16 @@ class _Reader:
 
     def __init__(self, shapes_alone: bool, network: nn.Module):
         self.shapes_alone, self.network = shapes_alone, network
-        self.weights: list[LayerTensors] = []
+        self.layers: list[LayerTensors] = []
         self.convolutions = 0  # so far, with shapes alone
 
     def blocks(self, module: nn.Module, name: str) -> list[Layer | Block]:
         """The content of one node of the tree: single layers and blocks, in order (Algorithm 1)."""
+        # Two rules of the paper make the blocks. A child with at least two convolutions or linear layers, and no block
+        # inside, is a block: a batch norm and an activation alone say nothing of where a block ends. A module in which
+        # single layers outnumber blocks gives up its blocks: an inverted residual holds a squeeze and excitation of two
+        # convolutions, and is to be one block and not three pieces. Its parent then makes it a block by the first rule.
+        # The network itself never gives up its blocks: it has no parent that could be a block.
         children = module._modules
         if self.shapes_alone:  # modules without tensors leave no trace in a state dict
             children = {key: child for key, child in children.items() if has_tensors(child)}
@@ -214,13 +236,13 @@ class _Reader:
         prefix = f"{name}." if name else ""
         content: list[Layer | Block] = []
         for key, tensor in own_tensors(module).items():
-            self.weights.append(LayerTensors(prefix + key, module, {"": tensor}))
+            self.layers.append(LayerTensors(prefix + key, module, {"": tensor}))
         seen: set[int] = set()  # by id: modules may have an equality of their own
         for child_name, child in children.items():
             if child is None:
                 continue
             inner = self.blocks(child, prefix + child_name)
-            if id(child) in seen:  # under two names here, and still one layer
+            if id(child) in seen:  # under two names here, and still one layer; its tensors have both names
                 continue
             seen.add(id(child))
             if len(inner) == 1 or any(isinstance(e, Block) for e in inner) or _counted(inner) <= 1:
@@ -236,7 +258,7 @@ class _Reader:
         tensors, kind = layer_tensors(module, name), paper_kind(type(module))
         if not tensors:
             return Layer(name, kind or type(module).__name__)
-        self.weights.append(LayerTensors(name, module, tensors))
+        self.layers.append(LayerTensors(name, module, tensors))
         if isinstance(module, _Loss) and not module._parameters:  # weights of its own classes
             return Layer(name, type(module).__name__)
         weight = tensors.get("weight") if kind else None
@@ -264,7 +286,7 @@ def layer_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 @cache
 def paper_kind(cls: type[nn.Module]) -> str:
-    """The name of the paper's kind that a class belongs to, "" if to none."""
+    """The name of the paper's kind that a class belongs to, or ""."""
     return next((kind.__name__ for kind in PAPER_KINDS if issubclass(cls, kind)), "")
 
 
@@ -274,12 +296,16 @@ def has_tensors(module: nn.Module | None) -> bool:
 
 @cache
 def packs(cls: type[nn.Module]) -> bool:
-    """Could it save what is neither parameter nor buffer, as quantized layers do?"""
+    """Can a module of this class save what is neither a parameter nor a buffer, as quantized layers do?"""
     return cls._save_to_state_dict is not nn.Module._save_to_state_dict
 
 
 def _packed(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-    """Does it save more than these tensors, and has no parameters, or integers that mean nothing without the rest?"""
+    """Does a module keep its weights where only its own code finds them?
+
+    It saves more than these tensors. And it has no parameters, or they are integers, which mean nothing without the
+    rest. A module that saves a counter beside its weights is not packed.
+    """
     if not module.state_dict(keep_vars=True).keys() - tensors.keys():
         return False
     return not tensors or not all(t.is_floating_point() or t.is_complex() for t in module.parameters(recurse=False))
@@ -287,12 +313,12 @@ def _packed(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
 
 @cache
 def known_kind(cls: type[nn.Module]) -> str:
-    """The name of the kind that a class belongs to in default mode, "" if to none."""
+    """The name of the kind that a class belongs to in default mode, or ""."""
     return paper_kind(cls) or next((kind.__name__ for kind in OTHER_KINDS if issubclass(cls, kind)), "")
 
 
 def known_class(module: nn.Module) -> str:
-    """The kind of default mode that a module is a layer of, whatever is inside it; "" if only its tensors tell."""
+    """The kind of a module that is one layer in default mode, whatever is inside; "" where only its tensors tell."""
     if kind := known_kind(type(module)):
         return kind
     alias = _alias(type(module))
@@ -301,12 +327,12 @@ def known_class(module: nn.Module) -> str:
 
 @cache
 def _alias(cls: type[nn.Module]) -> str:
-    """The kind that the name of a class stands for, "" if for none."""
+    """The kind that the name of a class stands for, or ""."""
     return next((kind for part, kind in ALIASES.items() if part in cls.__name__.lower()), "")
 
 
 def _class(module: nn.Module) -> str:
-    """The name of a module's class, or of the one that it had before it was parametrized."""
+    """The name of a module's class: of a parametrized module, the class that it had before."""
     return (type(module).__base__ if chains(module) else type(module)).__name__
 
 
@@ -332,7 +358,7 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def shape_of(tensors: Iterable[Tensor], name: str) -> tuple[int, ...]:
-    """The shape of the first of the largest tensors: (1,) of a single number, () without elements to be moved."""
+    """The shape of the largest tensor, the first of several; (1,) for a single number, () if there are no elements."""
     try:
         tensor = max(tensors, key=Tensor.numel)
     except ValueError as error:

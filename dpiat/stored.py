@@ -1,4 +1,7 @@
-"""A network of which only the state dict is there: its tensors, by the names and in the order of the network's."""
+"""A network of which only the state dict is there: a tree of modules made of the tensors' names.
+
+The order of the tensors matters: layers are matched in the order in which the network defines them.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,13 @@ UNORDERED = (
 
 
 class Stored(nn.Module):
-    """A network of which only the tensors are known: one node of the tree that their names make."""
+    """A node of the tree that the names of tensors make: a network without code, or a part of one."""
 
 
 def tensors_in(state: Any, name: str) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of the one in it, without the prefixes of wrappers."""
+    """The tensors of a state dict, or of the state dict inside, without the prefixes of wrappers."""
+    # Trainers write a mapping of mappings: {"state_dict": ..., "optimizer": ..., "epoch": 3}. The usual names come
+    # first. A mapping of two networks, such as a GAN's, is refused: nobody says which of the two is meant.
     while isinstance(state, Mapping) and (inner := _inner(state)) is not None:
         state = inner
     tensors = {k: t for k, t in state.items() if isinstance(t, Tensor)} if isinstance(state, Mapping) else {}
@@ -44,12 +49,12 @@ def tensors_in(state: Any, name: str) -> dict[str, Tensor]:
 
 
 def _inner(state: Mapping) -> Mapping | None:
-    """The mapping that a trainer put the tensors in: under one of the usual names, or the only one that holds any."""
+    """The mapping that a trainer put the tensors in: under a usual name, or the only mapping that holds tensors."""
     if key := next((key for key in NESTED if isinstance(state.get(key), Mapping)), None):
         return state[key]
     found = _networks(state)
     if len(found) != 1 or any(isinstance(value, Tensor) and value.dim() for value in state.values()):
-        return None  # a tensor beside it that is one number is no weight, but a loss
+        return None  # a weight beside the mapping belongs to the network too; a single number is a loss
     return state[found[0]]
 
 
@@ -60,15 +65,16 @@ def _networks(state: Any) -> list[str]:
 
 
 def _unwrapped(tensors: Mapping[str, Tensor], beside: bool = False) -> tuple[dict[str, str], list[str]]:
-    """The names of a network's tensors without wrappers, each with its whole name; and those that wrappers hold.
+    """The names of a network's tensors without wrappers, each with its whole name; and the names that wrappers hold.
 
-    Wrappers may hold vectors and numbers `beside` their network, but no biases.
+    With `beside`, wrappers may hold vectors and numbers beside their network, such as a loss. A bias shows that the
+    prefix is not a wrapper's, but a part of the network.
     """
     inner, outer = {key: key for key in tensors}, []
     while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in inner)), ""):
         own = [key for key in inner if not key.startswith(prefix)]
         if own and not (beside and all(_is_vector(tensors[inner[key]]) and not key.endswith("bias") for key in own)):
-            break  # what has this name is a part of a network
+            break  # the prefix is the name of a part of a network
         outer += [inner.pop(key) for key in own]
         inner = {key.removeprefix(prefix): whole for key, whole in inner.items()}
     return inner, outer
@@ -80,7 +86,7 @@ def _is_vector(tensor: Tensor) -> bool:
 
 
 def of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the names that they have in the state dict of a network, whatever one of both is wrapped in.
+    """The tensors by their names in the state dict of a network, whatever either of the two is wrapped in.
 
     Numbers and vectors that a wrapper holds beside its network, such as those of a loss, are left out, unless the
     network is in such a wrapper too.
@@ -95,7 +101,7 @@ def of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> 
 def in_order(
     tensors: Mapping[str, Tensor], name: str, ordered: bool | None, like: nn.Module | None, why: str = ""
 ) -> Mapping[str, Tensor]:
-    """The tensors in their network's order: that of `like`, if its tensors have the same names, or their own.
+    """The tensors in their network's order: the order of `like`, if its tensors have the same names, or their own.
 
     `ordered` says whether their own is the network's; None if nobody knows, and the names must tell. Raises ValueError
     if it seems not to be, with the reason `why` nobody else knows it.
@@ -112,15 +118,15 @@ def in_order(
 
 
 def with_tied(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, and under each of its names one that the network has under several and a format keeps under one."""
+    """The tensors, with the other names of tied ones: the network has these, and some formats keep one name alone."""
     held = {id(tensor): tensors[key] for key, tensor in network.items() if key in tensors}
     return {**tensors, **{key: held[id(t)] for key, t in network.items() if key not in tensors and id(t) in held}}
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Put tensors, by the names of its state dict, in the place of a network's own, and return it; nothing is copied.
+    """Put tensors in the place of a network's own, by the names of its state dict, and return the network.
 
-    A tensor under several names stays one parameter.
+    Nothing is copied. A tensor under several names stays one parameter.
     """
     parameters: dict[int, nn.Parameter] = {}
     for key, tensor in tensors.items():
@@ -136,7 +142,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def as_network(tensors: Mapping[str, Tensor]) -> Stored:
-    """The tensors of a state dict in a tree of modules; they are shared, not copied."""
+    """The tensors of a state dict in a tree of modules. They are not copied."""
     root = Stored()
     for key, tensor in _computed(tensors).items():
         *path, last = key.split(".")
@@ -149,9 +155,9 @@ def as_network(tensors: Mapping[str, Tensor]) -> Stored:
 
 
 def _join_aliases(node: nn.Module) -> None:
-    """Make one node of children with the same tensors: they are one module under two names.
+    """Make children with the same tensors one node: they are one module under two names.
 
-    Not of a single tensor: two modules may be tied in it.
+    Children with a single tensor are left alone: they may be two modules with a tied weight.
     """
     seen: dict[tuple, nn.Module] = {}
     for name, child in node._modules.items():
@@ -162,7 +168,7 @@ def _join_aliases(node: nn.Module) -> None:
 
 
 def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
-    """Where in memory a tensor is, 0 if nowhere, as on the meta device, and its shape."""
+    """The address of a tensor in memory, 0 if it has none, as on the meta device, and its shape."""
     if is_lazy(tensor) or tensor.layout != torch.strided:
         return 0, ()
     return tensor.data_ptr(), tuple(tensor.shape)
@@ -171,10 +177,13 @@ def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
 def _reordered(tensors: Mapping[str, Tensor]) -> bool:
     """Did a format put these tensors in another order than their network's?
 
-    There, those of a module stand together, weights before their biases, and layer 2 before layer 10.
+    In a network's order, the tensors of a module stand together, weights before biases, and layer 2 before layer 10.
     """
+    # .safetensors sorts tensors by their names, and nothing in a file says so. A sorted order is taken for a format's
+    # if the network's would differ: if a bias now stands before its weight, or layer 10 before layer 2. A sorted order
+    # without either is left alone: it may be the network's own.
     paths = [key.split(".") for key in tensors]
-    while paths and paths[-1][-1] in STATISTICS:  # {**parameters, **buffers}
+    while paths and paths[-1][-1] in STATISTICS:  # {**parameters, **buffers}, whose buffers come last
         paths.pop()
     if paths and _scattered([path[:-1] for path in paths]):
         return True
@@ -195,12 +204,12 @@ def _scattered(paths: Sequence[Sequence[str]]) -> bool:
 
 
 def _numbered(key: str) -> str:
-    """The name with its numbers in as many digits, so that 2 is sorted before 10."""
+    """The name with all numbers in 20 digits, so that 2 is sorted before 10."""
     return re.sub(r"\d+", lambda number: number[0].zfill(20), key)
 
 
 def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with a weight in place of what weight_norm, spectral_norm or pruning keep for it."""
+    """The tensors with the weight in place of the tensors that weight_norm, spectral_norm or pruning keep for it."""
     made, used = {}, set()
     for name, value, (one, *others) in _recipes():
         for key in tensors:
@@ -213,7 +222,7 @@ def _computed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _recipes() -> Iterator[tuple[str, Callable[..., Tensor], list[str]]]:
-    """A tensor that is computed, how, and the names of what it is computed from, as hooks and parametrizations do."""
+    """The name of a computed tensor, how it is computed, and the ends of the names of what it is computed from."""
     values = {WeightNorm: _weight_normed, SpectralNorm: _spectral_normed, BasePruningMethod: torch.mul}
     for kind, ends in HOOKS.items():
         for name in ("weight", "bias") if kind is BasePruningMethod else ("weight",):
@@ -224,7 +233,9 @@ def _recipes() -> Iterator[tuple[str, Callable[..., Tensor], list[str]]]:
 
 
 def _spectral_normed(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """The weight over the norm that the singular vectors give: along the dimension that they fit, or fit best."""
+    """The weight over the norm that its singular vectors give."""
+    # A state dict does not say along which dimension the weight was made a matrix: 0, or 1 for transposed convolutions.
+    # Where the lengths of both vectors fit several, the true one has the largest u^T W v.
     u, v = u.to(weight.dtype), v.to(weight.dtype)
     fitting = (weight.movedim(d, 0).flatten(1) for d in range(weight.dim()) if weight.shape[d] == len(u))
     norms = [torch.dot(u, torch.mv(matrix, v)) for matrix in fitting if matrix.shape[1] == len(v)]
@@ -232,6 +243,6 @@ def _spectral_normed(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _weight_normed(g: Tensor, v: Tensor) -> Tensor:
-    """The weight of directions and norms, one norm for each entry of one dimension, or one for all."""
+    """The weight of directions `v` and norms `g`: one norm for each entry of one dimension, or one for all."""
     dimension = next((d for d, size in enumerate(g.shape) if size > 1), 0 if g.dim() else -1)
     return torch._weight_norm(v, g, dimension)

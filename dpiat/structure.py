@@ -33,25 +33,27 @@ ALIKE = 0.5  # the part of the names in two elements that they share
 
 def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) -> Network:
     """The network in default mode: its blocks and runs of layers, and the layers' tensors in state-dict order."""
+    # First the tree of modules, then what neighbours tell of each other (`in_context`), then the blocks. Facts of
+    # neighbours need all layers in a row, and what is a block needs to know which layers are matrices.
     walk = _Walk(shapes_alone, head_size)
     root = walk.node("", "", module) or _Node("", "")
-    told = iter(in_context([layer for node in root.leaves for layer in node.weights], shapes_alone))
+    told = iter(in_context([layer for node in root.leaves for layer in node.own], shapes_alone))
     for node in root.leaves:
-        node.weights = [next(told) for _ in node.weights]
+        node.own = [next(told) for _ in node.own]
     elements = list(_elements(root))
-    if any(not block.run for block in elements):
+    if any(not block.run for block in elements):  # without a block, a run would be the whole network
         elements = list(_runs(elements))
-    weights = [layer for node in root.leaves for layer in node.weights]
+    layers = [layer for node in root.leaves for layer in node.own]
     order = {}
     if walk.displaced:
-        weights += [layer for node in walk.again for leaf in node.leaves for layer in leaf.weights]
+        layers += [layer for node in walk.again for leaf in node.leaves for layer in leaf.own]
         order = {path: place for place, path in enumerate(nn.Module.state_dict(module, keep_vars=True))}
-    blocks = leveled(elements, weights, module)
-    return merged(Network(Architecture(type(module).__name__, blocks, structured=True), weights, order))
+    blocks = leveled(elements, layers, module)
+    return merged(Network(Architecture(type(module).__name__, blocks, structured=True), layers, order))
 
 
 class _once:
-    """A property that is found when it is first asked for, as functools' cached_property, without its lock."""
+    """A property that is computed when it is first asked for: functools' cached_property without its lock."""
 
     def __init__(self, find: Callable):
         self.find = find
@@ -63,7 +65,7 @@ class _once:
 
 @lru_cache(maxsize=2**14)
 def _before_number(key: str) -> str | None:
-    """What a name is before the number that it ends in, None if it does not end in one."""
+    """The part of a name before the number at its end; None if there is no number at its end."""
     numbered = NUMBERED.fullmatch(key)
     return numbered and numbered[1]
 
@@ -74,20 +76,21 @@ def _without_numbers(name: str) -> str:
 
 
 class _Node:
-    """A module, or a bare parameter of one, with what it holds; what holds no tensors is not there.
+    """A module, or a bare parameter of a module. Modules without tensors have no node.
 
-    `counted` is the number of matrices and convolutions in it, `vectors` that of layers that are vectors, as norms are.
+    A node has `children`, or `own` layers. `counted` is the number of matrices and convolutions in the node, `vectors`
+    the number of layers that are vectors, as norms are.
     """
 
-    def __init__(self, key: str, name: str, children: Sequence[_Node] = (), weights: Sequence[LayerTensors] = ()):
-        self.key, self.name, self.children, self.weights = key, name, children, weights
+    def __init__(self, key: str, name: str, children: Sequence[_Node] = (), own: Sequence[LayerTensors] = ()):
+        self.key, self.name, self.children, self.own = key, name, children, own
         self.counted = self.vectors = 0
         self.below: list[_Node] = []
         for child in children:
             self.below += child.leaves
             self.counted += child.counted
             self.vectors += child.vectors
-        for layer in weights:
+        for layer in own:
             plain = layer.plain
             rank = 0 if plain.kind == CONSTANT else len(plain.shape)
             self.vectors += rank == 1
@@ -95,40 +98,47 @@ class _Node:
 
     @property
     def leaves(self) -> list[_Node]:
-        """What is in it and holds tensors itself; or itself, which is not kept: a cycle is freed late."""
+        """The nodes inside that hold tensors themselves, or this node."""
+        # `below` never holds the node itself: Python frees cycles late, and a node holds tensors.
         return self.below if self.children else [self]
 
     @_once
     def layers(self) -> list[Layer]:
-        return [layer.plain for leaf in self.leaves for layer in leaf.weights if layer.plain.kind != CONSTANT]
+        return [layer.plain for leaf in self.leaves for layer in leaf.own if layer.plain.kind != CONSTANT]
 
     @_once
     def names(self) -> frozenset[str]:
-        """Its layers by their names in it, without numbers."""
+        """The names of the layers inside, without the node's own name and without numbers."""
         start = len(self.name) + 1
         return frozenset([_without_numbers(leaf.name[start:]) for leaf in self.leaves])
 
     @_once
     def lists(self) -> list[list[_Node]]:
-        """The lists of alike elements in it, wherever nested."""
-        inside = [child for child in self.children if child.counted > 1]  # an element, or what holds some
+        """The lists of alike elements in this node, wherever nested."""
+        # Libraries number their blocks in many ways ("3", "layer3", "Mixed_5b"), and number other things too. Children
+        # are one list if their names are the same but for the number and at least two neighbours hold alike names: the
+        # first block of a stage may have a shortcut that the others lack, and two different modules may have numbers.
+        inside = [child for child in self.children if child.counted > 1]  # an element, or what holds elements
         if not inside or not any(child.children for child in self.children):
             return []  # elements are more than single layers
-        groups: dict[str, list[_Node]] = {}  # by what names are before a number
+        groups: dict[str, list[_Node]] = {}  # by the part of the name before the number
         for child in inside:
             if (before := _before_number(child.key)) is not None:
                 groups.setdefault(before, []).append(child)
-        if self.key.isdigit():  # in an element of a list, "ffn1" and "ffn2" are two parts, and not a list of blocks
+        # In an element of a list, two numbered parts are parts of a block: GhostNet's "ghost1" and "ghost2", a
+        # Conformer's "ffn1" and "ffn2". Were they blocks, the block around them would fall apart. Three or more are
+        # blocks inside of a stage that has a number, as RDNet's are.
+        if self.key.isdigit():
             groups = {before: group for before, group in groups.items() if not before or len(group) > 2}
         own = [group for group in groups.values() if any(_alike(a, b) for a, b in pairwise(group))]
         return own + [group for child in inside for group in child.lists]
 
     @_once
     def is_container(self) -> bool:
-        """Does it hold blocks, so that it is none itself?
+        """Does the node hold blocks, so that it is not a block itself?
 
-        The experts of a mixture and the parts of a layer repeat too, but have no norms of their own beside those of the
-        layer.
+        The experts of a mixture and the parts of a layer repeat too. They have no norms of their own, and the layer
+        around them has: so they are not blocks.
         """
         return any(map(_is_list_of_one, self.children)) or any(
             any(element.vectors for element in group) or not self.vectors for group in self.lists
@@ -142,7 +152,7 @@ class _Node:
 class _Walk:
     """One walk through the tree of modules.
 
-    `shapes_alone`: kinds are to follow from shapes alone. `head_size`: that of an attention's heads, if it is known.
+    With `shapes_alone`, kinds follow from shapes alone. `head_size` is the size of an attention's head, 0 if unknown.
     """
 
     def __init__(self, shapes_alone: bool, head_size: int):
@@ -152,7 +162,7 @@ class _Walk:
         self.displaced = False  # does a tensor stand elsewhere than in the order of the state dict?
 
     def node(self, key: str, name: str, module: nn.Module, above: Above = ()) -> _Node | None:
-        """The node of a module; those of `above` are around it, the nearest first."""
+        """The node of a module; `above` are the modules around, the nearest first."""
         inside = module._modules
         if not inside or known_class(module):
             return self.leaf(key, name, module, above)
@@ -177,7 +187,7 @@ class _Walk:
         return _Node(key, name, [*filter(None, bare), *children])
 
     def once_more(self, key: str, name: str, module: nn.Module, above: Above) -> None:
-        """Take down the names of a module that has been seen: they are in the state dict too."""
+        """Take down the other names of a module that the walk has seen: the state dict has them too."""
         walk = _Walk(self.shapes_alone, self.head_size)
         if found := walk.node(key, name, module, above):
             self.again += [found, *walk.again]
@@ -186,22 +196,25 @@ class _Walk:
     def leaf(
         self, key: str, name: str, module: nn.Module, above: Above, bare: dict[str, Tensor] | None = None
     ) -> _Node | None:
-        weights = layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
-        return _Node(key, name, weights=weights) if weights else None
+        own = layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
+        return _Node(key, name, own=own) if own else None
 
     def with_biases(self, children: list[_Node], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """What a module holds itself, but for biases of stacked projections, which go to these: BEiT's q_bias."""
+        """The tensors that a module holds itself, without biases that belong to its projections.
+
+        BEiT stores the biases of query and value beside the stacked `qkv`, which has no bias: they go to its layers.
+        """
         biases = {key: BIASES[key] for key in own if key in BIASES}
         if not biases:
             return own
         left = dict(own)
         for leaf in (leaf for child in children for leaf in child.leaves):
-            for place, layer in enumerate(leaf.weights):
+            for place, layer in enumerate(leaf.own):
                 key = next((key for key, role in biases.items() if role == layer.role and key in left), None)
                 if key and "bias" not in layer.tensors:
                     tensor = left.pop(key)
                     views = {**layer.views, "bias": View(prefix + key, key, tensor)}
-                    leaf.weights[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
+                    leaf.own[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
                     self.displaced = True
         return left
 
@@ -212,7 +225,7 @@ def _is_list_of_one(node: _Node) -> bool:
 
 
 def _bare(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Tensors of a module that has children: "in_proj_weight" and "in_proj_bias" are one layer, others each one."""
+    """The layers of a module's own tensors: "in_proj_weight" and "in_proj_bias" are one, any other tensor is one."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         stem, _, last = key.rpartition("_")
@@ -227,6 +240,8 @@ def _alike(a: _Node, b: _Node) -> bool:
 
 def _elements(node: _Node) -> Iterator[Block]:
     """The blocks of a network and the single layers between them, in order."""
+    # A node is opened if it holds blocks, or if nothing says that it is one: without a number in its name, two
+    # convolutions in a module are a stem or a head as often as a block.
     if node.children and (node.is_container or not (node.is_numbered and node.counted > 1)):
         for child in node.children:
             yield from _elements(child)
@@ -237,15 +252,15 @@ def _elements(node: _Node) -> Iterator[Block]:
         layers = [_in_block(layer, start) if "proj" in layer.name else layer for layer in node.layers]
         yield Block(node.name, tuple(layers))
     else:
-        for place, weights in enumerate(node.weights):
-            if weights.plain.role == roles.SHORTCUT:  # between blocks, nothing is beside it
-                node.weights[place] = weights._replace(plain=weights.plain._replace(role=""))
-            if weights.plain.kind != CONSTANT:
-                yield Block(weights.name, (node.weights[place].plain,), run=True)
+        for place, layer in enumerate(node.own):
+            if layer.plain.role == roles.SHORTCUT:  # a "downsample" between blocks is the only way, not a shortcut
+                node.own[place] = layer._replace(plain=layer.plain._replace(role=""))
+            if layer.plain.kind != CONSTANT:
+                yield Block(layer.name, (node.own[place].plain,), run=True)
 
 
 def _in_block(layer: Layer, start: int) -> Layer:
-    """The layer with what is known of it in a block only, in which its name begins at `start`."""
+    """The layer of a block: "proj" is the name of a shortcut in a block alone. Its name there begins at `start`."""
     if len(layer.shape) not in (1, 4) or not SHORTCUT.fullmatch(layer.name, start):
         return layer
     return layer._replace(role=roles.SHORTCUT)
@@ -266,7 +281,7 @@ def _runs(elements: list[Block]) -> Iterator[Block]:
 
 
 def _shared_path(names: list[str]) -> str:
-    """The module that all these are in, "" if none but the network."""
+    """The name of the smallest module that holds all these layers; "" for the network."""
     paths = [name.split(".")[:-1] for name in names]
     alike = [len(set(words)) == 1 for words in zip(*paths, strict=False)]
     return ".".join(paths[0][: [*alike, False].index(False)])

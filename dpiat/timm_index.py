@@ -27,8 +27,8 @@ from dpiat.sources import first_line
 
 logger = logging.getLogger(__name__)
 
-# Raise it with the layout of the file, and with any change in how a network is read that has no new version of the
-# default mode. What users have in their caches would be wrong, and is built again.
+# Raise this number when the layout of the file changes, or how a network is read without a new version of the default
+# mode. Users have files of the old number in their caches, which would be wrong; they are built again.
 FORMAT = 1
 BROKEN = (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError)  # what a damaged file may raise
 

@@ -27,7 +27,7 @@ from dpiat.stored import Stored
 from dpiat.writing import Write
 
 NO_STRIDES = "the source is a state dict, which tells no strides: blocks of other resolutions can match"
-# Those of Table 12.
+# The names of Table 12.
 PaperMatching = Literal["DPMatching", "BipartiteMatching", "NBipartiteMatching", "RandomMatching"]
 PaperOperator = Literal[
     "ClipTransfer", "ClipWithNormalization", "ClipWithNormalizationTransfer", "FullTransfer", "MagnitudeTransfer"
@@ -199,8 +199,8 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
         made = joined(giver, set(partner.values()))
         why = reasons(giver, taker, partner)
     planned = Plan(source, target, Report(()), mode, operator, mapped, recipe)
-    givers = [*giver.weights, *made]
-    found = list(planned.entries(givers, taker.weights, partner, kept, rules, why, silent, passing, taker.order))
+    givers = [*giver.layers, *made]
+    found = list(planned.entries(givers, taker.layers, partner, kept, rules, why, silent, passing, taker.order))
     report = Report(tuple(entry for entry, _ in found), _notes(source, taker.architecture))
     return replace(planned, report=report), [write for _, writes in found for write in writes]
 
@@ -211,7 +211,7 @@ def _notes(source: nn.Module, target: Architecture) -> tuple[str, ...]:
 
 
 def _chosen(key: str, value: Any, known: Mapping[str, Any]) -> Any:
-    """One of ours by its name or the paper's, or a function of the user's."""
+    """The function that a name of ours or of the paper stands for, or a function of the user's."""
     if isinstance(value, str) and PAPER_NAMES.get(value, value) in known:
         return known[PAPER_NAMES.get(value, value)]
     if not callable(value):

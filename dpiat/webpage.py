@@ -61,7 +61,7 @@ def page(report: Report, source: Architecture, target: Architecture, names: tupl
         report: What each tensor of the target receives.
         source: The source's blocks, by which its tensors are grouped.
         target: The target's blocks, likewise.
-        names: Of both networks, in the place of those of their classes.
+        names: The names of both networks, in place of their classes'.
 
     Returns:
         The text of the page.

@@ -1,4 +1,4 @@
-"""Tensors written into tensors, and with them the state that an optimizer keeps of them."""
+"""Writing tensors into tensors, and with them the state that an optimizer keeps of them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from dpiat.standardization import LayerTensors
 
 
 class Write(NamedTuple):
-    """A part of a source tensor that goes to a part of a target tensor; `places` None stands for their centre crops.
+    """A part of a source tensor that goes to a part of a target tensor.
 
-    What `zeros` chooses of the target is zero before. Both tensors may be views of what is stored
-    (`LayerTensors.views`).
+    `places` None stands for the centre crops. The part that `zeros` chooses becomes zero first. Both tensors may be
+    views of what is stored (`LayerTensors.views`).
     """
 
     to: LayerTensors
     by: LayerTensors
     local: str  # the name of both in their layers
-    source: Tensor  # the values: those of `by`, or what was made of them
+    source: Tensor  # the values: of `by`, or made of these
     places: tuple[Index, Index] | None = None  # of the target and of the source
-    made: bool = False  # are the values others than those that `by` stores?
-    layer: LayerTensors | None = None  # `to` as the network has it, if that is seen otherwise here
+    made: bool = False  # do the values differ from those that `by` stores?
+    layer: LayerTensors | None = None  # `to` as the network has it, where `to` is another view
     zeros: Index | None = None
 
     @property
@@ -38,15 +38,15 @@ class Write(NamedTuple):
         return self.to.tensors[self.local]
 
     def written(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The tensors that change, each with its counterpart: of a computed one, what it is computed from."""
-        mine = basis(self.to.module, self.to.own(self.local))
+        """The tensors that change, each with its counterpart: for a computed tensor, those that it is computed from."""
+        mine = basis(self.to.module, self.to.name_in_module(self.local))
         if not mine:
             return [(self.target, self.source)]
-        theirs = basis(self.by.module, self.by.own(self.local))
+        theirs = basis(self.by.module, self.by.name_in_module(self.local))
         return [(tensor, theirs.get(path)) for path, tensor in mine.items()]
 
     def to_itself(self) -> bool:
-        """Are both the same tensors in memory, and does every element go to its own place?"""
+        """Does every element go to its own place in memory?"""
         pairs = self.written()
         if any(source is None or _layout(target) != _layout(source) for target, source in pairs):
             return False
@@ -58,7 +58,7 @@ class Write(NamedTuple):
 
 
 def put(target: Tensor, source: Tensor, places: tuple[Index, Index] | None, zeros: Index | None = None) -> None:
-    """Write the chosen part of a source tensor to the chosen part of a target tensor, of any dtype and device."""
+    """Write the chosen part of a source tensor to the chosen part of a target tensor, across dtypes and devices."""
     if zeros is not None:
         target[zeros] = 0
     if places is None:
@@ -67,12 +67,12 @@ def put(target: Tensor, source: Tensor, places: tuple[Index, Index] | None, zero
     to, by = places
     if isinstance(to, tuple) and all(isinstance(along, slice) for along in to):
         target[to].copy_(source[by])
-    else:  # what is chosen may be a copy
+    else:  # target[to] would be a copy, and to copy into that would write nothing
         target[to] = source[by].to(target)
 
 
 def _put_centre(target: Tensor, source: Tensor) -> None:
-    """As with the indices of `dpiat.operators.centre`, but that only dimensions of different sizes are cropped."""
+    """Write the crops that `dpiat.operators.centre` chooses, without a crop where sizes are equal: it takes time."""
     if target.shape != source.shape:
         for dimension, (s, t) in enumerate(zip(source.shape, target.shape, strict=True)):
             if s > t:
@@ -83,10 +83,10 @@ def _put_centre(target: Tensor, source: Tensor) -> None:
 
 
 def check(writes: Iterable[Write], source: nn.Module | None, finished: bool = False) -> None:
-    """Raise ValueError if a tensor that takes part cannot be read or written, or if one to be written is the source's.
+    """Raise ValueError if a tensor cannot be read or written, or if a tensor to be written is also the source's.
 
-    `source` is the network that must not change, if any. A tensor that is written to itself is no harm, unless it is
-    `finished` by the operator.
+    `source` is the network that must not change, if any. A tensor may be written to itself, unless the operator changes
+    it afterwards (`finished`).
     """
     taken = _Taken(source)
     for write in writes:
@@ -106,7 +106,10 @@ def check(writes: Iterable[Write], source: nn.Module | None, finished: bool = Fa
 
 
 class _Taken:
-    """The places in memory that a network's tensors take."""
+    """The places in memory that a network's tensors take.
+
+    Addresses and not tensors are compared: a target may hold a slice of a source's tensor, or a flattened view of all.
+    """
 
     def __init__(self, network: nn.Module | None):
         self.ranges: dict[torch.device, tuple[list[int], list[int]]] = {}  # begins and ends, ascending
@@ -116,10 +119,10 @@ class _Taken:
                 found.setdefault(tensor.device, []).append(place)
         for device, places in found.items():
             begins, ends = zip(*sorted(places), strict=True)
-            self.ranges[device] = list(begins), list(accumulate(ends, max))
+            self.ranges[device] = list(begins), list(accumulate(ends, max))  # the last end of all up to each
 
     def __contains__(self, tensor: Tensor) -> bool:
-        """Does it begin or end or lie where a tensor of the network does?"""
+        """Does a tensor share memory with a tensor of the network?"""
         if not (place := _range(tensor)):
             return False
         begins, ends = self.ranges.get(tensor.device, ([], []))
@@ -128,7 +131,7 @@ class _Taken:
 
 
 def _range(tensor: Tensor) -> tuple[int, int] | tuple[()]:
-    """The addresses of a tensor's first byte and of the one after its last; () if it has no elements or no place."""
+    """The addresses of a tensor's first byte and of the byte after its last; () if it has no elements or no place."""
     if is_lazy(tensor) or tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided or not tensor.numel():
         return ()
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -140,14 +143,14 @@ def _layout(tensor: Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-# What an optimizer needs to have for a parameter once it has any state of it, by the option that asks for it.
+# The state that an optimizer with an option needs for a parameter, once it has any state for the parameter.
 NEEDED = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
 
 
 def check_optimizers(
     writes: Iterable[Write], optimizers: tuple[Optimizer, Optimizer], networks: tuple[nn.Module, nn.Module]
 ) -> None:
-    """Raise TypeError if these are no two optimizers, ValueError if not the networks', or their state cannot move."""
+    """Raise TypeError if these are not two optimizers, ValueError if they are of other networks or hold odd state."""
     try:
         source, target = optimizers
     except (TypeError, ValueError):
@@ -178,11 +181,11 @@ def _groups(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
 
 
 def move_state(writes: Iterable[Write], source: Optimizer, target: Optimizer) -> None:
-    """Give the written parameters the state of those that they were written from, through the same indices.
+    """Give the written parameters the state of the parameters that they were written from, by the same places.
 
-    State of the parameter's shape (Adam's moments, SGD's momentum) stays where nothing was written, or is zero there if
-    there was none, as is what the source's optimizer has no use for; other state (the step) is copied. What was written
-    from something else than a parameter, such as an average of its input channels, has no state to take over.
+    State of the parameter's shape (Adam's moments, SGD's momentum) goes the way of the weights. Elsewhere it stays, or
+    is zero if there was none. Other state (the step) is copied. State that only the target's optimizer needs begins
+    with zeros. Values that were made, such as an average of input channels, bring no state: none belongs to them.
     """
     groups = _groups(target)
     for write in writes:

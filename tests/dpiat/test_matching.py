@@ -9,7 +9,7 @@ import pytest
 from networks import PAPER, on_meta
 
 from dpiat import matching as matching_module
-from dpiat.architecture import Architecture, Block, Layer, Places
+from dpiat.architecture import Architecture, Block, Layer, Positions
 from dpiat.matching import match, match_score, ordered_scores, trace
 from dpiat.reading import standardize
 from dpiat.scoring import score
@@ -42,7 +42,7 @@ def ranges(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def one_dp(scores: np.ndarray) -> np.ndarray:
-    return ordered_scores(scores[:, :, None, None], Places(np.arange(len(scores))[:, None]))[:, :, 0, 0]
+    return ordered_scores(scores[:, :, None, None], Positions(np.arange(len(scores))[:, None]))[:, :, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(300))
@@ -61,7 +61,7 @@ def test_all_ways_to_compute_a_batch_give_the_same_bits(monkeypatch, seed):
     rng = np.random.default_rng(seed)
     n, m, t, s = rng.integers(1, 14, 4)
     scores = rng.random((n, m, t, s)) * (rng.random((n, m, t, s)) < 0.5)
-    places = Places(np.sort(rng.permuted(np.arange(3 * n)[:, None].repeat(t, 1), axis=0)[:n], axis=0))
+    places = Positions(np.sort(rng.permuted(np.arange(3 * n)[:, None].repeat(t, 1), axis=0)[:n], axis=0))
     found = []
     for small, large, wide in ((2**30, 0, 0), (0, 2**30, 1), (0, 2**30, 2**30), (0, 0, 0)):
         for name, value in (("SMALL", small), ("LARGE", large), ("WIDE", wide)):
