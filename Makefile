@@ -20,25 +20,27 @@ demo: setup ## transfer ImageNet weights to another architecture and train both;
 	$(PYTHON) run.py experiment=demo
 
 test: setup lint ## lint, generated files, tests
-	$(PYTHON) -m experiments.tables --check
-	$(PYTHON) -m experiments.figures --check
-	$(call tests)
+	$(call tests,tests/dpiat tests/test_*.py,--ignore=tests/dpiat --ignore-glob='tests/test_*.py',$(generated))
 
 check: setup lint ## lint and the quick tests that train nothing, before every commit: under a minute on two idle cores
-	$(call tests,-m "not training and not slow")
+	$(call tests,tests/dpiat $(quick),--ignore=tests/dpiat $(quick))
 
 lowest: setup ## the tests of the library with the lowest versions that pyproject.toml allows, in build/lowest
 	$(UV) venv --quiet --clear --python .venv/bin/python build/lowest
 	$(UV) pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable '.[experiments,dev]'
 	build/lowest/bin/python -m pytest tests/dpiat -m "not training"
 
-# The tests of the library beside all others, as both use one core; each prints its own summary.
+quick = -m "not training and not slow"
+generated = $(PYTHON) -m experiments.tables --check && $(PYTHON) -m experiments.figures --check &&
+
+# Some tests beside the others, as both use one core; each prints its own summary.
+# $(1): pytest's words for the first; $(2): for the others; $(3): what runs before the first, on the same core.
 define tests
 @found=$$(mktemp); \
-$(PYTHON) -m pytest tests/dpiat $(1) > $$found 2>&1 & library=$$!; \
-$(PYTHON) -m pytest --ignore=tests/dpiat $(1); others=$$?; \
-wait $$library; library=$$?; cat $$found; rm $$found; \
-test $$others -eq 0 -a $$library -eq 0
+{ $(3) $(PYTHON) -m pytest $(1); } > $$found 2>&1 & first=$$!; \
+$(PYTHON) -m pytest $(2); others=$$?; \
+wait $$first; first=$$?; cat $$found; rm $$found; \
+test $$others -eq 0 -a $$first -eq 0
 endef
 
 lint: setup ## style, format and types
