@@ -62,6 +62,7 @@ DEVELOPMENT = [
     ("eff_lite0", "eff_lite2"),
     ("eff_lite0", "ghostnet_100"),
     ("eff_lite0", "regnetx_004"),
+    ("eff_lite1", "mobilenetv4_conv_small"),
 ]
 CONFIRM = [
     ("eff_lite1", "mobilenetv3_large_100"),
@@ -71,9 +72,9 @@ CONFIRM = [
     ("eff_lite0", "efficientnet_es"),
     ("eff_lite1", "hardcorenas_a"),
     ("eff_lite2", "tinynet_a"),
-    ("eff_lite1", "mobilenetv4_conv_small"),
     ("eff_lite1", "regnety_004"),
     ("eff_lite2", "resnext26ts"),
+    ("eff_lite0", "tf_efficientnetv2_b0"),
 ]
 # Families beyond those of mobile networks. No weights are at hand: their sources are trained here.
 FAMILIES = [
