@@ -8,7 +8,7 @@ then computes what the source computes. Whether zeros make the identity is tried
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence, Set
 from copy import deepcopy
 from typing import Literal, get_args
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dpiat import roles
-from dpiat.architecture import Block
-from dpiat.heads import INNER
+from dpiat.architecture import Architecture, Block
+from dpiat.heads import INNER, new_heads
 from dpiat.levels import ends, is_main, submodule
 from dpiat.matching import Matching
 from dpiat.operators import fractional
@@ -53,20 +53,28 @@ def passing_layers(target: Network, partner: MutableMapping[str, str], kept: Map
     change the width: leading channels pass, further outputs keep their random values. The norm behind keeps its own
     values as well: the statistics of another layer's outputs would not fit.
     """
-    first = next((layer.name for layer in target.architecture.layers if len(layer.shape) > 2), "")
+    filled = partner.keys() - kept.keys()
+    between = _between(target.architecture, filled | new_heads(kept).keys())
     layers = {layer.name: layer for layer in target.layers}
     found = {}
     for block in target.architecture.blocks:
-        if not any(layer.name in partner for layer in block.layers):
+        if filled.isdisjoint(layer.name for layer in block.layers):
             continue
         for plain in block.layers:
-            layer = layers.get(plain.name)
             new = kept[plain.name] == INNER if plain.name in kept else plain.name not in partner
-            if new and plain.name != first and layer is not None and is_main(plain) and _can_pass(layer):
+            layer = layers.get(plain.name) if new and plain.name in between and is_main(plain) else None
+            if layer is not None and _can_pass(layer):
                 found[plain.name] = PASSES
                 if layer.norm is not None:
                     partner.pop(layer.norm.name, None)
     return found
+
+
+def _between(architecture: Architecture, known: Set[str]) -> set[str]:
+    """The layers after the first and before the last of these: what a network ends in keeps its own small weights."""
+    names = [layer.name for layer in architecture.layers]
+    places = [place for place, name in enumerate(names) if name in known]
+    return set(names[places[0] : places[-1]]) if places else set()
 
 
 def _can_pass(layer: LayerTensors) -> bool:

@@ -40,6 +40,7 @@ def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) ->
     told = iter(in_context([layer for node in root.leaves for layer in node.own], shapes_alone))
     for node in root.leaves:
         node.own = [next(told) for _ in node.own]
+    _find_stem(root)
     elements = list(_elements(root))
     if any(not block.run for block in elements):  # without a block, a run would be the whole network
         elements = list(_runs(elements))
@@ -85,6 +86,7 @@ class _Node:
     def __init__(self, key: str, name: str, children: Sequence[_Node] = (), own: Sequence[LayerTensors] = ()):
         self.key, self.name, self.children, self.own = key, name, children, own
         self.counted = self.vectors = 0
+        self.is_stem = False
         self.below: list[_Node] = []
         for child in children:
             self.below += child.leaves
@@ -238,11 +240,25 @@ def _alike(a: _Node, b: _Node) -> bool:
     return len(a.names & b.names) >= ALIKE * len(a.names | b.names)
 
 
+def _find_stem(root: _Node) -> None:
+    """Mark the module that the network begins with, if its name has a number and no module beside it is alike.
+
+    ResNet-D's "conv1" holds three convolutions. As a block it would match the source's first block, and the network's
+    first convolution would stay random.
+    """
+    node = root
+    while following := next((child for child in node.children if child.counted), None):
+        before = _before_number(following.key)
+        alike = (_alike(following, child) for child in node.children if child is not following)
+        following.is_stem = bool(before) and not any(alike)
+        node = following
+
+
 def _elements(node: _Node) -> Iterator[Block]:
     """The blocks of a network and the single layers between them, in order."""
     # A node is opened if it holds blocks, or if nothing says that it is one: without a number in its name, two
     # convolutions in a module are a stem or a head as often as a block.
-    if node.children and (node.is_container or not (node.is_numbered and node.counted > 1)):
+    if node.children and (node.is_container or node.is_stem or not (node.is_numbered and node.counted > 1)):
         for child in node.children:
             yield from _elements(child)
     elif node.children:

@@ -442,6 +442,13 @@ def test_a_plan_of_new_layers_says_so_and_is_the_same_from_its_text(before, give
     assert weight[:8].count_nonzero() == 8 and weight[:8].sum() == 8
 
 
+def test_what_a_network_ends_in_is_no_identity():
+    """As the boxes of a detector, whose small first values matter."""
+    source, target = started(), nn.Sequential(*started()[:2], nn.Conv2d(8, 8, 3))
+    entry = next(e for e in plan(source, target).report.entries if e.target == "2.weight")
+    assert entry.action == "left"
+
+
 def test_a_layer_with_an_even_kernel_has_no_identity():
     source, target = started(), started(lambda: nn.Sequential(nn.Conv2d(8, 8, 2, padding="same")))
     entry = next(e for e in plan(source, target).report.entries if e.target == "1.0.dw_start.0.weight")

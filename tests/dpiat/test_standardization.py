@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from networks import PAPER, on_meta
 from timm import layers
@@ -218,3 +219,12 @@ def test_a_parameter_of_a_single_number_is_a_layer():
     other = copy.deepcopy(network)
     other.gain.data.fill_(1)
     assert transfer(network, other).share == 1 and other.gain == 3
+
+
+@pytest.mark.parametrize("name", ["resnet26t", "senet154", "resnet18", "vit_tiny_patch16_224"])
+def test_what_a_network_begins_with_is_a_run(name):
+    """The deep stems of ResNet-D are a module with a number, "conv1", as blocks are."""
+    network = on_meta(timm.create_model, name)
+    first, second = standardize(network).blocks[:2]
+    assert first.run and not second.run and second.name in ("layer1.0", "blocks.0")
+    assert standardize(network.state_dict()).blocks[0].layers[0].name == first.layers[0].name
