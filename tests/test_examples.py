@@ -75,7 +75,7 @@ def test_optimizer_state():
 
 def test_what_survived():
     *stages, classifier = run("what_survived")["checked"].stages
-    assert len(stages) == 5 and all(stage.agreement > 0.99 for stage in stages)
+    assert len(stages) == 6 and all(stage.agreement > 0.99 for stage in stages)
     shares = [(stage.random * stage.elements, stage.elements) for stage in (*stages, classifier)]
     assert sum(left for left, _ in shares) > sum(elements for _, elements in shares) / 3
 

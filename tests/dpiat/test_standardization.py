@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import timm
 import torch
 from networks import PAPER, on_meta
 from timm import layers
@@ -224,7 +223,7 @@ def test_a_parameter_of_a_single_number_is_a_layer():
 @pytest.mark.parametrize("name", ["resnet26t", "senet154", "resnet18", "vit_tiny_patch16_224"])
 def test_what_a_network_begins_with_is_a_run(name):
     """The deep stems of ResNet-D are a module with a number, "conv1", as blocks are."""
-    network = on_meta(timm.create_model, name)
+    network = on_meta(name)
     first, second = standardize(network).blocks[:2]
     assert first.run and not second.run and second.name in ("layer1.0", "blocks.0")
     assert standardize(network.state_dict()).blocks[0].layers[0].name == first.layers[0].name
