@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Raise this number when the layout of the file changes, or how a network is read without a new version of the default
 # mode. Users have files of the old number in their caches, which would be wrong; they are built again.
-FORMAT = 1
+FORMAT = 2
 BROKEN = (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError)  # what a damaged file may raise
 
 

@@ -38,7 +38,14 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, **sizes)).save_pretrained("Llama-3.2-1B")
     names |= {f"{role}_adam": torch.optim.Adam(names[role].parameters()) for role in ("source", "target")}
-    names |= {"my_matching": dpiat.match, "my_operator": uniform, "Path": Path, "load": dpiat.load, "rank": dpiat.rank}
+    names |= {
+        "my_matching": dpiat.match,
+        "my_operator": uniform,
+        "Path": Path,
+        "load": dpiat.load,
+        "Plan": dpiat.Plan,
+        "rank": dpiat.rank,
+    }
     names |= {"images": torch.rand(8, 3, 64, 64), "labels": [0, 1] * 4, "calibrate": dpiat.calibrate}
     for code in re.findall(r"```python\n(.*?)```", LIBRARY, flags=re.DOTALL):
         exec(code, names)

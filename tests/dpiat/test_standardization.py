@@ -226,4 +226,4 @@ def test_what_a_network_begins_with_is_a_run(name):
     network = on_meta(name)
     first, second = standardize(network).blocks[:2]
     assert first.run and not second.run and second.name in ("layer1.0", "blocks.0")
-    assert standardize(network.state_dict()).blocks[0].layers[0].name == first.layers[0].name
+    assert standardize(load(network.state_dict())).blocks[0].layers[0].name == first.layers[0].name
