@@ -32,7 +32,7 @@ ALLOWED = {
     "dpiat.recipe": set(),
     "dpiat.levels": {"architecture", "roles", "standardization", "stored"},
     "dpiat.branches": {"architecture", "levels", "operators", "standardization"},
-    "dpiat.new": {"architecture", "levels", "matching", "operators", "roles", "standardization"},
+    "dpiat.new": {"architecture", "heads", "levels", "matching", "operators", "roles", "standardization"},
     "dpiat.context": {"architecture", "layers", "roles", "standardization"},
     "dpiat.structure": {
         *("architecture", "branches", "context", "layers", "levels", "parametrized", "roles", "standardization"),
@@ -46,7 +46,8 @@ ALLOWED = {
     "dpiat.pairing": {"alignment", "architecture", "layers", "matching", "standardization"},
     "dpiat.writing": {"operators", "parametrized", "standardization"},
     "dpiat.filling": {
-        *("branches", "layers", "operators", "positions", "recipe", "report", "roles", "sources", "standardization"),
+        *("branches", "layers", "operators", "positions", "recipe", "report", "roles"),
+        *("sources", "standardization", "stored"),
     },
     "dpiat.plan": {
         *(
@@ -55,6 +56,7 @@ ALLOWED = {
             "filling",
             "heads",
             "layers",
+            "new",
             "operators",
             "parametrized",
             "reading",
