@@ -288,9 +288,12 @@ class Plan:
         for to, by in zip(targets, partners, strict=True):
             reason = kept.get(to.name) or ("" if by else unmatched.get(to.name, "no source layer matched"))
             outcomes = _left(to, reason) if reason else self.filled(by, to, rules.get(to.name, ""))
-            if to.name in silent and not any(id(to.stored(local)) in writer for local in to.tensors):
+            new = (to.name in silent or to.name in passing) and writer.keys().isdisjoint(
+                id(to.stored(local)) for local in to.tensors
+            )
+            if new and to.name in silent:
                 outcomes = list(_silenced(outcomes, silent[to.name], bias=to.name not in kept))
-            elif to.name in passing and not any(id(to.stored(local)) in writer for local in to.tensors):
+            elif new:
                 outcomes = list(_passed(outcomes, passing[to.name]))
             for outcome in outcomes:
                 found.setdefault(to.path(outcome.local), []).append(outcome)
