@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.settings import CONFIGS, Settings, aliases, register
 
@@ -93,24 +93,66 @@ def grid(experiment: str, *words: str) -> list[PlannedCell]:
 def sweep(experiment: str, *words: str) -> Iterator[Settings]:
     """Yield the settings of each run of the multirun `run.py -m experiment=NAME WORDS`."""
     # Hydra's own sweeper composes all files anew for each run, a sixth of a second each; an experiment has hundreds of
-    # runs, and every table plans several experiments. So the sweep is done here. Files are composed once for each
-    # choice of files, and the other words are set in a copy.
+    # runs, and every table plans several experiments. So the sweep is done here, and files are composed once for each
+    # choice of files.
     register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        fixed = [word for word in words if not _parsed(word).is_sweep_override()]
-        hydra = compose("config", [f"experiment={experiment}", *fixed], return_hydra_config=True).hydra
-        params = {key: f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()}
+        fixed = tuple(word for word in words if _is_group(word) and not _parsed(word).is_sweep_override())
+        params = _composed(experiment, fixed).hydra.sweeper.params or {}
         choices = {}
-        for override in map(_parsed, [*params.values(), *words]):  # a word replaces what the file sweeps
-            key = override.get_key_element()
+        for override in map(_parsed, [*(f"{key}={value}" for key, value in params.items()), *words]):
+            key = override.get_key_element()  # a word replaces what the file sweeps
             swept = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
             choices[key] = [f"{key}={value}" for value in swept]
         for chosen in product(*choices.values()):
-            groups = tuple(word for word in chosen if (CONFIGS / word.partition("=")[0]).is_dir())
-            config = _composed(experiment, groups).copy()
-            for override in [_parsed(word) for word in chosen if word not in groups]:
-                OmegaConf.update(config, override.get_key_element(), override.value(), merge=True)
-            yield OmegaConf.to_object(config)
+            groups = tuple(filter(_is_group, chosen))
+            yield _settings(experiment, groups, [word for word in chosen if word not in groups])
+
+
+def _is_group(word: str) -> bool:
+    """Whether a word chooses a file, and does not set a key."""
+    return (CONFIGS / word.partition("=")[0]).is_dir()
+
+
+def _settings(experiment: str, groups: tuple[str, ...], words: list[str]) -> Settings:
+    """The settings of an experiment with other choices of files and other values of keys."""
+    # OmegaConf takes a hundredth of a second to merge a word, to resolve and to check the types, and the words of a
+    # grid are few, however many runs they combine to. So only words that other settings refer to ("${together.pair}")
+    # are resolved in each combination. The value of any other word is taken from the settings with this word alone.
+    found = _references(experiment, groups)
+    referred = [word for word in words if _key(word).partition(".")[0] in found]
+    settings = _resolved(experiment, groups, tuple(referred))
+    for word in words:
+        if word not in referred:
+            settings = _with_value(settings, _resolved(experiment, groups, (word,)), _key(word).split("."))
+    return settings
+
+
+@cache
+def _references(experiment: str, groups: tuple[str, ...]) -> set[str]:
+    """The first names of the keys that settings refer to: "together" of "${together.pair.source}"."""
+    return set(re.findall(r"\$\{(\w+)", OmegaConf.to_yaml(_composed(experiment, groups), resolve=False)))
+
+
+def _key(word: str) -> str:
+    return _parsed(word).get_key_element()
+
+
+def _with_value(settings: Any, others: Any, path: list[str]) -> Any:
+    """Settings with the value that other settings have under a key."""
+    name, *rest = path
+    value = getattr(others, name)
+    return replace(settings, **{name: _with_value(getattr(settings, name), value, rest) if rest else value})
+
+
+@cache
+def _resolved(experiment: str, groups: tuple[str, ...], words: tuple[str, ...]) -> Settings:
+    config = _composed(experiment, groups).copy()
+    with open_dict(config):
+        del config["hydra"]
+    for word in words:
+        OmegaConf.update(config, _key(word), _parsed(word).value(), merge=True)
+    return OmegaConf.to_object(config)
 
 
 @cache
@@ -121,5 +163,5 @@ def _parsed(word: str) -> Override:
 
 @cache
 def _composed(experiment: str, groups: tuple[str, ...]) -> DictConfig:
-    """Compose the settings of an experiment with other choices of files."""
-    return compose("config", [f"experiment={experiment}", *groups])
+    """Compose the settings of an experiment with other choices of files, and Hydra's own settings."""
+    return compose("config", [f"experiment={experiment}", *groups], return_hydra_config=True)

@@ -96,13 +96,18 @@ def methods() -> pd.DataFrame:
 
 def architectures(names: Iterable[str] = tuple(LABELS.values()), mode: Mode = "paper") -> dict[str, Architecture]:
     """Standardize networks by name, in the paper's mode unless another is named. Needs no memory for weights."""
+    return {name: _architecture(name, mode) for name in names}
+
+
+@cache
+def _architecture(name: str, mode: Mode) -> Architecture:
     import torch
 
     from dpiat import standardize
     from experiments import models
 
     with torch.device("meta"):
-        return {name: standardize(models.build(name, IMAGENET_CLASSES), mode) for name in names}
+        return standardize(models.build(name, IMAGENET_CLASSES), mode)
 
 
 def similarities(networks: Mapping[str, Architecture]) -> pd.DataFrame:
