@@ -19,8 +19,8 @@ setup: $(if $(filter .venv/%,$(PYTHON)),.venv/ready) ## an environment of its ow
 demo: setup ## transfer ImageNet weights to another architecture and train both; under 3 minutes on two cores
 	$(PYTHON) run.py experiment=demo
 
-test: setup lint ## lint, generated files, tests
-	$(call tests,tests/dpiat tests/test_*.py,--ignore=tests/dpiat --ignore-glob='tests/test_*.py',$(generated))
+test: setup lint ## lint and tests, those of the generated files among them
+	$(call tests,tests/dpiat tests/test_*.py,--ignore=tests/dpiat --ignore-glob='tests/test_*.py')
 
 check: setup lint ## lint and the quick tests that train nothing, before every commit: under a minute on two idle cores
 	$(call tests,tests/dpiat $(quick),--ignore=tests/dpiat $(quick))
@@ -31,13 +31,12 @@ lowest: setup ## the tests of the library with the lowest versions that pyprojec
 	build/lowest/bin/python -m pytest tests/dpiat -m "not training"
 
 quick = -m "not training and not slow"
-generated = $(PYTHON) -m experiments.tables --check && $(PYTHON) -m experiments.figures --check &&
 
 # Some tests beside the others, as both use one core; each prints its own summary.
-# $(1): pytest's words for the first; $(2): for the others; $(3): what runs before the first, on the same core.
+# $(1): pytest's words for the first; $(2): for the others.
 define tests
 @found=$$(mktemp); \
-{ $(3) $(PYTHON) -m pytest $(1); } > $$found 2>&1 & first=$$!; \
+$(PYTHON) -m pytest $(1) > $$found 2>&1 & first=$$!; \
 $(PYTHON) -m pytest $(2); others=$$?; \
 wait $$first; first=$$?; cat $$found; rm $$found; \
 test $$others -eq 0 -a $$first -eq 0
