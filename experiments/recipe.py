@@ -24,7 +24,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.stats import t
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -36,6 +35,7 @@ from dpiat.recipe import BEFORE, BEST, Recipe
 from experiments import models
 from experiments.data import loading
 from experiments.data.loading import Data, Split
+from experiments.results import verdicts
 from experiments.results.cells import markdown
 from experiments.settings import DatasetSettings, UserError
 from experiments.store import checkpoints, records
@@ -382,7 +382,7 @@ def _means(found: Found, rows: Sequence[str], pairs: Sequence[tuple[str, str]]) 
         for name in rows:
             values = ratios(found, name, base, pairs)
             if name not in BASES and len(values) >= FEWEST:
-                line = {"row": name, "over": base, "pairs": len(values), RATIO: interval(values)}
+                line = {"row": name, "over": base, "pairs": len(values), RATIO: verdicts.geometric_mean(values, 3)}
                 lines.append(line | {"least": f"{min(values):.2f}", "greatest": f"{max(values):.2f}"})
     return pd.DataFrame(lines, columns=["row", "over", "pairs", RATIO, "least", "greatest"])
 
@@ -393,7 +393,7 @@ def sentence(runs: Sequence[dict[str, str]]) -> str:
     mobile, others = (ratios(found, DEFAULT, "paper", pairs) for pairs in (CONFIRM, FAMILIES))
 
     def told(values: Sequence[float]) -> str:
-        mean, _, reach = interval(values, 2).partition(" ")
+        mean, _, reach = verdicts.geometric_mean(values).partition(" ")
         return f"{mean} times the paper's mode {reach}, at least {min(values):.2f}"
 
     return (
@@ -419,16 +419,6 @@ regnetx_004, which lost a little, and mobilenetv3_small_100 to mobilenetv3_large
 FEWEST = 3  # pairs, for a mean to be shown
 BASES, DEFAULT = ("paper", "version 2"), "all, new, head"
 RATIO = "geometric mean of the ratio (95% of t over pairs)"
-
-
-def interval(values: Sequence[float], digits: int = 3) -> str:
-    """The geometric mean of ratios, with its interval."""
-    logs = [math.log(ratio) for ratio in values]
-    middle = sum(logs) / len(logs)
-    spread = math.sqrt(sum((each - middle) ** 2 for each in logs) / (len(logs) - 1) / len(logs))
-    reach = t.ppf(0.975, len(logs) - 1) * spread
-    shown = [f"{math.exp(each):.{digits}f}" for each in (middle, middle - reach, middle + reach)]
-    return "{} ({} to {})".format(*shown)
 
 
 def pair(words: str) -> tuple[str, str]:

@@ -40,7 +40,7 @@ from experiments.store.records import RUNS, read_ended
 ROOT = Path(__file__).parent.parent
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the main table of results/README.md
 # The experiments that compare methods of transfer, by the names of their blocks in results/README.md.
-COMPARISONS = {"modes": "imagenette_statistics", "methods": "imagenette_methods"}
+COMPARISONS = {"modes": "imagenette_modes", "methods": "imagenette_methods"}
 
 
 def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], Table]]:
@@ -151,6 +151,7 @@ def _blocks(tables: Mapping[str, Table], records: cells.Records) -> dict[str, st
         "headline": ours.headline(HEADLINE, records),
         "chosen": source_effects.similarity_in_words(HEADLINE, records),
         "curves": reproduction.curves_said(records),
+        "grid": method_effects.modes_in_words(method_effects.pairs(ours.trials(COMPARISONS["modes"], records))),
         "seconds": claims.seconds_line(),
         "timm": markdown(timm_table()),
         "provenance": markdown(provenance_table(records)),

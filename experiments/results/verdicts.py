@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, rankdata, t
 
 SEED, DRAWS, PERMUTATIONS = 0, 2_000, 10_000  # fixed, so that the same records give the same page
 LEVEL = 0.95  # of intervals
@@ -238,6 +238,14 @@ def holm(ps: Sequence[float]) -> np.ndarray:
         largest = max(largest, min(1.0, (len(order) - rank) * ps[k]))
         corrected[k] = largest
     return corrected
+
+
+def geometric_mean(ratios: Sequence[float], digits: int = 2) -> str:
+    """Return the geometric mean of ratios with its interval at 95%, of Student's t, as text."""
+    logs = np.log(np.asarray(ratios, dtype=float))
+    reach = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else np.nan
+    middle, low, high = (f"{np.exp(logs.mean() + each):.{digits}f}" for each in (0, -reach, reach))
+    return f"{middle} ({low} to {high})" if len(logs) > 1 else middle
 
 
 def ratio_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:

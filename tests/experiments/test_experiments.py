@@ -10,13 +10,13 @@ from experiments import grids
 from experiments.results import paper
 from experiments.settings import UserError, aliases
 
-STATISTICS = paper.RESULTS / "trials" / "imagenette_statistics" / "records.jsonl"
+MODES = paper.RESULTS / "trials" / "imagenette_modes" / "records.jsonl"
 
 ALIASES = aliases()
 PAPERS = [name for name in grids.names() if grids.is_of_paper(name)]
 TABLE, FIGURE = "table of the paper", "figure of the paper"
 KINDS = {TABLE, FIGURE, "ours", "demonstration"}
-DESK = ["imagenet_to_imagenette", "imagenette_statistics", "imagenette_methods", "cifar100_classifier"]
+DESK = ["imagenet_to_imagenette", "imagenette_modes", "imagenette_methods", "cifar100_classifier"]
 
 
 def epochs(name: str) -> int:
@@ -103,9 +103,9 @@ def test_at_scale_cpu_a_source_has_a_schedule_of_its_own():
 
 
 def test_records_of_older_rules_are_of_trials_of_their_own():
-    kept = {line["id"] for line in map(json.loads, STATISTICS.read_text().splitlines()) if line["trial"]["mode"]}
-    planned = {cell.trial.id for cell in grids.grid("imagenette_statistics", "init.mode=default")}
-    today = {cell.trial.id for cell in grids.grid("imagenette_statistics", "init.mode=default", "init.version=null")}
-    assert planned <= kept and len(today) == len(planned) and not today & kept
+    kept = {line["id"] for line in map(json.loads, MODES.read_text().splitlines())}
+    planned = {cell.trial.id for cell in grids.grid("imagenette_modes", "init.mode=default")}
+    older = {cell.trial.id for cell in grids.grid("imagenette_modes", "init.mode=default", "init.version=4")}
+    assert kept <= planned and len(older) == len(planned) and not older & planned
     with pytest.raises(UserError, match=rf"init\.version must be from 1 to {VERSION}, got {VERSION + 1}"):
-        grids.grid("imagenette_statistics", "init.mode=default", f"init.version={VERSION + 1}")
+        grids.grid("imagenette_modes", "init.mode=default", f"init.version={VERSION + 1}")

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import recipe
+from experiments.results import verdicts
 
 
 def test_the_page_is_what_the_runs_give():
@@ -28,7 +29,8 @@ def test_a_ratio_is_over_the_seeds_that_both_rows_have():
 
 
 def test_the_interval_is_that_of_t():
-    assert recipe.interval([1.0, 2.0, 4.0]) == "2.000 (0.357 to 11.190)"
+    assert verdicts.geometric_mean([1.0, 2.0, 4.0], 3) == "2.000 (0.357 to 11.190)"
+    assert verdicts.geometric_mean([1.25]) == "1.25"  # one ratio has no spread
 
 
 def test_a_run_is_added_to_those_that_are_there(tmp_path):
