@@ -246,7 +246,7 @@ def _check_architecture(arguments: argparse.Namespace) -> None:
     words = vars(arguments)
     names = [*filter(None, map(words.get, ("source", "target"))), *words.get("sources", ()), *words.get("networks", ())]
     if arguments.architecture and not any(sources.is_stored(name) or Path(name).is_dir() for name in names):
-        raise ValueError("--architecture names the network of a file of weights, and no file is given")
+        raise ValueError("--architecture says what a file of weights is of, and no file is given")
 
 
 if __name__ == "__main__":
