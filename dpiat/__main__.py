@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
             function.__name__.strip("_").replace("_", "-"), help=text, description=text, epilog=f"example: {example}"
         )
         added.set_defaults(command=function)
-        added.add_argument("--architecture", help="the network that files of weights are of; .safetensors may need it")
+        added.add_argument("--architecture", help="the network of the files of weights; .safetensors may need this")
         if not function.__name__.startswith("_plot"):
             added.add_argument("--json", action="store_true", help="print JSON for machines")
         return added
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help=f"{names}, or a folder of files; timm names may hold * and ?; all of timm if left out",
     )
-    added.add_argument("--top", type=int, metavar="N", help="only the N most similar ones")
+    added.add_argument("--top", type=int, metavar="N", help="only the N most similar sources")
     added.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
     added = command(_plan, "dpiat plan tf_efficientnet_b2 tf_efficientnet_b0 --head copy")
     added.add_argument("source", help=names)
@@ -128,7 +128,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 
 def _similarity(arguments: argparse.Namespace) -> None:
-    """How similar two architectures are (Eq. 5), in [0, 1]."""
+    """Say how similar two architectures are (Eq. 5), in [0, 1]."""
     source, target = _pair(arguments)
     values = {
         "similarity": similarity(source, target),
@@ -162,7 +162,7 @@ def _print_table(candidates: Sequence[Candidate]) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    """What a transfer would give to every tensor of the target."""
+    """Say what a transfer would give to every tensor of the target."""
     source, target = _pair(arguments)
     planned = plan(source, target, arguments.mode, arguments.head, arguments.matching, arguments.operator)
     print(planned.to_json() if arguments.json else planned)
@@ -211,20 +211,20 @@ def _save(state: dict[str, torch.Tensor], file: Path) -> None:
                 from safetensors.torch import save_file
 
                 if other := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-                    raise ValueError(f"{other[0]} is no tensor, and .safetensors holds nothing else: give a .pt")
+                    raise ValueError(f"{other[0]} is not a tensor, and .safetensors holds nothing else: give a .pt")
                 save_file(_apart(state), written, {"format": "pt", ORDER: json.dumps(list(state))})
             else:
                 torch.save(state, written)
         except (OSError, ImportError):
             raise
-        except Exception as error:  # of safetensors, or torch's own for a full disk
+        except Exception as error:  # an error of safetensors, or torch's own for a full disk
             raise ValueError(f"{file} cannot be written: {sources.first_line(error)}") from error
 
 
 def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, each contiguous and in memory of its own, as .safetensors wants them; copied only if they are not.
+    """The tensors, each contiguous and in memory of its own, as .safetensors wants them.
 
-    Tied ones are written under each of their names.
+    A tensor is copied only if its memory is shared or has gaps. A tied tensor is written under each of its names.
     """
     memory, apart = set(), {}
     for name, tensor in state.items():
@@ -246,7 +246,7 @@ def _check_architecture(arguments: argparse.Namespace) -> None:
     words = vars(arguments)
     names = [*filter(None, map(words.get, ("source", "target"))), *words.get("sources", ()), *words.get("networks", ())]
     if arguments.architecture and not any(sources.is_stored(name) or Path(name).is_dir() for name in names):
-        raise ValueError("--architecture says what a file of weights is of, and none is given")
+        raise ValueError("--architecture says what a file of weights is of, and no file is given")
 
 
 if __name__ == "__main__":

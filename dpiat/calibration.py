@@ -15,10 +15,10 @@ from dpiat.observing import Images, called, in_eval_mode
 def calibrate(target: nn.Module, images: Images | Iterable[Any]) -> None:
     """Give the batch norms of a network the statistics that images have in the network, in place of their own.
 
-    For a network that is used in eval mode before any training, and whose statistics are those of a new network, as
-    after a transfer in paper mode. A transfer in default mode brings the source's statistics: they come from more
-    images, and often are the better ones. Training makes its own statistics either way. No weight changes, and
-    `transfer` never calls this.
+    Use this for a network that is used in eval mode before any training, after a transfer in paper mode, which leaves
+    the statistics of a new network. A transfer in default mode brings the source's statistics: they come from more
+    images, and are often better. Training makes its own statistics either way. No weight changes, and `transfer` never
+    calls this.
 
     Args:
         target: The network. Its batch norms' running statistics become the mean over batches; each batch counts alike.

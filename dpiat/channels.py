@@ -8,7 +8,7 @@ weight is read, so that a network on the meta device will do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ POOLS = {"interpolate", "upsample", "pad"}
 REDUCES = {"mean", "sum", "amax", "amin"}
 MIXES = {"matmul", "bmm", "mm", "einsum", "scaleddotproductattention", "normalize", "cumsum", "pixelshuffle", "sort"}
 RIGID = {"layernorm", "groupnorm", "rmsnorm", "softmax", "logsoftmax"}  # right as long as no channel is there twice
+MATRICES = {"linear", "conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"}
 ADDS = {"add", "iadd", "radd"}
 # Applied twice, they do what they do once.
 IDLE = {"dropout", "dropout1d", "dropout2d", "dropout3d", "featuredropout", "to", "type", "float", "double", "detach"}
@@ -48,7 +49,7 @@ class Flow(NamedTuple):
 
     touches: Mapping[str, Touch]  # by the name of the layer
     given: list[int]  # the channels of the input
-    result: list[int]  # those of the output
+    result: list[int]  # the channels of the output
     rigid: frozenset[int]  # channels that must not be there twice
     functions: Mapping[str, tuple[str, ...]]  # the activations behind each layer
     added: Mapping[str, str]  # the activation behind the sum that a layer goes into, unless it is idempotent
@@ -61,8 +62,8 @@ class _Numbers(Tensor):
 def follow(module: nn.Module, layers: Iterable[LayerTensors], example: Tensor | None = None) -> Flow:
     """The channels of a network, as the layers that `dpiat.reading.read` finds treat them.
 
-    `example` is an input, of which only the shape counts. Without an example the input is an image of 64 or 224 pixels,
-    with the channels that the first layer takes. Raises ValueError if nobody knows what a function does with channels.
+    `example` is an input. Only its shape counts. Without an example the input is an image of 64 or 224 pixels, with the
+    channels that the first layer takes. Raises ValueError if nobody knows what a function does with channels.
     """
     layers = list(layers)
     if example is not None:
@@ -100,7 +101,7 @@ class _Follow(TorchFunctionMode):
     def __init__(self, layers: list[LayerTensors]):
         super().__init__()
         self.layers = {id(layer.stored(local)): layer for layer in layers for local in layer.tensors}
-        self.parents: list[int] = []  # of each channel in the forest of those that are one
+        self.parents: list[int] = []  # of each channel, in the forest whose trees are the channels that are one
         self.touches: dict[str, Touch] = {}
         self.rigid: set[int] = set()
         self.functions: dict[str, tuple[str, ...]] = {}
@@ -137,7 +138,7 @@ class _Follow(TorchFunctionMode):
             self._unite(args[0][args[1]], args[2])
             return None
         layer = next((self.layers[id(each)] for each in tensors if id(each) in self.layers), None)
-        if name in ("linear", "conv1d", "conv2d", "conv3d", "convtranspose1d", "convtranspose2d", "convtranspose3d"):
+        if name in MATRICES:
             return self._matrix(name, layer, function, args, kwargs)
         if name in REDUCES:
             return _reduced(name, args, kwargs)
@@ -146,6 +147,12 @@ class _Follow(TorchFunctionMode):
             return function(*args, **kwargs)
         if "pool" in name or (name in POOLS and len(shape) == values[0].dim() and shape[:2] == values[0].shape[:2]):
             return _spread(_along(values[0], 1, name), 1, shape)
+        return self._elementwise(name, layer, values, shape)
+
+    def _elementwise(
+        self, name: str, layer: LayerTensors | None, values: Sequence[Tensor], shape: torch.Size
+    ) -> Tensor:
+        """What a sum, a product, a norm or an activation gives. Channels that meet in it become one."""
         if name in MIXES or shape != torch.broadcast_shapes(*(value.shape for value in values)):
             raise ValueError(f"what {name} does with channels, after {self.last or 'the input'}, is not known")
         value = values[0].expand(shape)

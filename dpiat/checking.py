@@ -58,12 +58,12 @@ def check(report: Report, source: nn.Module, target: nn.Module, images: Images, 
         raise ValueError(f"{count} images need as many labels, got {len(labels)}")
     theirs, ours = stages_of(source), stages_of(target)
     given, found = outputs("source", source, theirs, images, count), outputs("target", target, ours, images, count)
-    random, rows = _still_random(report, target, ours), []
+    own, rows = _own_values(report, target, ours), []
     for stage in ours:
         other = _counterpart(stage, ours, theirs)
         known = stage.name in found and other in given
         agreement = cka(found[stage.name], given[other]) if known else nan
-        rows.append(StageCheck(stage.name, other, agreement, *random[stage.name]))
+        rows.append(StageCheck(stage.name, other, agreement, *own[stage.name]))
     if labels is None:
         return Check(tuple(rows), count)
     if FEATURES not in given or FEATURES not in found:
@@ -86,7 +86,7 @@ def _counterpart(stage: Stage, ours: Sequence[Stage], theirs: Sequence[Stage]) -
     return min(distances, key=distances.get, default="")
 
 
-def _still_random(report: Report, target: nn.Module, stages: Sequence[Stage]) -> dict[str, tuple[float, int]]:
+def _own_values(report: Report, target: nn.Module, stages: Sequence[Stage]) -> dict[str, tuple[float, int]]:
     """Count, stage by stage, the share of the parameters' elements that the transfer left, and all elements."""
     buffers = {name for name, _ in target.named_buffers(remove_duplicate=False)}
     stage_of = {name.partition("[")[0]: stage.name for stage in stages for name in stage.inside}

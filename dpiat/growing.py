@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dpiat.architecture import Block
 from dpiat.channels import Flow, follow, signatures
 from dpiat.checking import Networks
 from dpiat.layers import CONSTANT
 from dpiat.reading import read
-from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, Entry, Report
+from dpiat.report import COPIED, CROPPED, LEFT, PARTLY, ZERO, Entry, Report
 from dpiat.roles import EXPAND
 from dpiat.stages import align_stages
 from dpiat.standardization import DEPTHWISE, LayerTensors, Network
@@ -28,6 +30,7 @@ from dpiat.writing import Write, check, put
 # The settings that must be equal in two convolutions or norms, where both have them.
 SETTINGS = ("stride", "padding", "dilation", "padding_mode", "eps")
 NEW, SILENT = "of a new block", "zero, so that a new block does nothing at first"
+Found = tuple[Entry, Write | None]  # what a target tensor receives, and how
 
 
 @torch.no_grad()
@@ -38,16 +41,16 @@ def net2net(
 
     Wider: channel j takes source channel g(j) = j as far as there are such, and beyond them a channel drawn by `seed`.
     Layers copy what they write by g and divide what they read by the number of copies. Channels that are added or
-    multiplied with one another share one g. Deeper: blocks beyond those of a stage are new. The last layer of a new
-    block is zero, so that nothing is added to its shortcut; its other layers keep the target's values.
+    multiplied with one another share one g. Deeper: a block is new if the source's stage has fewer blocks. The last
+    layer of a new block is zero, so that nothing is added to its shortcut. Its other layers keep the target's values.
 
     Args:
         source: The smaller network. Is not modified; is called in eval mode on numbers of channels, not on values.
         target: The larger network, which is written in place.
         seed: Draws the channels that are copied, and the noise.
-        noise: The standard deviation of what is added to copied filters, over that of the layer's weights, so that
-            copies do not stay alike.
-        example: An input of both networks, of which only the shape counts. Without it, an image of 64 or 224 pixels.
+        noise: The standard deviation of what is added to copied filters, over the standard deviation of the layer's
+            weights. With noise, copies do not stay alike.
+        example: An input of both networks. Only its shape counts. Without it, an image of 64 or 224 pixels is taken.
 
     Returns:
         A report with one entry for each target tensor.
@@ -63,30 +66,22 @@ def net2net(
     given, wanted = _both(source, target)
     aligned = align_stages(given, wanted, repeat=False)
     pairs = _pairs(given, wanted, aligned.partner)
-    added = {layer.name for block in aligned.new for layer in block.layers}
-    _check_all(given, {by.name for by, _ in pairs.values()}, "the target")
-    _check_all(wanted, pairs.keys() | added, "the source")
-    for by, to in pairs.values():
-        _check_layer(by, to)
+    _check_layers(given, wanted, pairs, aligned.new)
     old, new = follow(source, given.layers, example), follow(target, wanted.layers, example)
     _check_functions(old, new, aligned.partner)
-    silent = {
-        _last(block.name, [layer.name for layer in block.layers], new, wanted, aligned.partner) for block in aligned.new
-    }
+    silent = {_last(block, new, wanted, aligned.partner) for block in aligned.new}
     chosen = _channels(old, new, aligned.partner, seed)
-    generator = torch.Generator().manual_seed(seed)
-    found = []
+    wider = _Wider(old, new, chosen, noise, torch.Generator().manual_seed(seed))
+    found: list[Found] = []
     for to in wanted.layers:
-        for local, tensor in to.tensors.items():
+        for local in to.tensors:
             if to.name in silent and local in ("weight", "bias", ""):
-                value = torch.zeros_like(tensor)
-                entry = Entry(to.path(local), tuple(tensor.shape), LEFT, note=SILENT)
-                found.append((entry, Write(to, to, local, value, made=True)))
+                found.append(_silent(to, local))
             elif to.name not in pairs:
-                found.append((Entry(to.path(local), tuple(tensor.shape), LEFT, note=NEW), None))
+                found.append((Entry(to.path(local), tuple(to.tensors[local].shape), LEFT, note=NEW), None))
             else:
                 by = pairs[to.name][0]
-                value = _grown(by, to, local, old, new, chosen, noise, generator)
+                value = wider.value(by, to, local)
                 found.append(_found(by, to, local, value, value.numel()))
     return _written(found, source, target)
 
@@ -96,9 +91,9 @@ def fna(source: nn.Module, target: nn.Module) -> Report:
     """Initialize `target` from a network of the same stages and block layout (FNA, 2001.02525; FNA++, 2006.12986).
 
     Block i of a stage takes block min(i, L - 1) of the source's L blocks in it. A convolution takes the leading
-    channels, out and in; a larger kernel has the source's in its centre and zero elsewhere, a smaller one the centre.
-    Vectors, running statistics included, take the leading part. All else keeps the target's values: channels beyond,
-    and linear layers.
+    channels, out and in; a smaller kernel takes the centre of the source's. A larger kernel has the source's in its
+    centre, and the convolution is zero elsewhere, in channels beyond too. Vectors, running statistics included, take
+    the leading part. All else keeps the target's values: channels beyond, and linear layers.
 
     Args:
         source: The network that gives. Is not modified.
@@ -116,7 +111,7 @@ def fna(source: nn.Module, target: nn.Module) -> Report:
     """
     given, wanted = _both(source, target)
     pairs = _pairs(given, wanted, align_stages(given, wanted, repeat=True).partner)
-    found = []
+    found: list[Found] = []
     for to in wanted.layers:
         by = pairs[to.name][0] if to.name in pairs else None
         for local, tensor in to.tensors.items():
@@ -127,8 +122,7 @@ def fna(source: nn.Module, target: nn.Module) -> Report:
             elif theirs is None or theirs.dim() != tensor.dim():
                 found.append((Entry(path, shape, LEFT, note="no counterpart"), None))
             else:
-                value, filled = _adapted(theirs, tensor)
-                found.append(_found(by, to, local, value, filled))
+                found.append(_found(by, to, local, *_adapted(theirs, tensor)))
     return _written(found, source, target)
 
 
@@ -145,14 +139,14 @@ def _pairs(given: Network, wanted: Network, partner: dict[str, str]) -> dict[str
     return {name: (theirs[by], ours[name]) for name, by in partner.items() if by in theirs and name in ours}
 
 
-def _found(by: LayerTensors, to: LayerTensors, local: str, value: Tensor, filled: int) -> tuple[Entry, Write]:
+def _found(by: LayerTensors, to: LayerTensors, local: str, value: Tensor, filled: int, zeros: int = 0) -> Found:
     shape, source_shape = tuple(value.shape), tuple(by.tensors[local].shape)
     action = PARTLY if filled < value.numel() else COPIED if shape == source_shape else CROPPED
-    entry = Entry(to.path(local), shape, action, filled, by.path(local), source_shape)
+    entry = Entry(to.path(local), shape, action, filled, by.path(local), source_shape, zeros=zeros)
     return entry, Write(to, by, local, value, made=True)
 
 
-def _written(found: Sequence[tuple[Entry, Write | None]], source: nn.Module, target: nn.Module) -> Report:
+def _written(found: Sequence[Found], source: nn.Module, target: nn.Module) -> Report:
     writes = [write for _, write in found if write is not None]
     check(writes, source)
     for write in writes:
@@ -161,6 +155,16 @@ def _written(found: Sequence[tuple[Entry, Write | None]], source: nn.Module, tar
 
 
 # --- Net2Net ----------------------------------------------------------------------------------------------------------
+
+
+def _check_layers(
+    given: Network, wanted: Network, pairs: dict[str, tuple[LayerTensors, LayerTensors]], added: Sequence[Block]
+) -> None:
+    """Raise ValueError if a layer outside of new blocks has no counterpart, or cannot do what its counterpart does."""
+    _check_all(given, {by.name for by, _ in pairs.values()}, "the target")
+    _check_all(wanted, pairs.keys() | {layer.name for block in added for layer in block.layers}, "the source")
+    for by, to in pairs.values():
+        _check_layer(by, to)
 
 
 def _check_all(network: Network, known: Collection[str], other: str) -> None:
@@ -201,7 +205,7 @@ def _check_functions(old: Flow, new: Flow, partner: dict[str, str]) -> None:
             raise ValueError(f"{name} has {behind[0]} behind it, {by} of the source {behind[1]}")
 
 
-def _last(block: str, layers: Sequence[str], flow: Flow, network: Network, partner: dict[str, str]) -> str:
+def _last(block: Block, flow: Flow, network: Network, partner: dict[str, str]) -> str:
     """The layer of a new block that makes the block do nothing when it is zero. Raises ValueError if there is none.
 
     Its outputs must be added to what the block is given.
@@ -214,7 +218,8 @@ def _last(block: str, layers: Sequence[str], flow: Flow, network: Network, partn
     plain = {layer.name: layer.plain for layer in network.layers}
     known = signatures(flow, partner)
     stream = {number for number, layer in known.items() if any(what in ("writes", "input") for what, *_ in layer)}
-    inside = [name for name in flow.touches if name in set(layers)]
+    layers = {layer.name for layer in block.layers}
+    inside = [name for name in flow.touches if name in layers]
     writers = [
         name
         for name in inside
@@ -223,23 +228,23 @@ def _last(block: str, layers: Sequence[str], flow: Flow, network: Network, partn
         and stream & set(flow.touches[name].writes)
     ]
     if not writers or any(not stream >= set(flow.touches[name].writes) for name in writers):
-        raise ValueError(f"{block} changes width or stride or has no shortcut: a new block cannot do that")
+        raise ValueError(f"{block.name} changes width or stride or has no shortcut: a new block cannot do that")
     if len(writers) > 1:
-        raise ValueError(f"{block} adds several layers to its shortcut, {' and '.join(writers)}: it cannot be new")
+        raise ValueError(f"{block.name} adds several layers to its shortcut, {' and '.join(writers)}: it cannot be new")
     behind = inside[inside.index(writers[0]) :]
     ends = [name for name in behind if plain[name].role != EXPAND and stream & set(flow.touches[name].writes)]
     last = ends[-1]
     if flow.touches[last].late or last in flow.added or inside[-1] in flow.added:
         what = flow.added.get(last) or flow.added.get(inside[-1]) or "it"
-        raise ValueError(f"{block} applies {what} to its sum, which is not the identity: it cannot be new")
+        raise ValueError(f"{block.name} applies {what} to its sum, which is not the identity: it cannot be new")
     return last
 
 
 def _channels(old: Flow, new: Flow, partner: dict[str, str], seed: int) -> dict[int, int]:
     """The map g: the source channel of each target channel that some layer with a counterpart knows.
 
-    A channel stands for a channel that the same layers read and write. Among these, the first ones stand for the first
-    ones, and each further channel for one that is drawn.
+    A channel stands for a channel that the same layers read and write. Among these, the first channels stand for the
+    first channels, and each further channel stands for a channel that is drawn.
     """
     # g must be one map for the whole network. A sum of a stem and ten blocks has one set of channels: if block 3 copied
     # other channels than the stem, the sum would add different things. Signatures make the sets: the layers (by their
@@ -280,51 +285,66 @@ def _differ(signature: frozenset, mine: int, theirs: int, names: dict[str, str])
     return f"{written}: of the channels that are written by it{read}, the target has {mine} and the source {theirs}"
 
 
-def _grown(
-    by: LayerTensors,
-    to: LayerTensors,
-    local: str,
-    old: Flow,
-    new: Flow,
-    chosen: dict[int, int],
-    noise: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """What a target tensor receives: rows by g, columns by g over the number of copies (Net2WiderNet)."""
+def _silent(to: LayerTensors, local: str) -> Found:
+    value = torch.zeros_like(to.tensors[local])
+    entry = Entry(to.path(local), tuple(value.shape), ZERO, note=SILENT, zeros=value.numel())
+    return entry, Write(to, to, local, value, made=True)
+
+
+@dataclass(frozen=True)
+class _Wider:
+    """Net2WiderNet: rows by g, columns by g over the number of copies.
+
+    `chosen` is g, `noise` and `generator` are of what is added to copies.
+    """
+
+    old: Flow
+    new: Flow
+    chosen: dict[int, int]
+    noise: float
+    generator: torch.Generator
+
+    def value(self, by: LayerTensors, to: LayerTensors, local: str) -> Tensor:
+        """What a target tensor receives."""
+        theirs, tensor = by.tensors[local], to.tensors[local]
+        touch, before = self.new.touches.get(to.name), self.old.touches.get(by.name)
+        if touch is None or before is None or not tensor.dim() or tensor.numel() == 1 == theirs.numel():
+            if theirs.shape != tensor.shape:
+                raise ValueError(f"{to.path(local)} does not run, and has another shape than {by.path(local)}")
+            return theirs.clone()
+        rows = _places(touch.writes, before.writes, self.chosen)
+        if tensor.dim() == 1 or touch.reads is None:
+            return theirs.reshape(len(before.writes), -1)[rows].reshape(tensor.shape)
+        transposed = "Transpose" in to.plain.kind
+        if transposed and touch.groups > 1:
+            raise ValueError(f"{to.name} is a transposed convolution with groups")
+        theirs = theirs.transpose(0, 1) if transposed else theirs
+        value = _divided(theirs, rows, _places(touch.reads, before.reads, self.chosen), touch.groups)
+        if self.noise:
+            self._add_noise(value, rows, theirs.std())
+        return value.transpose(0, 1) if transposed else value
+
+    def _add_noise(self, value: Tensor, rows: Tensor, spread: Tensor) -> None:
+        """Add noise to the copies alone: the first of equal filters stays as it was."""
+        again = torch.ones(len(rows), dtype=torch.bool)
+        again[[rows.tolist().index(place) for place in dict.fromkeys(rows.tolist())]] = False
+        drawn = torch.randn(value[again].shape, generator=self.generator).to(value)
+        value[again] += self.noise * spread * drawn
+
+
+def _divided(theirs: Tensor, rows: Tensor, columns: Tensor, groups: int = 1) -> Tensor:
+    """The chosen rows and columns of a matrix, each column divided by the number of its copies."""
     # A channel that is there n times is read n times, so that each column has 1/n of the weight. Copies are counted in
-    # each group by itself, as a group reads no channel of another. Noise goes to the copies alone: the first of equal
-    # filters stays as it was.
-    theirs, tensor = by.tensors[local], to.tensors[local]
-    touch, before = new.touches.get(to.name), old.touches.get(by.name)
-    if touch is None or before is None or not tensor.dim() or tensor.numel() == 1 == theirs.numel():
-        if theirs.shape != tensor.shape:
-            raise ValueError(f"{to.path(local)} does not run, and has another shape than {by.path(local)}")
-        return theirs.clone()
-    rows = _places(touch.writes, before.writes, chosen)
-    if tensor.dim() == 1 or touch.reads is None:
-        return theirs.reshape(len(before.writes), -1)[rows].reshape(tensor.shape)
-    transposed = "Transpose" in to.plain.kind
-    if transposed and touch.groups > 1:
-        raise ValueError(f"{to.name} is a transposed convolution with groups")
-    if transposed:
-        theirs = theirs.transpose(0, 1)
-    columns = _places(touch.reads, before.reads, chosen)
-    size, theirs_size = len(columns) // touch.groups, len(before.reads) // touch.groups
-    out = len(rows) // touch.groups
+    # each group by itself, as a group reads no channel of another.
+    out, size, theirs_size = len(rows) // groups, len(columns) // groups, theirs.shape[1]
     parts = []
-    for group in range(touch.groups):
+    for group in range(groups):
         inside = columns[group * size : (group + 1) * size] - group * theirs_size
         copies = Counter(inside.tolist())
         counts = theirs.new_tensor([copies[place] for place in inside.tolist()])
         part = theirs[rows[group * out : (group + 1) * out]][:, inside]
         parts.append(part / counts.view(-1, *[1] * (part.dim() - 2)))
-    value = torch.cat(parts)
-    if noise:
-        again = torch.ones(len(rows), dtype=torch.bool)
-        again[[rows.tolist().index(place) for place in dict.fromkeys(rows.tolist())]] = False
-        drawn = torch.randn(value[again].shape, generator=generator).to(value)
-        value[again] += noise * theirs.std() * drawn
-    return value.transpose(0, 1) if transposed else value
+    return torch.cat(parts)
 
 
 def _places(mine: Sequence[int], theirs: Sequence[int], chosen: dict[int, int]) -> Tensor:
@@ -349,19 +369,20 @@ def _places(mine: Sequence[int], theirs: Sequence[int], chosen: dict[int, int]) 
 # --- FNA --------------------------------------------------------------------------------------------------------------
 
 
-def _adapted(theirs: Tensor, ours: Tensor) -> tuple[Tensor, int]:
-    """The source's leading channels with the kernel centred, and the number of elements that are the source's."""
+def _adapted(theirs: Tensor, ours: Tensor) -> tuple[Tensor, int, int]:
+    """The source's leading channels with the kernel centred, and how many elements are the source's and are zeros."""
     value = ours.clone()
     if not ours.dim():
-        return theirs.to(value).clone(), 1
+        return theirs.to(value).clone(), 1, 0
     to, by = [], []
     for axis, (mine, other) in enumerate(zip(ours.shape, theirs.shape, strict=True)):
         size = min(mine, other)
         starts = ((mine - size) // 2, (other - size) // 2) if axis > 1 else (0, 0)
         to.append(slice(starts[0], starts[0] + size))
         by.append(slice(starts[1], starts[1] + size))
-    if any(mine > other for mine, other in zip(ours.shape[2:], theirs.shape[2:], strict=True)):
+    larger = any(mine > other for mine, other in zip(ours.shape[2:], theirs.shape[2:], strict=True))
+    if larger:
         value.zero_()
     part = theirs[tuple(by)]
     value[tuple(to)] = part.to(value)
-    return value, part.numel()
+    return value, part.numel(), value.numel() - part.numel() if larger else 0

@@ -51,49 +51,65 @@ def treat_heads(
     """
     if mode == "paper" and head in ("auto", "copy"):
         return {}, {}
+    chosen, head = _asked(source, target, partner, head)
     theirs, ours = heads_of(source), heads_of(target)
-    chosen: dict[str, Classes] = {}
     if isinstance(head, Mapping):
-        named = {key: classes for key, classes in head.items() if isinstance(classes, Mapping)}
-        if named:
-            chosen = _named(source, target, partner, {key: _numbers(classes) for key, classes in named.items()})
-            head = "auto"
-        else:
-            head = _numbers(head)
-            _check_classes(head, source=theirs[-1:], target=ours[-1:])
-    mapped = isinstance(head, Mapping)
+        _check_classes(head, source=theirs[-1:], target=ours[-1:])
     if mode == "paper":
         theirs, ours = theirs[-1:], ours[-1:]
-    for layer in ours if theirs and head != "skip" else ():
-        others = [each for each in theirs if mapped or _alike(each, layer)]
-        if _says_so(layer) and (len(theirs) > 1 or len(ours) > 1):
-            others = [each for each in others if _last(each) == _last(layer)]
-        if others and (layer is ours[-1] or _says_so(layer)):
-            _pair(others, layer, partner)
+    if head != "skip":
+        _pair_all(theirs, ours, partner, any_classes=isinstance(head, Mapping))
     if head == "copy":
         return {}, chosen
     rows = {layer.name: layer.shape[0] for layer in source.layers if layer.shape}
-    heads = {layer.name for layer in theirs}
+    heads = {layer.name: layer.shape[0] for layer in theirs}
     kept = _inside(target, theirs, {layer.name for layer in ours}, partner) if target.structured else {}
     for layer in ours:
-        given, classes = partner.get(layer.name), layer.shape[0]
-        if layer.name in chosen:
-            continue
-        if given not in heads and layer is not ours[-1] and rows.get(given) == classes and not _says_so(layer):
-            continue  # both are inner layers that have as many rows by chance
-        if mapped and given in heads and (rows[given], classes) == (theirs[-1].shape[0], ours[-1].shape[0]):
+        given, classes = partner.get(layer.name, ""), layer.shape[0]
+        inner = given not in heads and rows.get(given) == classes and layer is not ours[-1] and not _says_so(layer)
+        if layer.name in chosen or inner:
+            continue  # an inner layer has as many rows as its partner by chance
+        alike = given in heads and (heads[given], classes) == (theirs[-1].shape[0], ours[-1].shape[0])
+        if isinstance(head, Mapping) and alike:
             chosen[layer.name] = head
-        elif head == "skip":
-            kept[layer.name] = SKIPPED
-        elif given not in heads:
-            kept[layer.name] = UNMATCHED
-        elif rows[given] != classes:
-            kept[layer.name] = f"{OTHER}{classes} classes, of {rows[given]} in the source"
+        elif why := _why_kept(classes, heads.get(given), head):
+            kept[layer.name] = why
     if target.structured:
         kept |= _beside(source, target, partner, kept)
     if head == "auto":
         kept = {name: why for name, why in _other_outputs(source, target, partner).items() if name not in chosen} | kept
     return kept, chosen
+
+
+def _asked(
+    source: Architecture, target: Architecture, partner: MutableMapping[str, str], head: Head
+) -> tuple[dict[str, Classes], HeadName | Classes]:
+    """The classes of the layers that `head` names, and what `head` says of all other classifiers."""
+    if not isinstance(head, Mapping):
+        return {}, head
+    named = {key: _numbers(classes) for key, classes in head.items() if isinstance(classes, Mapping)}
+    return (_named(source, target, partner, named), "auto") if named else ({}, _numbers(head))
+
+
+def _pair_all(
+    theirs: Sequence[Layer], ours: Sequence[Layer], partner: MutableMapping[str, str], any_classes: bool
+) -> None:
+    """Make a classifier of the source the partner of each of the target's, where one is of as many classes."""
+    for layer in ours:
+        others = [each for each in theirs if any_classes or _alike(each, layer)]
+        if _says_so(layer) and (len(theirs) > 1 or len(ours) > 1):
+            others = [each for each in others if _last(each) == _last(layer)]
+        if others and (layer is ours[-1] or _says_so(layer)):
+            _pair(others, layer, partner)
+
+
+def _why_kept(classes: int, given: int | None, head: HeadName | Classes) -> str:
+    """Why a classifier keeps its values whose partner is a classifier of `given` classes, or is not one; "" if not."""
+    if head == "skip":
+        return SKIPPED
+    if given is None:
+        return UNMATCHED
+    return "" if given == classes else f"{OTHER}{classes} classes, of {given} in the source"
 
 
 def new_heads(kept: Mapping[str, str]) -> dict[str, str]:
@@ -214,7 +230,7 @@ def _last(layer: Layer) -> str:
 
 
 def heads_of(architecture: Architecture) -> list[Layer]:
-    """The classifiers: those whose names say so, or else the last layer and the others like it that give outputs."""
+    """The classifiers, by their names. Without such a name: the last layer, and others like it that give outputs."""
     return _by_words(architecture) or _at_the_end(architecture)
 
 

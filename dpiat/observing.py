@@ -27,8 +27,8 @@ Images: TypeAlias = Tensor | Mapping[str, Any]
 class Stage(NamedTuple):
     """A stage, or what stands before or behind all stages.
 
-    `inside` are the names of the stage's blocks and single layers. The output of `module` is that of the stage; before
-    the classifier, the input of `module` is. `width` is the number of its channels.
+    `inside` are the names of the stage's blocks and single layers. The output of `module` is the output of the stage.
+    For what stands before the classifier, it is the input of `module`. `width` is the number of its channels.
     """
 
     name: str

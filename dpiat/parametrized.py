@@ -43,13 +43,13 @@ def hooks(module: nn.Module) -> dict[str, Any]:
 
 
 def _paths(name: str, hook: Any) -> tuple[list[str], list[str]]:
-    """The names of the tensors that a hook computes a tensor from, and of those that the hook keeps beside them."""
+    """The names of the tensors that a hook computes a tensor from, and of the tensors that it keeps beside them."""
     ends = next(ends for kind, ends in HOOKS.items() if isinstance(hook, kind))
     return tuple([name + end for end in part] for part in ends)
 
 
 def originals(module: nn.Module) -> dict[str, list[str]]:
-    """The computed tensors of a module, each with the paths of those that it is computed from."""
+    """The computed tensors of a module, each with the paths of the tensors that it is computed from."""
     found = {}
     for name, chain in chains(module).items():
         keys = [key for key in (*chain._parameters, *chain._buffers) if key.startswith("original")]
@@ -70,7 +70,7 @@ def basis(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def computed(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a module with the computed ones in the place of what they are computed from."""
+    """The tensors of a module, where a computed tensor takes the place of the tensors that it is computed from."""
     found = originals(module)
     if not found:
         return tensors

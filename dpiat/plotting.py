@@ -51,21 +51,31 @@ def plot_matching(
     names: tuple[str, str] | None = None,
     axes: Axes | None = None,
 ) -> Axes:
-    """Draw which blocks and layers of the source go to which of the target (figure 2), and return the axes.
+    """Draw which blocks and layers of the source go to which of the target (figure 2). Needs matplotlib.
 
-    The source is the upper row, the target the lower one. A block is a frame with a cell for each of its layers; a
-    thin grey cell is a layer without weights. A band joins two matched blocks, the darker the higher their score
-    relative to the target block's score with itself (Eq. 4); its gid is "match-i-j" for source block i and target
-    block j. Lines in the bands join the matched layers. Labels of blocks that nothing is matched with are grey, and
-    where labels would overlap, some are left out.
+    The source is the upper row, and the target is the lower row. A block is a frame with a cell for each of its layers.
+    A thin grey cell is a layer without weights. A band joins two matched blocks. The higher their score is, relative to
+    the target block's score with itself (Eq. 4), the darker is the band. Its gid is "match-i-j" for source block i and
+    target block j. Lines in the bands join the matched layers. The label of a block without a match is grey. Where
+    labels would overlap, some are left out.
 
-    `names` are shown instead of the names of the architectures. Without `axes`, the figure is as wide as the networks
-    need; in axes of less than about 8 × 5 inches everything is smaller. With `file`, the figure is saved there: .png,
-    .svg or .pdf.
+    Args:
+        source: A network, its architecture, or what else `similarity` takes.
+        target: Likewise.
+        file: Where the picture is saved: .png, .svg or .pdf.
+        names: The names of source and target in the picture, in the place of the architectures' names.
+        axes: Where the matching is drawn, if not in a figure of its own. In axes of less than about 8 × 5 inches
+            everything is smaller.
 
-    Raises TypeError if a network is nothing that `similarity` takes, ValueError for another suffix,
-    ModuleNotFoundError without matplotlib.
+    Returns:
+        The axes.
 
+    Raises:
+        TypeError: If a network is not a thing that `similarity` takes.
+        ValueError: For another suffix.
+        ModuleNotFoundError: Without matplotlib.
+
+    Examples:
         >>> plot_matching(timm.create_model("rexnet_100"), timm.create_model("tf_efficientnet_b2"), "matching.svg")
     """
     _require_matplotlib()
@@ -89,7 +99,7 @@ def plot_matching(
 
 
 def _told_apart(network: Architecture) -> Architecture:
-    """The network with an object for each block and each layer, of which an index keeps equal ones once."""
+    """The network with an object of its own for each block and each layer: an index shares equal objects."""
     blocks = (replace(block, layers=tuple(Layer(*layer) for layer in block.layers)) for block in network.blocks)
     return replace(network, blocks=tuple(blocks))
 
@@ -101,15 +111,24 @@ def plot_similarity(
     labels: Sequence[str] | None = None,
     axes: Axes | None = None,
 ) -> Axes:
-    """Draw the similarities of all pairs of networks (Eq. 5) as a heat map (figure 5), and return the axes.
+    """Draw the similarities of all pairs of networks (Eq. 5) as a heat map (figure 5). Needs matplotlib.
 
-    `networks` are networks by name, or a square array of similarities that were computed before, with one of the
-    `labels` for each row; NaN is an empty cell. With `file`, the figure is saved there: .png, .svg or .pdf.
+    Args:
+        networks: Networks by name, or a square array of similarities, in which NaN is an empty cell.
+        file: Where the picture is saved: .png, .svg or .pdf.
+        labels: A label for each row of the array, in the place of numbers.
+        axes: Where the heat map is drawn, if not in a figure of its own.
 
-    Raises TypeError if a network is nothing that `similarity` takes, ValueError for an array that is not
-    square or has another number of labels, for nothing to draw and for another suffix, ModuleNotFoundError without
-    matplotlib.
+    Returns:
+        The axes.
 
+    Raises:
+        TypeError: If a network is not a thing that `similarity` takes.
+        ValueError: For an array that is not square or has another number of labels, for nothing to draw, and for
+            another suffix.
+        ModuleNotFoundError: Without matplotlib.
+
+    Examples:
         >>> plot_similarity({name: timm.create_model(name) for name in ("resnet18", "resnet34")}, "similarity.png")
     """
     _require_matplotlib()
@@ -136,7 +155,7 @@ def plot_bars(
     *,
     axes: Axes | None = None,
 ) -> Axes:
-    """Draw bars from 0 to 1, one for each of `values` in every row, and return the axes; NaN is no bar."""
+    """Draw bars from 0 to 1, one for each of `values` in every row, and return the axes. NaN leaves its bar out."""
     _require_matplotlib()
     _check_suffix(file)
     if axes is None:
@@ -192,7 +211,7 @@ def _save(axes: Axes, file: str | Path | None) -> None:
 class _Row:
     """A network from left to right: the edges (left, right) of its blocks and of its layers, and its lower edge.
 
-    `unit` is the width of one layer with weights; `scale` shrinks the texts as the axes shrink the row.
+    `unit` is the width of one layer with weights. `scale` shrinks the texts as the axes shrink the row.
     """
 
     architecture: Architecture
@@ -244,7 +263,7 @@ def _height(networks: Sequence[Architecture]) -> float:
 
 
 def _place(networks: Sequence[Architecture], names: Sequence[str], axes: Axes) -> tuple[_Row, _Row]:
-    """The two rows in the coordinates of the axes, which become inches / scale. The shorter one is stretched."""
+    """The two rows in the coordinates of the axes, which become inches / scale. The shorter row is stretched."""
     dpi = axes.get_figure(root=True).dpi
     width, height = axes.bbox.width / dpi, axes.bbox.height / dpi
     scale = min(1.0, width / FIGURE_WIDTHS[0], height / _height(networks))
@@ -267,7 +286,7 @@ def _left_margin(names: Sequence[str]) -> float:
 
 
 def _label_length(network: Architecture) -> float:
-    """The room that the labels of the blocks need: the length of the one with the most letters."""
+    """The room that the labels of the blocks need: the length of the label with the most letters."""
     return _text_length(max(map(_label, network.blocks), key=len, default=""), SMALL) + 2 * SPACE
 
 
@@ -283,7 +302,7 @@ def _text_length(text: str, size: float, weight: str = "normal") -> float:
 
 
 def _label(block: Block) -> str:
-    """The name of a block; of a long one the last parts."""
+    """The name of a block, or the last parts of a long name."""
     parts = (block.name or " ".join(layer.kind for layer in block.layers[:1])).split(".")
     while len(parts) > 2 and len(".".join(parts)) > 20:
         del parts[0]

@@ -22,14 +22,14 @@ def standardize(module: nn.Module, mode: Mode = "default") -> Architecture:
 
     Args:
         module: The network, on any device, the meta device included. Is only read. DataParallel,
-            DistributedDataParallel and torch.compile are looked through. Of a state dict (`dpiat.load`), the kinds of
-            layers are what the shapes tell.
+            DistributedDataParallel and torch.compile are looked through. In a state dict (`dpiat.load`), shapes tell
+            the kinds of layers.
         mode: In "default" mode, every module or bare parameter with weights is a layer: blocks are what repeats in
             numbered lists, and runs are the single layers between them. Layers that are stacked in one tensor are taken
             apart ("attn.qkv[query]"), convolutions with groups are of other kinds, and `role` says what a layer is
-            for. In "paper" mode, blocks are those of Algorithm 1: every leaf module is a layer, activations included,
-            and only convolutions, linear layers and batch norms have shapes, as in the authors' code; the others stay
-            in the list, where they lengthen the ranges of Eq. 3.
+            for. In "paper" mode, Algorithm 1 finds the blocks. Every leaf module is a layer, activations included, and
+            only convolutions, linear layers and batch norms have shapes, as in the authors' code. The others stay in
+            the list, where they lengthen the ranges of Eq. 3.
 
     Returns:
         The network as plain data, without tensors.

@@ -11,19 +11,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options of default mode; the first group decides what matches, the second how a matched layer is filled.
+    """The rules of the default mode as switches, for `transfer(source, target, mode=Recipe(...))`.
 
-    `merge`: convolutions side by side, as MixNet's of 3 × 3 to 9 × 9, are one layer (`dpiat.branches`).
-    `gates`: a squeeze and excitation matches its like only; where there is none to match, the target's last layer of it
-    is zero, so that the gate is constant.
-    `levels`: blocks match within one resolution, where strides tell it.
-    `skip`: what a pair of blocks is worth of which one alone has a shortcut, in (0, 1].
-    `relative`: Eq. 1 compares widths after dividing by the ratio of the networks' widths.
+    The first five decide what matches, the others how a matched layer is filled. `Recipe()` has all of them off, and
+    `dpiat.recipe.BEST` is the default mode.
 
-    `leading`: the operator "clip" is "leading", which takes the leading channels, as sums of different widths do;
-    otherwise it is "centre", the paper's crop.
-    `zeros`: in rows that are filled, there are zeros where nothing arrives.
-    `head`: a classifier of other classes starts with zero weights, so that its random answers disturb no feature.
+    Attributes:
+        merge: Convolutions side by side, such as MixNet's of 3 × 3 to 9 × 9, are one layer.
+        gates: A squeeze and excitation matches its like only. If there is none to match, the last layer of the target's
+            is zero, so that the gate is constant.
+        levels: Blocks match within one resolution, where strides tell the resolution.
+        skip: What a pair of blocks is worth if one block alone has a shortcut, in (0, 1].
+        relative: Eq. 1 compares widths after dividing by the ratio of the networks' widths.
+        leading: The operator "clip" takes the leading channels, as sums of different widths do. Otherwise it takes the
+            centre, as in the paper.
+        zeros: In rows that are filled, there are zeros where nothing arrives.
+        head: A classifier of other classes starts with zero weights, so that its random answers disturb no feature.
+
+    Raises:
+        ValueError: If `skip` is not in (0, 1].
+
+    Examples:
+        >>> transfer(source, target, mode=replace(BEST, levels=False))
     """
 
     merge: bool = False

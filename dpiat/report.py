@@ -16,6 +16,9 @@ WARNING = "warning: "  # begins the note of what is likely to be wrong
 COPIED, CROPPED, PARTLY, LEFT = "copied", "cropped", "partly filled", "left"
 ZERO, IDENTITY = "zero", "identity"  # of what does nothing at first, whatever the source is
 ACTIONS = (COPIED, CROPPED, PARTLY, ZERO, IDENTITY, LEFT)
+# What a summary says of elements: of those that the source fills, and of the others.
+FILLED = {COPIED: "copied", CROPPED: "cropped", PARTLY: "in partly filled tensors"}
+OTHERS = {ZERO: "set to zero", IDENTITY: "set to the identity", LEFT: "keep their own values"}
 NOTHING = "–"  # in the place of a part that receives nothing
 
 
@@ -38,7 +41,7 @@ class Entry(NamedTuple):
         shared: The name under which a tensor with several names counts.
         parts: Of a tensor in which several layers are stacked, what each layer receives ("attn.qkv.weight[query]").
         zeros: How many elements are set to zero: inputs, of outputs that are filled, to which nothing comes; of an
-            identity, all elements of the outputs that pass, the ones on the diagonal included.
+            identity, all elements of the outputs that pass, with the ones (1.0) on the diagonal.
     """
 
     target: str
@@ -85,27 +88,33 @@ class Report:
 
         Takes one forward pass of each network, without gradients, on its own device. Batch norms take the statistics of
         the images, as they do in training, and keep their own; all other modules are in eval mode. Neither network is
-        changed. A good transfer agrees in the last stages: in the first ones a random network agrees too.
+        changed.
+
+        Look at the last stages: in the first ones a random network agrees too. How much a random network agrees depends
+        on the networks and the images. So check a copy of the target from before the transfer beside it, as `target`. A
+        good transfer agrees clearly more.
 
         Args:
             images: What both networks take: a batch, or a mapping of their arguments. At least 4 images; of fewer than
                 about 100 the numbers are rough. Labels are not needed.
             labels: A class for each image. Then a ridge regression reads the classes from what comes before the
                 classifier: learned from one half of the images, measured on the other.
-            source: The network that gave, where it is no longer in memory (as one that was given by its name or file,
-                or of a report from another process), or cannot compute (a state dict). The report keeps no network.
-            target: The network that received, likewise.
+            source: The network that gave. Needed if it cannot compute (a state dict), or is no longer in memory: a
+                report keeps no network, so that a source which was given as a name or a file is gone.
+            target: The network that received, likewise; or another network of the same layers, to compare with.
 
         Returns:
-            A `Check`: agreement and share of random entries for each stage, which prints as a table.
+            A `Check`: for each stage, the agreement and the share of the target's own values. It prints as a table.
 
         Raises:
             ValueError: If a network is gone, is a state dict, is on the meta device or does not take the images; for
                 fewer than 4 images or other numbers of labels.
 
         Examples:
+            >>> fresh = copy.deepcopy(target)
             >>> report = transfer(source, target)
             >>> print(report.check(images))
+            >>> print(report.check(images, target=fresh))  # the agreement of a network that received nothing
         """
         if self.networks is None:
             raise ValueError("the report is of a plan that is not applied: there is nothing to check")
@@ -135,10 +144,14 @@ class Report:
         ]
 
     def summary(self) -> str:
-        """The report in one line: the share that is filled, the elements of each action, and the first warning."""
-        total = sum(self.elements.values())
-        parts = ", ".join(f"{count:,} {action}" for action, count in self.elements.items() if count)
-        text = f"{percent(self.share, 1)} of the target's {total:,} elements filled: {parts or 'none'}"
+        """The report in one line: what the source fills, what happens to all other elements, and the first warning."""
+        counts = self.elements
+        filled, others = (
+            [f"{counts[action]:,} {said}" for action, said in words.items() if counts[action]]
+            for words in (FILLED, OTHERS)
+        )
+        text = f"{percent(self.share, 1)} of the target's {sum(counts.values()):,} elements filled"
+        text = "; ".join([f"{text}: {', '.join(filled)}" if filled else text, *others])
         if warnings := self.warnings:
             more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
             text += f"; warning: {warnings[0]}{more}"
@@ -173,14 +186,14 @@ class StageCheck(NamedTuple):
         source: The stage of the source that it is compared with, "" if there is none.
         agreement: Linear CKA of both stages' outputs, means over places: 1 for the same but for a rotation and a scale,
             about 0 for what has nothing in common, NaN where there is nothing to compare.
-        random: The share of its parameters' elements that keep the target's values, in [0, 1].
+        own: The share of its parameters' elements that keep the target's own values, in [0, 1].
         elements: The number of its parameters' elements.
     """
 
     stage: str
     source: str
     agreement: float
-    random: float
+    own: float
     elements: int
 
 
@@ -205,14 +218,16 @@ class Check:
     chance: float | None = None
 
     @property
-    def random(self) -> float:
-        """The share of the elements of all parameters that keep the target's values, in [0, 1]."""
+    def own(self) -> float:
+        """The share of the elements of all parameters that keep the target's own values, in [0, 1]."""
         total = sum(stage.elements for stage in self.stages)
-        return sum(stage.random * stage.elements for stage in self.stages) / total if total else 0.0
+        return sum(stage.own * stage.elements for stage in self.stages) / total if total else 0.0
 
     def summary(self) -> str:
         """The check in one line."""
-        text = f"{self.images} images; {percent(self.random, 1)} of the target's parameters keep their own values"
+        scale = "agreement: 1 is the same, 0 is nothing in common"
+        own = f"{percent(self.own, 1)} of the target's parameters keep their own values"
+        text = f"{self.images} images; {scale}; {own}"
         if self.probes is None:
             return text
         source, target = self.probes
@@ -237,7 +252,7 @@ class Check:
         return DataFrame(self.stages, columns=StageCheck._fields)
 
     def plot(self, file: str | Path | None = None, *, axes: Axes | None = None) -> Axes:
-        """Draw two bars for each stage: its agreement with the source, and the share that is random. Needs matplotlib.
+        """Draw two bars for each stage: its agreement with the source, and the share of own values. Needs matplotlib.
 
         Args:
             file: Where the picture is saved: .png, .svg or .pdf.
@@ -256,13 +271,13 @@ class Check:
         from dpiat.plotting import plot_bars
 
         values = {"agreement with the source": [s.agreement for s in self.stages]}
-        values["share that is random"] = [s.random for s in self.stages]
+        values["share of the target's own values"] = [s.own for s in self.stages]
         return plot_bars([s.stage for s in self.stages], values, self.summary().replace("; ", "\n"), file, axes=axes)
 
     def __str__(self) -> str:
-        head = ("stage", "compared with", "agreement", "random")
+        head = ("stage", "compared with", "agreement", "own values")
         rows = [
-            (s.stage, s.source or "–", "–" if isnan(s.agreement) else f"{s.agreement:.2f}", percent(s.random))
+            (s.stage, s.source or "–", "–" if isnan(s.agreement) else f"{s.agreement:.2f}", percent(s.own))
             for s in self.stages
         ]
         return "\n".join([*_aligned(head, *rows), self.summary()])

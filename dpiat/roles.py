@@ -38,8 +38,6 @@ FUSED = {  # projections stacked in one layer, by the last word of its name
     **dict.fromkeys(("qk", "to_qk"), (QUERY, KEY)),
 }
 
-# Ends of dotted names in lower case, the first that fits counts. `a` stands for an attention and `m` for a feed-forward
-# network somewhere above.
 WORDS: list[tuple[str, str]] = [
     (r"(q|query|queries)_?(norm|ln|layernorm)", "norm of queries"),
     (r"(k|key|keys)_?(norm|ln|layernorm)", "norm of keys"),
@@ -78,6 +76,14 @@ WORDS: list[tuple[str, str]] = [
     ),
     (r"(down_?sample\w*|short_?cut\w*|skip_conv\w*|conv_skip|proj_conv)(\.\w+)*", SHORTCUT),
 ]
+"""The roles of layers by the ends of their dotted names: pairs of a regular expression and a role.
+
+Names are in lower case, and the first expression that fits counts. At its beginning, `a\\.` stands for an attention,
+and `m\\.` for a feed-forward network, somewhere above. A change of the table counts from the next transfer on.
+
+Examples:
+    >>> roles.WORDS.insert(0, (r"(ffn_up)", roles.INTO))
+"""
 
 
 def role(name: str) -> str:

@@ -19,12 +19,12 @@ from dpiat.timm_index import pretrained, timm_architectures
 
 
 def similarity(source: Source | Architecture, target: Source | Architecture, mode: Mode = "default") -> float:
-    """How similar two architectures are (Eq. 5): sqrt(f(source, target) · f(target, source)), in [0, 1].
+    """Compute how similar two architectures are (Eq. 5): sqrt(f(source, target) · f(target, source)), in [0, 1].
 
     Similarity is symmetric, needs no training and no data, and changes neither network.
 
     Args:
-        source: A network, its architecture, or what `dpiat.load` takes; of a name, no weights are loaded.
+        source: A network, its architecture, or what `dpiat.load` takes. A name loads no weights.
         target: Likewise.
         mode: How modules are standardized and matched. "paper" gives the paper's number.
 
@@ -45,7 +45,7 @@ def similarity(source: Source | Architecture, target: Source | Architecture, mod
 
 
 def coverage(source: Source | Architecture, target: Source | Architecture, mode: Mode = "default") -> float:
-    """How much of the target a source can fill (Eq. 4): f(source, target), in [0, 1]. Not symmetric.
+    """Compute how much of the target a source can fill (Eq. 4): f(source, target), in [0, 1]. Not symmetric.
 
     Args:
         source: A network, its architecture, or what `dpiat.load` takes.
@@ -53,8 +53,7 @@ def coverage(source: Source | Architecture, target: Source | Architecture, mode:
         mode: "default" or "paper".
 
     Returns:
-        The score of the transfer, divided by the target's score with itself. 0 for a target without a layer that has
-        weights.
+        The score of the transfer, divided by the target's score with itself. For a target without weights, 0.
 
     Raises:
         TypeError: If an argument is none of these.
@@ -72,21 +71,22 @@ class Candidate(NamedTuple):
 
     Attributes:
         source: The name of the source.
-        similarity: Eq. 5.
-        to_target: Eq. 4 of the transfer.
-        to_source: Eq. 4 of the transfer back.
-        filled: The part of the elements of the target's weight tensors that the source fills, in all matched layers.
-            `plan(...).report.share` also knows biases, statistics and what is done with a classifier (`transfer`'s
-            `head`), which timm's index, without names of layers, cannot tell.
-        pretrained: Whether timm has trained weights of this name; None where nobody has asked timm.
+        similarity: How alike both architectures are (Eq. 5). Choose by this number.
+        to_target: How well the source fits the target (Eq. 4): the score of the transfer, over the target's score with
+            itself.
+        to_source: How well the target fits the source: Eq. 4 of the transfer back.
+        filled: The share of the elements of the target's weights that the source fills, in all matched layers.
+            `plan(...).report.share` also counts biases and statistics, and knows what happens to a classifier
+            (`head`). timm's index has no names of layers, and cannot tell this.
+        pretrained: Whether timm has trained weights of this name. None where timm was not asked.
     """
 
     source: str
-    similarity: float  # Eq. 5
-    to_target: float  # Eq. 4 of the transfer
-    to_source: float  # Eq. 4 of the transfer back
-    filled: float  # part of the elements of the target's weight tensors that the source fills
-    pretrained: bool | None = None  # whether timm has trained weights of this name; None where nobody has asked it
+    similarity: float
+    to_target: float
+    to_source: float
+    filled: float
+    pretrained: bool | None = None
 
 
 def rank(
@@ -97,12 +97,12 @@ def rank(
     """Order sources for a target by their similarity to it, as the paper advises (section 1.2). Changes no network.
 
     Args:
-        target: A network, its architecture, or what `dpiat.load` takes; of a name, no weights are loaded.
-        sources: Networks by name; or a list of what `dpiat.load` takes as strings, of folders of files of weights, and
-            of patterns of timm's names (* and ?); or one of these. A folder that `save_pretrained` wrote is one source.
-            None or "timm" stands for all architectures of timm, from an index in the user's cache folder, which the
-            first call builds, in minutes.
-        architecture: The name of the network that state dicts and files are of, as in `dpiat.load`.
+        target: A network, its architecture, or what `dpiat.load` takes. A name loads no weights.
+        sources: Networks by name; or a list of names, files, folders of files, and patterns of timm's names (* and ?);
+            or a single one of these. A folder that `save_pretrained` wrote is one source. None or "timm" stands for all
+            architectures of timm, from an index in the user's cache folder. The first call builds the index, in
+            minutes.
+        architecture: The name of the network of state dicts and files, as in `dpiat.load`.
 
     Returns:
         A candidate for each source, the most similar first.
@@ -186,7 +186,7 @@ def _part(score: float, target: Architecture) -> float:
 
 
 def as_architectures(networks: Mapping[str, Source | Architecture], mode: Mode = "default") -> list[Architecture]:
-    """Networks as plain data; by their shapes alone if of one there is only a state dict."""
+    """Networks as plain data. If one of them is a state dict, all are read by their shapes alone."""
     like = next((network for network in networks.values() if isinstance(network, nn.Module)), None)
     found = {name: _network(name, network, like=like) for name, network in networks.items()}
     stored = next((name for name, network in found.items() if isinstance(network, Stored)), None)

@@ -35,7 +35,7 @@ def load(
     """The network that `source` stands for: a module as it is, anything else read.
 
     Tensors of files are mapped into memory: values are read when they are used. As long as the network is in use, do
-    not write to its files; to replace them is no harm.
+    not write to its files. You may replace them.
 
     Args:
         source: A state dict, or a path that ends in .pt, .pth, .bin, .ckpt, .tar or .safetensors, gives a module that
@@ -51,7 +51,7 @@ def load(
         like: A module: tensors of the same names as its own are taken in its order.
 
     Returns:
-        A module. Its weights are those that `source` has.
+        A module with the weights of `source`.
 
     Raises:
         TypeError: If `source` is of another type.

@@ -88,7 +88,7 @@ def _is_vector(tensor: Tensor) -> bool:
 def of_network(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by their names in the state dict of a network, whatever either of the two is wrapped in.
 
-    Numbers and vectors that a wrapper holds beside its network, such as those of a loss, are left out, unless the
+    Numbers and vectors that a wrapper holds beside its network, such as the weights of a loss, are left out, unless the
     network is in such a wrapper too.
     """
     (inner, outer), (names, beside) = _unwrapped(tensors, True), _unwrapped(network, True)
@@ -118,7 +118,7 @@ def in_order(
 
 
 def with_tied(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, with the other names of tied ones: the network has these, and some formats keep one name alone."""
+    """The tensors by all their names. A tied tensor has several in the network, and some formats keep one alone."""
     held = {id(tensor): tensors[key] for key, tensor in network.items() if key in tensors}
     return {**tensors, **{key: held[id(t)] for key, t in network.items() if key not in tensors and id(t) in held}}
 

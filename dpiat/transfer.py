@@ -65,9 +65,9 @@ def transfer(
     Args:
         source: A module, a state dict, a file of weights (.pt, .pth, .bin, .safetensors), a folder that
             `save_pretrained` wrote, or a timm name, which brings its pretrained weights. Is only read. Values in files
-            are read one tensor after the other, and only those that are written: the source may be larger than the
-            memory. Of a state dict the kinds of layers are what the shapes tell; the groups of its convolutions are not
-            known. `dpiat.load` says which files need the name of their network.
+            are read one tensor after the other, and only where they are written: the source may be larger than the
+            memory. A state dict tells the kinds of layers by shapes alone, and does not tell the groups of
+            convolutions. `dpiat.load` says which files need the name of their network.
         target: The network to fill. Its devices, dtypes, `requires_grad` and training flags stay as they are.
         mode: "default" reads blocks, roles and the meaning of axes. A network transferred to itself, to the same
             network of another library, or from its own state dict computes the same function. "paper" is the authors'
@@ -75,8 +75,8 @@ def transfer(
             alone. A `dpiat.recipe.Recipe` is the default mode with its ideas switched one by one.
         head: What happens to a classifier. "auto" fills a classifier only from a classifier of as many classes; "skip"
             never; "copy" also like any other layer, cropped rows of other classes included (as "auto" and "copy" do in
-            paper mode). A mapping {target class: source class} fills the classes that it names, and {layer: {target
-            class: source class}} those of layers by their names (* and ? stand for what they do in file names).
+            paper mode). A mapping {target class: source class} fills the classes that it names. A mapping {layer:
+            {target class: source class}} does this for layers by their names, in which * and ? are wildcards.
         matching: Which source layer fills which target layer: "dp", "bipartite", "nbipartite", "random", or a function
             of two architectures, source and target, that gives a `Matching`. The names of the paper's Table 12 will do
             too.

@@ -98,13 +98,13 @@ def _parts(report: Report, source: Architecture, target: Architecture) -> list[P
         part = parts[_owner(entry.target, takers)]
         part.entries.append(entry)
         pieces = [piece for piece in entry.parts or (entry.source,) if piece not in ("", NOTHING)]
-        for piece in pieces:  # the report counts the elements of the whole tensor, so that its parts count alike
+        for piece in pieces:  # the report counts the elements of the whole tensor alone, so its parts count alike
             part.given[_owner(piece, givers)] += entry.filled / len(pieces)
     return [part for part in parts.values() if part.entries]
 
 
 def _owners(network: Architecture) -> dict[str, str]:
-    """The label of the block of each layer, by the layer's name; that of all parts of one is the same."""
+    """The label of the block of each layer, by the layer's name. The parts of a stacked layer have one name."""
     return {layer.name.partition("[")[0]: _label(block) for block in network.blocks for layer in block.layers}
 
 
@@ -117,7 +117,7 @@ def _owner(tensor: str, owners: Mapping[str, str]) -> str:
 
 
 def _label(block: Block) -> str:
-    """The name of a block, or the first and the last layer of those that have none."""
+    """The name of a block, or the first and the last layer of a block without a name."""
     if block.name and not block.run:
         return block.name
     ends = dict.fromkeys(layer.name.partition("[")[0] for layer in (block.layers[0], block.layers[-1]))
@@ -145,7 +145,7 @@ def _warnings(report: Report) -> list[str]:
 
 
 def _drawing(parts: Sequence[Part], sources: Sequence[str]) -> list[str]:
-    """The blocks of both networks in two columns, with a band from each block to those that it fills."""
+    """The blocks of both networks in two columns, with a band from each block to each block that it fills."""
     sources = [*sources, *([OUTSIDE] if any(part.given[OUTSIDE] for part in parts) else [])]
     height = ROW * max(len(sources), len(parts), 1)
     above = {label: height * i / len(sources) for i, label in enumerate(sources)}
@@ -171,7 +171,7 @@ def _drawing(parts: Sequence[Part], sources: Sequence[str]) -> list[str]:
 
 
 def _right(part: Part, y: float) -> list[str]:
-    """A block of the target: a bar of which the share is filled, its name, and the share in percent."""
+    """A block of the target: a bar that is filled by the block's share, the name, and the share in percent."""
     share = part.report.share
     style = "warned" if part.warned else "" if share else "quiet"
     mark = "⚠ " if part.warned else ""
@@ -185,7 +185,7 @@ def _right(part: Part, y: float) -> list[str]:
 
 
 def _band(above: float, below: float, height: float) -> str:
-    """A band from the left column to the right one, of equal heights, that leaves and arrives horizontally."""
+    """A band of one height from the left column to the right column, which leaves and arrives horizontally."""
     middle = (LEFT_EDGE + RIGHT_EDGE) / 2
     return (
         f"M{LEFT_EDGE} {above:.1f}C{middle:g} {above:.1f} {middle:g} {below:.1f} {RIGHT_EDGE} {below:.1f}v{height}"

@@ -156,7 +156,7 @@ def check_optimizers(
     except (TypeError, ValueError):
         source = target = None
     if not isinstance(source, Optimizer) or not isinstance(target, Optimizer):
-        raise TypeError("optimizer must be two: that of the source and that of the target")
+        raise TypeError("optimizer must be two: the source's optimizer and the target's")
     names = [type(optimizer).__name__ for optimizer in (source, target)]
     if type(source) is not type(target):
         raise ValueError(f"the optimizers must be of one class, got {names[0]} and {names[1]}")

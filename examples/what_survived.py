@@ -5,6 +5,8 @@ and the new blocks start as the identity. So each stage agrees with the source's
 target keeps its own values.
 """
 
+import copy
+
 import timm
 import torch
 
@@ -14,5 +16,12 @@ source = timm.create_model("resnet14t", num_classes=10)  # yours is trained
 target = timm.create_model("resnet26t", num_classes=10)
 images = torch.rand(64, 3, 64, 64)  # take a hundred or more, as the target will see them
 
-checked = transfer(source, target).check(images)
+fresh = copy.deepcopy(target)  # for comparison: receives nothing
+
+report = transfer(source, target)
+checked = report.check(images)
 print(checked)
+compared = report.check(images, target=fresh)
+print(
+    f"before the classifier: {checked.stages[-2].agreement:.2f}, without transfer {compared.stages[-2].agreement:.2f}"
+)

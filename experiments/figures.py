@@ -23,7 +23,7 @@ from experiments.results import cells, drawing, method_effects, ours, paper
 from experiments.store.files import CannotWrite, atomic_write, holds, write_text
 
 # The paper's curves: which metric, and the experiments whose trials are drawn. Figures 9 to 11 show the trials of Table
-# 3, or those of Figure 15, with sources trained from scratch, at a scale where Table 3 is not run.
+# 3. At a scale where Table 3 is not run, they show the trials of Figure 15, whose sources are trained from scratch.
 CURVES = {
     "figure04": ("test_accuracy", "table03"),
     "figure06": ("test_accuracy", "figure06"),

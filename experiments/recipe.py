@@ -338,7 +338,7 @@ def cell_of(found: Found, row: str, source: str, target: str) -> dict[int, float
 
 
 def ratios(found: Found, row: str, base: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Accuracy of a row over that of another one, a ratio for each pair, over the seeds that both have."""
+    """The accuracy of a row over the accuracy of another row: a ratio for each pair, over the seeds of both."""
     values = []
     for pair in pairs:
         ours, theirs = cell_of(found, row, *pair), cell_of(found, base, *pair)

@@ -56,6 +56,6 @@ def _alone(record: dict[str, Any]) -> str:
 
 
 def _epochs(record: dict[str, Any]) -> str:
-    """How many epochs `best_accuracy` looks at: a trial may have had fewer than those of the paper's measure."""
+    """How many epochs `best_accuracy` looks at: a short trial has fewer epochs than the paper's measure asks for."""
     count = min(EFFECTIVENESS_EPOCHS, len(record["epochs"]))
     return "1 epoch" if count == 1 else f"{count} epochs"

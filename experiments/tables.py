@@ -1,4 +1,4 @@
-"""Records -> tables, as CSV and Markdown under results/tables, and the generated parts of the READMEs.
+"""Records -> tables, as CSV and Markdown under results/tables, and the generated parts of the READMEs and of the guide.
 
 python -m experiments.tables            writes all of them
 python -m experiments.tables --check    fails if a committed file is not what the records give
@@ -85,7 +85,7 @@ def provenance_table(records: cells.Records) -> pd.DataFrame:
 
 def _provenance(frame: pd.DataFrame, records: cells.Records) -> dict[str, str]:
     """The scale, commit, hardware and hours of an experiment's trials and of their sources."""
-    trials = {*frame["id"], *frame["source id"]} - {""}
+    trials = cells.with_sources(frame)
     found = [records[trial] for trial in trials if trial in records]
     seconds = sum(epoch["seconds"] for record in found for epoch in record["epochs"])
     return {
@@ -137,18 +137,19 @@ def generated_files(records: cells.Records) -> dict[Path, str]:
     tables = all_tables(records, grids.our_experiments())
     files = texts(tables, paper.RESULTS / "tables")
     blocks = _blocks(tables, records)
-    for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
+    for file in (ROOT / "README.md", ROOT / "results" / "README.md", ROOT / "docs" / "library.md"):
         files[file] = with_blocks(file, blocks)
     return files
 
 
 def _blocks(tables: Mapping[str, Table], records: cells.Records) -> dict[str, str]:
-    """The generated parts of the READMEs, by the names in their comments."""
+    """The generated parts of the READMEs and of the guide, by the names in their comments."""
     blocks = {name: table.page for name, table in tables.items()}
     blocks |= {
         "short": reproduction.short_table(records),
         "first": reproduction.first_table(records),
         "headline": ours.headline(HEADLINE, records),
+        "scale": source_effects.scale_of_similarity(HEADLINE, records),
         "chosen": source_effects.similarity_in_words(HEADLINE, records),
         "curves": reproduction.curves_said(records),
         "grid": method_effects.modes_in_words(method_effects.pairs(ours.trials(COMPARISONS["modes"], records))),

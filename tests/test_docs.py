@@ -1,6 +1,7 @@
 """The pages of the documentation: what they name, and what the site makes of their links."""
 
 import importlib.util
+import inspect
 import re
 import sys
 import types
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 import dpiat
+from dpiat.plotting import plot_matching, plot_similarity
+from dpiat.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,10 +34,12 @@ def site(monkeypatch) -> types.ModuleType:
 
 
 def test_the_reference_has_every_public_name():
-    named = set(re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE))
-    for name in dpiat.__all__:
-        public = getattr(dpiat, name)
-        assert f"{public.__module__}.{public.__qualname__}" in named
+    page = (ROOT / "docs" / "api.md").read_text()
+    named = set(re.findall(r"^::: ([\w.]+)$", page, flags=re.MULTILINE))
+    for public in (*(getattr(dpiat, name) for name in dpiat.__all__), Recipe, plot_matching, plot_similarity):
+        name = f"{public.__module__}.{public.__qualname__}"
+        said = " ".join(inspect.getdoc(public).partition("\n\n")[0].split("\n"))
+        assert name in named and f"| [`{public.__qualname__}`](#{name}) | {said} |\n" in page
 
 
 def test_every_page_is_in_the_menu(site):

@@ -1,5 +1,6 @@
 """The examples run, and do what they say. The cookbook shows these files."""
 
+import ast
 import runpy
 from pathlib import Path
 
@@ -17,8 +18,10 @@ def run(name: str) -> dict:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_each_example_has_a_test_and_a_place_in_the_cookbook(name):
-    assert f"test_{name}" in globals()
-    assert f'--8<-- "examples/{name}.py"' in (ROOT / "docs" / "cookbook.md").read_text()
+    cookbook = (ROOT / "docs" / "cookbook.md").read_text()
+    said = ast.get_docstring(ast.parse((ROOT / "examples" / f"{name}.py").read_text())).partition("\n\n")[0]
+    assert f"test_{name}" in globals() and f'--8<-- "examples/{name}.py"' in cookbook
+    assert f"| [{name}.py](../examples/{name}.py) | {said} |\n" in cookbook
 
 
 def test_other_classes():
@@ -74,9 +77,11 @@ def test_optimizer_state():
 
 
 def test_what_survived():
-    *stages, classifier = run("what_survived")["checked"].stages
+    found = run("what_survived")
+    *stages, classifier = found["checked"].stages
     assert len(stages) == 6 and all(stage.agreement > 0.99 for stage in stages)
-    shares = [(stage.random * stage.elements, stage.elements) for stage in (*stages, classifier)]
+    assert found["compared"].stages[-2].agreement < 0.5
+    shares = [(stage.own * stage.elements, stage.elements) for stage in (*stages, classifier)]
     assert sum(left for left, _ in shares) > sum(elements for _, elements in shares) / 3
 
 

@@ -74,7 +74,18 @@ ALLOWED = {
     "dpiat.channels": {"standardization"},
     "dpiat.stages": {"architecture", "roles", "standardization"},
     "dpiat.growing": {
-        *("channels", "checking", "layers", "reading", "report", "roles", "stages", "standardization", "writing"),
+        *(
+            "architecture",
+            "channels",
+            "checking",
+            "layers",
+            "reading",
+            "report",
+            "roles",
+            "stages",
+            "standardization",
+            "writing",
+        ),
     },
     "dpiat.timm_index": {
         "architecture",

@@ -1,5 +1,6 @@
 """What the README and the guides say is so."""
 
+import copy
 import re
 import subprocess
 from pathlib import Path
@@ -45,6 +46,7 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
         "load": dpiat.load,
         "Plan": dpiat.Plan,
         "rank": dpiat.rank,
+        "copy": copy,
     }
     names |= {"images": torch.rand(8, 3, 64, 64), "labels": [0, 1] * 4, "calibrate": dpiat.calibrate}
     for code in re.findall(r"```python\n(.*?)```", LIBRARY, flags=re.DOTALL):
@@ -53,6 +55,7 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     *checked, first, second, third = capsys.readouterr().out.splitlines()
     ranked = [first, second, third]
     assert checked[0].startswith("stage") and checked[-1].startswith("8 images")
+    assert all(f"| `{column}` |" in LIBRARY for column in re.split(r"  +", checked[0])[1:])
     assert all(0 < float(line.split()[1]) < 1 for line in ranked)
 
 
@@ -70,6 +73,11 @@ def test_each_command_stands_in_the_guide(capsys):
     commands = re.findall(r"^    ([a-z-]+) ", capsys.readouterr().out, flags=re.MULTILINE)
     assert {"plan", "report", "transfer"} < set(commands)
     assert all(f"\ndpiat {command} " in LIBRARY for command in commands)
+
+
+def test_the_guide_says_what_each_number_of_a_candidate_is():
+    section = LIBRARY.partition("## Which source is the best?")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) == list(dpiat.Candidate._fields)
 
 
 def test_every_short_name_is_named():

@@ -240,6 +240,11 @@ def _row(cell: grids.PlannedCell, records: Records, repeats: Mapping[str, pd.Ser
     }
 
 
+def with_sources(frame: pd.DataFrame) -> set[str]:
+    """Return the ids of all trials that rows of `trials` need: targets, random init, and the trainings of sources."""
+    return {*frame["id"], *frame["source id"]} - {""}
+
+
 def source_diverged(cell: grids.PlannedCell, records: Records) -> bool:
     """Whether a trial cannot be run because the training of its source diverged."""
     source = cell.trial.source
@@ -285,6 +290,8 @@ def baseline_line(frame: pd.DataFrame) -> str:
 def scale_line(frame: pd.DataFrame, records: Records, scale: str = "") -> str:
     """Return the sentences on the scale of trials: data, epochs, sources, hardware, and how many trials are run.
 
+    The trainings of sources are trials too, and count.
+
     Args:
         frame: The rows of `trials`.
         records: The records of trials, by id.
@@ -311,7 +318,8 @@ def scale_line(frame: pd.DataFrame, records: Records, scale: str = "") -> str:
     if without := int(frame["sourceless"].sum()):
         more += f", {without} cannot be run, as their source diverged"
     line = f"{', '.join(parts)}. " if found else ""
-    return f"{line}{len(found)} of {len(frame)} trials are run{more}."
+    every = with_sources(frame)
+    return f"{line}{len(every & records.keys())} of {len(every)} trials are run{more}."
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:

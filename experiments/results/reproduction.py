@@ -117,15 +117,17 @@ def short_table(records: Records, table: str = "table01", scale: str = "cpu") ->
     frame = cells.frames_by_scale(table, records).get(scale)
     if frame is None or (data := beside_paper(table, frame))["ours"].isna().all():
         return _being_run(table, scale)
-    return f"{_how_far(frame, data, records, scale)}\n\n{markdown(verdict_table(table, data)[SHORT])}"
+    rules, rows = f"[The rules](results/tables/{table}.md).", markdown(verdict_table(table, data)[SHORT])
+    return f"{_how_far(frame, data, records, scale)}\n\n{verdicts.READINGS} {rules}\n\n{rows}"
 
 
 def _how_far(frame: pd.DataFrame, data: pd.DataFrame, records: Records, scale: str) -> str:
     """Say how much of a table is run at a scale, and what its cells divide by."""
     seeds = data["n"].max()
     repeats = f"{seeds} seed{'s' if seeds > 1 else ''} of each target"
+    others = "the other trials are sources and random init"
     return (
-        f"{cells.scale_line(frame, records, scale)} {data['ours'].count()} of {len(data)} cells, {repeats}. "
+        f"{cells.scale_line(frame, records, scale)} {data['ours'].count()} of {len(data)} cells, {repeats}; {others}. "
         f"{cells.baseline_line(frame)}"
     )
 

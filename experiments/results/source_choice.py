@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from experiments.results import paper
-from experiments.results.cells import Table, markdown
+from experiments.results.cells import NOT_PLANNED, Table, markdown
 
 # The numbers of `dpiat.rank`, by their names in the table: the mode that networks are standardized in, and the number.
 MEASURES = {
@@ -19,6 +19,10 @@ MEASURES = {
     "to_source": ("default", "to_source"),
     "filled": ("default", "filled"),
 }
+
+
+# The bands of similarity in the library guide. The last band begins with the least similar pair.
+BANDS = (0.8, 1.0), (0.7, 0.8), (0.6, 0.7), (0.5, 0.6), (0.0, 0.5)
 
 
 class SourceEffects(NamedTuple):
@@ -98,7 +102,35 @@ def measures_of_pairs(*names: str) -> pd.DataFrame:
 def measures_of_results(results: Iterable[SourceEffects]) -> pd.DataFrame:
     """Compute MEASURES for every pair of the networks that occur in results."""
     pairs = pd.concat(found.values[["target", "source"]] for found in results)
-    return measures_of_pairs(*pd.unique(pairs.to_numpy().ravel()))
+    return measures_of_pairs(*sorted(set(pairs.to_numpy().ravel())))
+
+
+def scale(results: list[SourceEffects]) -> pd.DataFrame:
+    """Say what a similarity, as the default mode computes it, is worth.
+
+    Returns:
+        A row for each band of similarity: a pair, and for each of the results the mean effect of the pairs of different
+        networks in the band.
+    """
+    from experiments.models import SHORT_NAMES  # imports torch
+
+    found = measures_of_results(results)
+    similarity = found[found["measure"] == "similarity"]
+    rows = []
+    pairs = [values[values["source"] != values["target"]].merge(similarity) for _, values, _ in results]
+    for low, high in BANDS:
+        inside = [each[each["similarity"].between(low, high, inclusive="left")] for each in pairs]
+        every = pd.concat(inside).sort_values("similarity")
+        if every.empty:
+            continue
+        pair = every.iloc[len(every) // 2]
+        source, target = (SHORT_NAMES[pair[role]] for role in ("source", "target"))
+        row = {"similarity": f"{low or every['similarity'].min():.2g} to {high:g}"}
+        row["a pair"] = f"{source} → {target}, {pair['similarity']:.2f}"
+        for (name, _, _), each in zip(results, inside, strict=True):
+            row[name] = f"{each['value'].mean():.2f} ({len(each)})" if len(each) else NOT_PLANNED
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def table11(results: list[SourceEffects], not_run: Iterable[str]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.results import cells, method_effects, ours, paper, reproduction, source_choice
-from experiments.results.cells import NOT_RUN, Table
+from experiments.results.cells import NOT_RUN, Table, markdown
 from experiments.results.source_choice import SourceEffects
 
 
@@ -42,3 +42,13 @@ def similarity_in_words(experiment: str, records: cells.Records) -> str:
     return source_choice.in_words(
         "our own grid", source_choice.prediction_quality(values.merge(similarity, on=["source", "target"]))
     )
+
+
+def scale_of_similarity(experiment: str, records: cells.Records) -> str:
+    """Write the table of the library guide that says what a similarity is worth, in the paper's Table 1 and in ours."""
+    values = ours.transfers(ours.trials(experiment, records))[["target", "source", "value"]]
+    results = [
+        SourceEffects("the paper's Table 1 (pairs)", paper.matrix("table01")),
+        SourceEffects("ImageNet weights on Imagenette (pairs)", values),
+    ]
+    return markdown(source_choice.scale(results))

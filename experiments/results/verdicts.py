@@ -39,6 +39,12 @@ Fewer than {LEAST} cells say nothing. Intervals are at {LEVEL:.0%}, by a bootstr
 sources. The paper's own numbers stand beside ours, over the cells that we have and over all cells of its table.
 """
 
+# `RULES` in one line, for a table without intervals.
+READINGS = (
+    f"A claim `holds` if the {LEVEL:.0%} interval of its value is above 0 (similarity: if p is below {1 - LEVEL:.2f}), "
+    "and is `open` if our cells cannot tell."
+)
+
 Matrix: TypeAlias = np.ndarray  # (targets, sources)
 
 

@@ -98,7 +98,7 @@ def train(
 
 
 def _bar(data: Data, schedule: Schedule, state: State | None) -> tqdm:
-    """The progress bar of a training, in images; quiet where there is no terminal, and in all processes but one."""
+    """The progress bar of a training, in images. Without a terminal, and in all processes but one, it is quiet."""
     images = len(data.train.labels) // schedule.batch_size * schedule.batch_size  # images of an epoch
     return tqdm(
         total=schedule.epochs * images,

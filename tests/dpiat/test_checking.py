@@ -1,4 +1,4 @@
-"""What a report says of the networks before training: agreement, what is random, and that nothing changes."""
+"""What a report says of the networks before training: agreement, own values, and that nothing changes."""
 
 import copy
 import pickle
@@ -235,16 +235,16 @@ def test_a_network_agrees_with_itself_and_not_with_a_random_one():
     images = torch.rand(48, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     found = transfer(source, target).check(images)
     assert all(stage.agreement == pytest.approx(1) for stage in found.stages[:-1])
-    assert found.random == 0
+    assert found.own == 0
     kept = transfer(source, target, operator=lambda by, to: {})  # nothing
     with torch.no_grad():
         for parameter in target.parameters():
             parameter.normal_()
     left = kept.check(images)
-    assert left.random == 1 and left.stages[-2].agreement < 0.8
+    assert left.own == 1 and left.stages[-2].agreement < 0.8
 
 
-def test_what_is_random_is_what_the_report_says_is_left():
+def test_own_values_are_what_the_report_says_is_left():
     source, target = trained(CNN, 0), trained("mobilenetv2_100", 1)
     report = transfer(source, target)
     found = report.check(IMAGES)
@@ -252,11 +252,11 @@ def test_what_is_random_is_what_the_report_says_is_left():
     left = {e.target: e.elements - e.filled - e.zeros for e in report.entries if e.target in parameters}
     total = sum(p.numel() for p in parameters.values())
     assert sum(stage.elements for stage in found.stages) == total
-    assert found.random == pytest.approx(sum(left.values()) / total) and 0 < found.random < 1
+    assert found.own == pytest.approx(sum(left.values()) / total) and 0 < found.own < 1
     last = [name for name in parameters if name.startswith(("blocks.5", "blocks.6"))]
     stage = next(s for s in found.stages if s.stage.startswith("blocks.5"))
     assert stage.elements == sum(parameters[name].numel() for name in last)
-    assert stage.random == pytest.approx(sum(left[name] for name in last) / stage.elements)
+    assert stage.own == pytest.approx(sum(left[name] for name in last) / stage.elements)
 
 
 def test_cka_is_that_of_the_definition():
@@ -313,7 +313,7 @@ def checked():
 
 def test_a_check_prints_as_a_table(checked):
     lines = str(checked).splitlines()
-    assert lines[0].split() == ["stage", "compared", "with", "agreement", "random"]
+    assert lines[0].split() == ["stage", "compared", "with", "agreement", "own", "values"]
     assert len(lines) == len(checked.stages) + 2 and lines[-1] == checked.summary()
     assert lines[-2].split()[-3:] == ["–", "–", "0%"]  # no agreement of classifiers
     assert "12 images" in lines[-1] and f"{checked.probes[1]:.2f} on the target, chance 0.33" in lines[-1]
@@ -329,7 +329,7 @@ def test_a_check_is_plain_data(checked):
 def test_a_check_draws_a_bar_for_each_number(checked, tmp_path):
     axes = checked.plot(tmp_path / "check.png")
     bars = [patch.get_width() for patch in axes.patches]
-    numbers = [s.agreement for s in checked.stages] + [s.random for s in checked.stages]
+    numbers = [s.agreement for s in checked.stages] + [s.own for s in checked.stages]
     assert bars == pytest.approx(np.nan_to_num(numbers).tolist())
     assert [label.get_text() for label in axes.get_yticklabels()] == [s.stage for s in checked.stages]
     assert (tmp_path / "check.png").stat().st_size > 1000

@@ -236,7 +236,7 @@ def test_what_a_safetensors_file_cannot_hold_is_named(capsys, tmp_path):
         str(tmp_path / "net.safetensors"),
     )
     assert main(("transfer", *words)) == 2
-    assert "_extra_state is no tensor, and .safetensors holds nothing else: give a .pt" in capsys.readouterr().err
+    assert "_extra_state is not a tensor, and .safetensors holds nothing else: give a .pt" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

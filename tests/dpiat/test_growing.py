@@ -9,7 +9,7 @@ from functions import randomized
 from torch import nn
 
 from dpiat import fna, net2net
-from dpiat.report import LEFT
+from dpiat.report import LEFT, ZERO
 
 
 def convolution(given, width, side=3, stride=1, groups=1, act=nn.ReLU):
@@ -126,8 +126,10 @@ def test_noise_breaks_ties():
 def test_what_is_new_is_said():
     report = net2net(randomized(Small()), Small(depths=(3, 2)))
     new = [entry for entry in report.entries if entry.target.startswith("stages.0.2.")]
-    assert all(entry.action == LEFT for entry in new)
-    assert [entry.target for entry in new if "zero" in entry.note] == ["stages.0.2.norm.weight", "stages.0.2.norm.bias"]
+    silent = ["stages.0.2.norm.weight", "stages.0.2.norm.bias"]
+    assert [entry.target for entry in new if "zero" in entry.note] == silent
+    assert all(entry.action == (ZERO if entry.target in silent else LEFT) for entry in new)
+    assert report.elements[ZERO] == sum(entry.elements for entry in new if entry.target in silent)
 
 
 REFUSED = {
@@ -209,6 +211,10 @@ def test_fna_is_its_transcription(arguments):
     report = fna(source, target)
     assert [entry.target for entry in report.entries] == list(expected)
     assert all(torch.equal(tensor, expected[key]) for key, tensor in target.state_dict().items())
+    target.load_state_dict({key: torch.full_like(tensor, 7) for key, tensor in target.state_dict().items()})
+    zeros = {entry.target: entry.zeros for entry in fna(source, target).entries if len(entry.shape) == 4}
+    state = target.state_dict()
+    assert zeros == {name: int((state[name] == 0).sum()) for name in zeros}
 
 
 def test_fna_needs_the_same_layout():

@@ -6,7 +6,7 @@ import pytest
 from trials import record
 
 from experiments import evidence, figures, grids
-from experiments.results import cells, drawing, method_effects, paper, reproduction, source_effects
+from experiments.results import cells, drawing, method_effects, paper, reproduction, source_effects, verdicts
 
 
 def records_of(experiment: str, *words: str, accuracy) -> dict[str, dict]:
@@ -54,7 +54,7 @@ def test_all_seeds_of_random_init_divide_each_cell():
     table = reproduction.matrix("table01", found)
     row = table.data.set_index(["target", "source"]).loc[("mnas", "rex")]
     assert row["ours"] == pytest.approx(0.3 / 0.13) and row["random n"] == 4 and row["planned"] == 1
-    assert "| mnas | 0.130 ± 0.026 (4) |" in table.page and "5 of 126 trials are run" in table.page
+    assert "| mnas | 0.130 ± 0.026 (4) |" in table.page and "5 of 135 trials are run" in table.page
     assert "The accuracy of one seed has a standard deviation of 20% of the mean." in table.page
 
 
@@ -98,13 +98,16 @@ def test_the_readmes_first_table_fills_as_records_come(table01):
     assert (
         waiting.startswith("Being run, and no record is here yet: 135 trials, ") and "scale=cpu seed=0` and" in waiting
     )
+    assert "at scale=cpu, both commands make 135 trials" in (grids.CONFIGS / "experiment" / "table01.yaml").read_text()
     cells_run = grids.grid("table01", "scale=cpu", "seed=0", "source=mnas", "target=mnas,mix_m")
     found = {trial.id: record(trial, [0.3], scale="cpu") for cell in cells_run for trial in (cell.trial, cell.random)}
     text = reproduction.first_table(found)
-    assert "2 of 81 cells, 1 seed of each target." in text and "| Mix-M | – / 1.35 |" in text
+    assert "2 of 81 cells, 1 seed of each target; the other trials are sources and random init." in text
+    assert "| Mix-M | – / 1.35 |" in text
     assert "**1.00** / 1.52 |" in text and "| direction: share above 1 | 1 | 0.00 |" in text
     short = reproduction.short_table(found)
-    assert "2 of 81 cells, 1 seed of each target." in short and "| direction: share above 1 | 1 | 0.00 |" in short
+    assert "2 of 81 cells, 1 seed of each target; " in short and verdicts.READINGS in short
+    assert "| direction: share above 1 | 1 | 0.00 |" in short
     assert "Mix-M" not in short and reproduction.short_table(table01) == waiting
 
 

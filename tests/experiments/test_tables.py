@@ -277,6 +277,20 @@ def test_choosing_by_similarity():
     assert source_choice.prediction_quality(worst)["regret"] == 0.5
 
 
+def test_the_scale_of_similarity_is_the_mean_of_each_band(monkeypatch):
+    pairs = [("mnas", "rex", 0.45, 1.0), ("mnas", "mix_m", 0.5, 1.5), ("rex", "mnas", 0.55, 2.5), ("rex", "rex", 1, 9)]
+    cells = pd.DataFrame(pairs, columns=["target", "source", "similarity", "value"])
+    similarity = cells.drop(columns="value").assign(measure="similarity")
+    monkeypatch.setattr(source_choice, "measures_of_results", lambda results: similarity)
+    values = cells[["target", "source", "value"]]
+    found = source_choice.scale(
+        [source_choice.SourceEffects("all", values), source_choice.SourceEffects("one", values[:1])]
+    )
+    assert found["similarity"].tolist() == ["0.5 to 0.6", "0.45 to 0.5"]
+    assert found["all"].tolist() == ["2.00 (2)", "1.00 (1)"] and found["one"].tolist() == ["–", "1.00 (1)"]
+    assert found["a pair"].tolist() == ["mnasnet_100 → rexnet_100, 0.55", "rexnet_100 → mnasnet_100, 0.45"]
+
+
 def test_the_papers_table_11(desk):
     table = source_effects.table11(desk, [DESK]).data.set_index("results")
     assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]  # one cell of ours is none
@@ -561,7 +575,7 @@ def test_what_has_no_source_is_not_missing():
     assert rex.trial.id not in missing.missing_trials("table01", found, *words)
     assert eff_b0.trial.id in missing.missing_trials("table01", found, *words)
     line = cells.scale_line(cells.trials([rex, eff_b0], found), found)
-    assert line.endswith("0 of 3 trials are run, 1 cannot be run, as their source diverged.")
+    assert line.endswith("1 of 5 trials are run, 1 cannot be run, as their source diverged.")
 
 
 def test_unfinished_and_damaged_records_do_not_count(tmp_path, capsys):
