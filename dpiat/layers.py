@@ -82,7 +82,8 @@ def layers_of(
         views = {names[key]: View(prefix + key, key, tensor) for key, tensor in bare.items()}
         tensors = {names[key]: tensor for key, tensor in bare.items()}
     if not USUAL.issuperset(map(type, tensors.values())) and any(map(is_lazy, tensors.values())):
-        raise ValueError(f"{name or 'the network'} has lazy parameters without a shape: run one forward pass first")
+        named = f"layer {name!r}" if name else "the network"
+        raise ValueError(f"{named} has lazy parameters without a shape: run one forward pass first")
     if not tensors:
         return []
     whole = LayerTensors(name, module, tensors, views)

@@ -362,6 +362,6 @@ def shape_of(tensors: Iterable[Tensor], name: str) -> tuple[int, ...]:
     try:
         tensor = max(tensors, key=Tensor.numel)
     except ValueError as error:
-        named = name or "the network"
+        named = f"layer {name!r}" if name else "the network"
         raise ValueError(f"{named} has lazy parameters without a shape: run one forward pass first") from error
     return (tuple(tensor.shape) or (1,)) if tensor.numel() else ()

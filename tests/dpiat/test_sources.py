@@ -306,7 +306,7 @@ def test_a_sole_mapping_of_tensors_is_taken_under_any_name():
 
 
 def test_a_state_dict_of_lazy_modules_is_refused_by_name():
-    with pytest.raises(ValueError, match="0 has lazy parameters without a shape: run one forward pass first"):
+    with pytest.raises(ValueError, match="layer '0' has lazy parameters without a shape: run one forward pass first"):
         transfer(nn.Sequential(nn.LazyLinear(3)).state_dict(), nn.Linear(3, 3))
 
 

@@ -141,7 +141,7 @@ def test_what_is_not_a_network_is_refused():
         standardize({})
     with pytest.raises(ValueError, match="mode must be one of default, paper, got 'fast'"):
         standardize(nn.ReLU(), "fast")
-    with pytest.raises(ValueError, match="1 has lazy parameters without a shape: run one forward pass first"):
+    with pytest.raises(ValueError, match="layer '1' has lazy parameters without a shape: run one forward pass first"):
         standardize(nn.Sequential(nn.ReLU(), nn.LazyLinear(3)))
     with pytest.raises(ValueError, match=r"^the network has lazy parameters"):
         standardize(nn.LazyLinear(3))
