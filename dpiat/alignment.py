@@ -20,7 +20,7 @@ import numpy as np
 
 from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer, Positions
-from dpiat.levels import ends, widths
+from dpiat.levels import widths
 from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
 from dpiat.recipe import BEST, Recipe
 from dpiat.standardization import DEPTHWISE, GROUPED, MATRICES, NORMS
@@ -38,6 +38,8 @@ LARGE = 2**20  # scores of layers that are traced at once: more would not stay i
 Place = tuple[int, int]  # the number of a block, and of a layer in it
 SIZES = 5  # of a layer: outputs, inputs, and up to three of a kernel
 INTO, INSIDE, OUT, NO_WIDTH = range(4)  # what a width of a layer is to its block
+NO_WIDTHS = 0, 0, 0
+WITH_WIDTHS = (*MATRICES, *NORMS, "BatchNorm")  # beginnings of the kinds of layers that have widths
 SKIP = {None: 0, False: -1, True: 1}  # does a block add its input? The product of two is -1 if one alone does
 # Similarity compares widths as Eq. 1 does: a source of the target's own widths has more to give than one of half of it.
 PLAIN = replace(BEST, relative=False)
@@ -129,14 +131,9 @@ class Padded(NamedTuple):
     layers: np.ndarray
     names: np.ndarray
 
-    def of(self, blocks: np.ndarray) -> Padded:
-        """The rows of some of the blocks."""
-        rows = np.searchsorted(self.blocks, blocks)
-        return Padded(blocks, self.layers[rows], self.names[rows])
-
-    def by(self, axes: Any) -> Padded:
-        """The same with more axes, so that each block can be compared with each other one."""
-        return Padded(self.blocks, self.layers[axes], self.names[axes])
+    def as_rows(self) -> Padded:
+        """The same with two more axes, so that each block can be compared with each other one."""
+        return Padded(self.blocks, self.layers[:, :, None, None], self.names[:, :, None, None])
 
 
 class Tables:
@@ -154,6 +151,7 @@ class Tables:
         members: The numbers of the layers of each different block.
         names: The names of these layers in their block; `name_numbers` are their numbers among `different_names`.
         is_run: Whether each different block is a run of single layers.
+        block_widths: The widths of each different block (`levels.widths`); 0 of a run.
         layers: The different layers.
         widths: What the outputs and the inputs of each different layer are to its block, (layers, 2).
         families: The numbers of the different layers of each family.
@@ -166,44 +164,54 @@ class Tables:
 
     def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates, grouped: str = "dense"):
         self.grouped = grouped
-        self.blocks = [block for block in blocks if any(layer.shape for layer in block.layers)]
+        self.blocks: list[Block] = []
         layers: dict[tuple, int] = {}
         known: dict[tuple, int] = {}
         self.weighted: list[list[Layer]] = []
         self.members: list[tuple[int, ...]] = []
         self.names: list[tuple[str, ...]] = []
         self.is_run: list[bool] = []
+        self.block_widths: list[tuple[int, int, int]] = []
         index = []
-        for block in self.blocks:
+        for block in blocks:
             weighted, prefix = [layer for layer in block.layers if layer.shape], f"{block.name}."
+            if not weighted:
+                continue
+            self.blocks.append(block)
             self.weighted.append(weighted)
             names = tuple([layer.name.removeprefix(prefix) for layer in weighted])
             key = block.run, names, tuple([layer[1:] for layer in weighted])
             if key not in known:
                 known[key] = len(known)
-                told = zip(weighted, _widths_of(block, weighted), strict=True)
-                members = [layers.setdefault((layer[1:], widths), len(layers)) for layer, widths in told]
+                self.block_widths.append(NO_WIDTHS if block.run else widths(block))
+                told = zip(weighted, _widths_of(weighted, self.block_widths[-1], block.run), strict=True)
+                members = [layers.setdefault((layer[1:], of_layer), len(layers)) for layer, of_layer in told]
                 self.members.append(tuple(members))
                 self.names.append(names)
                 self.is_run.append(block.run)
             index.append(known[key])
         self.block_numbers = np.array(index, dtype=int)
         self.layers = [Layer("", *key) for key, _ in layers]
-        self.widths = np.array([widths for _, widths in layers], dtype=int).reshape(-1, 2)
+        self.widths = np.array([of_layer for _, of_layer in layers], dtype=int).reshape(-1, 2)
         of = [family(layer, gates, grouped) for layer in self.layers]
-        self.families: dict[str, list[int]] = {}
+        families: dict[str, list[int]] = {}
         for number, kind in enumerate(of):
-            self.families.setdefault(kind, []).append(number)
+            families.setdefault(kind, []).append(number)
+        self.families = {kind: np.array(numbers) for kind, numbers in families.items()}
         self.roles = [*(layer.role for layer in self.layers), ""]  # and that of a filler
         number = {name: i for i, name in enumerate(dict.fromkeys(name for names in self.names for name in names))}
         self.different_names = [*number, ""]  # of layers in their blocks, and of a filler
         self.name_numbers = [[number[name] for name in names] for names in self.names]
         self.columns: list[dict[str, list[int]]] = []
         for members in self.members:
-            columns: dict[str, list[tuple[int, Layer]]] = {}
+            columns: dict[str, list[int]] = {}
             for place, number in enumerate(members):
-                columns.setdefault(of[number], []).append((place, self.layers[number]))
-            self.columns.append({kind: [place for place, _ in _in_order(each)] for kind, each in columns.items()})
+                columns.setdefault(of[number], []).append(place)
+            for kind, places in columns.items():
+                if len(places) > 1:
+                    ordered = _in_order([(place, self.layers[members[place]]) for place in places])
+                    columns[kind] = [place for place, _ in ordered]
+            self.columns.append(columns)
         self.count = sum(map(len, self.weighted))
         self.towers = [_tower(block.name) for block in self.blocks]
         self.stages = _stages(self.blocks)
@@ -214,34 +222,35 @@ class Tables:
         found = {}
         for kind in self.families:
             blocks = [i for i, columns in enumerate(self.columns) if kind in columns]
-            shape = len(blocks), max(len(self.columns[i][kind]) for i in blocks)
-            layers, names = np.full(shape, len(self.layers)), np.full(shape, len(self.different_names) - 1)
-            for row, i in enumerate(blocks):
-                places = self.columns[i][kind]
-                layers[row, : len(places)] = [self.members[i][place] for place in places]
-                names[row, : len(places)] = [self.name_numbers[i][place] for place in places]
-            found[kind] = Padded(np.array(blocks), layers, names)
+            width = max([len(self.columns[i][kind]) for i in blocks])
+            layers, names = [], []
+            for i in blocks:
+                places, of_layers, of_names = self.columns[i][kind], self.members[i], self.name_numbers[i]
+                more = width - len(places)
+                layers.append([of_layers[place] for place in places] + [len(self.layers)] * more)
+                names.append([of_names[place] for place in places] + [len(self.different_names) - 1] * more)
+            found[kind] = Padded(*map(np.array, (blocks, layers, names)))
         return found
 
     @cached_property
-    def sizes(self) -> np.ndarray:
-        """(SIZES + 1, layers)"""
-        sizes = [sizes_of(layer.kind, layer.shape) for layer in self.layers]
-        return np.array(sizes, dtype=float).reshape(-1, SIZES + 1).T.copy()
+    def sizes(self) -> dict[str, np.ndarray]:
+        """Of each family, (SIZES + 1, layers)."""
+        sizes = np.array([sizes_of(layer.kind, layer.shape) for layer in self.layers], dtype=float)
+        return {kind: sizes[numbers].T.copy() for kind, numbers in self.families.items()}
 
 
-def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
+def _widths_of(layers: Sequence[Layer], of_block: tuple[int, int, int], run: bool) -> list[tuple[int, int]]:
     """Tell for the outputs and the inputs of each layer which width of the block they have: into, out, or inside."""
     # A target that is twice as wide as the source need not be so inside of its blocks: the expansion of an inverted
     # residual and the hidden units of a transformer have ratios of their own. So each of the three widths is compared
     # relative to its own ratio (`_ratios`).
-    if block.run:
+    if run:
         return [(NO_WIDTH, NO_WIDTH)] * len(layers)
-    into, out = ends(block)
+    into, _, out = of_block
     known = {out: OUT, into: INTO, 1: NO_WIDTH}
 
     def told(layer: Layer) -> tuple[int, int]:
-        if not layer.kind.startswith((*MATRICES, *NORMS, "BatchNorm")):
+        if not layer.kind.startswith(WITH_WIDTHS):
             return NO_WIDTH, NO_WIDTH
         first, second = (*layer.shape, 1)[:2]
         return known.get(first, INSIDE), known.get(second, INSIDE)
@@ -249,20 +258,20 @@ def _widths_of(block: Block, layers: Sequence[Layer]) -> list[tuple[int, int]]:
     return list(map(told, layers))
 
 
-def _widest(blocks: Sequence[Block], by_level: bool) -> dict[int | None, tuple[int, ...]]:
+def _widest(side: Tables, by_level: bool) -> dict[int | None, tuple[int, ...]]:
     """The most channels that a block takes, has inside and gives, by level or in all blocks; 0 where no block tells.
 
     The widest block counts, and not the mean, so that a deeper network is not taken for a wider one.
     """
     found: dict[int | None, tuple[int, ...]] = {}
-    for block in blocks:
-        if not block.run and any(sizes := widths(block)):
+    for block, number in zip(side.blocks, side.block_numbers.tolist(), strict=True):
+        if any(sizes := side.block_widths[number]):
             level = block.level if by_level else None
             found[level] = tuple(map(max, found.get(level, sizes), sizes))
     return found
 
 
-def _ratios(source: Sequence[Block], target: Sequence[Block], by_level: bool) -> np.ndarray:
+def _ratios(source: Tables, target: Tables, by_level: bool) -> np.ndarray:
     """How much wider the target is than the source: in what blocks take, have inside and give; 1 for all else."""
     # The geometric mean over the levels that both networks have. Networks widen from level to level at different rates.
     # With a ratio for each level, the widest blocks of any two networks would be equal, whatever their rates.
@@ -330,11 +339,9 @@ class _Alignment:
         s, t = self.source, self.target
         told = recipe.levels and all(b.level is not None for side in (t, s) for b in side.blocks if not b.run)
         self.levels = _levels(t.blocks, s.blocks) if told else None
-        ratios = _ratios(s.blocks, t.blocks, told) if recipe.relative else None
-        self.plain = _layer_scores(s, t, ratios)  # (target layers + 1, source layers + 1), the last row and column 0
-        self.trusted = _alike(t.names, s.names)  # (different blocks of the target, of the source)
-        self.roles = _numbered(t.roles, s.roles)
-        self.names = _numbered(t.different_names, s.different_names)
+        ratios = _ratios(s, t, told) if recipe.relative else None
+        # Of each family, the scores of the layers of different blocks: (target blocks, n, source blocks, m).
+        self.scores = _scores_in_blocks(s, t, ratios)
         different = self._blocks()
         blocks = (
             different[t.block_numbers[:, None], s.block_numbers]
@@ -355,9 +362,8 @@ class _Alignment:
     def back(self) -> _Alignment:
         """The alignment of the target with the source: only the matching of blocks differs from this alignment."""
         found = copy(self)
-        found.source, found.target = self.target, self.source
-        found.roles, found.names = self.roles[::-1], self.names[::-1]
-        found.plain, found.trusted, found.blocks = self.plain.T.copy(), self.trusted.T, self.blocks.T
+        found.source, found.target, found.blocks = self.target, self.source, self.blocks.T
+        found.scores = {kind: scores.transpose(2, 3, 0, 1) for kind, scores in self.scores.items()}
         found._match_blocks()
         return found
 
@@ -370,22 +376,9 @@ class _Alignment:
         """The best score of each different target block (rows) against each different source block."""
         t, s = self.target, self.source
         total = np.zeros((len(t.members), len(s.members)))
-        for kind in _common(s, t):
-            ours, theirs = t.padded[kind], s.padded[kind]
-            index = np.ix_(ours.blocks, theirs.blocks)
-            trusted = self.trusted[index][:, None, :, None]
-            total[index] += _aligned(self._scores(ours.by(np.s_[:, :, None, None]), theirs, trusted))
+        for kind, scores in self.scores.items():
+            total[t.padded[kind].blocks[:, None], s.padded[kind].blocks] += _aligned(scores)
         return total
-
-    def _scores(self, ours: Padded, theirs: Padded, trusted: np.ndarray) -> np.ndarray:
-        """The scores of layers; where names are trusted, those of others are worth less."""
-        scores = self.plain.take(ours.layers * self.plain.shape[1] + theirs.layers)
-        if not trusted.any():
-            return scores
-        (r_t, r_s), (n_t, n_s) = self.roles, self.names
-        roles_t = r_t[ours.layers]
-        same = (n_t[ours.names] == n_s[theirs.names]) | ((roles_t == r_s[theirs.layers]) & (roles_t > 0))
-        return np.where(trusted & ~same, scores * OTHER_NAME, scores)
 
     def _may_match(self) -> np.ndarray:
         """Which blocks may match: (target blocks, source blocks)."""
@@ -464,15 +457,13 @@ class _Alignment:
         """The pairs of places of layers in pairs of different blocks of the target and the source."""
         t, s = self.target, self.source
         found: dict[tuple[int, int], list[tuple[int, int]]] = {pair: [] for pair in blocks}
-        for kind in _common(s, t):
-            both = [(i, j) for i, j in blocks if kind in t.columns[i] and kind in s.columns[j]]
-            ours, theirs = t.padded[kind], s.padded[kind]
-            step = max(1, LARGE // (ours.layers.shape[1] * theirs.layers.shape[1]))
+        for kind, scores in self.scores.items():
+            rows, columns = ({i: row for row, i in enumerate(side.padded[kind].blocks.tolist())} for side in (t, s))
+            both = [(i, j) for i, j in blocks if i in rows and j in columns]
+            step = max(1, LARGE // (scores.shape[1] * scores.shape[3]))
             for some in (both[start : start + step] for start in range(0, len(both), step)):
-                i, j = np.array(some).T
-                rows, columns = ours.of(i).by(np.s_[:, :, None]), theirs.of(j).by(np.s_[:, None])
-                scores = self._scores(rows, columns, self.trusted[i, j][:, None, None])  # (pairs of blocks, n, m)
-                for pair, places in zip(some, _traced(scores), strict=True):
+                of_pairs = scores[[rows[i] for i, _ in some], :, [columns[j] for _, j in some]]  # (pairs, n, m)
+                for pair, places in zip(some, _traced(of_pairs), strict=True):
                     of_target, of_source = t.columns[pair[0]][kind], s.columns[pair[1]][kind]
                     found[pair] += [(of_target[a], of_source[b]) for a, b in places]
         return {pair: sorted(places) for pair, places in found.items()}
@@ -522,19 +513,36 @@ def _common(source: Tables, target: Tables) -> list[str]:
     return sorted(target.families.keys() & source.families.keys() - {""})
 
 
-def _layer_scores(source: Tables, target: Tables, wider: np.ndarray | None = None) -> np.ndarray:
-    """Eq. 1 for all pairs of different layers of one family that may match; a row and a column of 0 at the end.
+def _scores_in_blocks(source: Tables, target: Tables, wider: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The scores of layers in their blocks, by family: where names are trusted, those of others are worth less."""
+    trusted = _alike(target.names, source.names)  # (different blocks of the target, of the source)
+    r_t, r_s = _numbered(target.roles, source.roles)
+    n_t, n_s = _numbered(target.different_names, source.different_names)
+    layers = _layer_scores(source, target, (r_t[:, None] == r_s) | (r_t == 0)[:, None] | (r_s == 0), wider)
+    r_t = np.where(r_t == 0, -1, r_t)  # as from here on, no role is another role than none
+    found = {}
+    for kind in _common(source, target):
+        ours, theirs = target.padded[kind].as_rows(), source.padded[kind]
+        scores = found[kind] = layers.take(ours.layers * layers.shape[1] + theirs.layers)
+        told = trusted[ours.blocks[:, None], theirs.blocks][:, None, :, None]
+        if told.any():
+            same = (n_t[ours.names] == n_s[theirs.names]) | (r_t[ours.layers] == r_s[theirs.layers])
+            np.multiply(scores, OTHER_NAME, out=scores, where=told & ~same)
+    return found
+
+
+def _layer_scores(source: Tables, target: Tables, may: np.ndarray, wider: np.ndarray | None) -> np.ndarray:
+    """Eq. 1 for all pairs of different layers of one family that `may` match; a row and a column of 0 at the end.
 
     `wider` is how much wider the target is, by what a width is to its block. The target's widths are divided by these
     ratios, so that a layer as wide for its network as the other for its own scores 1.
     """
     scores = np.zeros((len(target.layers) + 1, len(source.layers) + 1))
-    r_t, r_s = _numbered(target.roles, source.roles)
-    may = (r_t[:, None] == r_s) | (r_t == 0)[:, None] | (r_s == 0)
     for kind in _common(source, target):
-        index = np.ix_(target.families[kind], source.families[kind])
-        t, s = target.sizes[:, index[0]], source.sizes[:, index[1]]  # (SIZES + 1, T, 1), (SIZES + 1, 1, S)
+        index = target.families[kind][:, None], source.families[kind]
+        t, s = target.sizes[kind][:, :, None], source.sizes[kind][:, None]  # (SIZES + 1, T, 1), (SIZES + 1, 1, S)
         if wider is not None:
+            t = t.copy()
             t[:2, :, 0] /= wider[target.widths[target.families[kind]]].T
         n_t, n_s, t, s = t[SIZES], s[SIZES], t[:SIZES], s[:SIZES]
         ratios = np.multiply.reduce(np.minimum(t, s) / np.maximum(t, s), axis=0)
@@ -576,6 +584,8 @@ def _name_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 def _aligned(scores: np.ndarray) -> np.ndarray:
     """The best sum of pairs in order, each element in one pair at most: (T, n, S, m) -> (T, S)."""
     n, m = scores.shape[1], scores.shape[3]
+    if n == m == 1:  # as of most families
+        return scores[:, 0, :, 0]
     best = np.zeros((scores.shape[0], scores.shape[2], m + 1))
     for i in range(n):
         taken = best[..., :-1] + scores[:, i]
@@ -607,6 +617,9 @@ def _equal(a: Layer, b: Layer) -> bool:
 def _traced(scores: np.ndarray) -> Iterator[list[tuple[int, int]]]:
     """The pairs (target, source) behind the best sums of `_aligned`, for each of several pairs of blocks: (P, n, m)."""
     pairs_of_blocks, n, m = scores.shape
+    if n == m == 1:
+        yield from ([(0, 0)] if score > 0 else [] for score in scores[:, 0, 0].tolist())
+        return
     best = np.zeros((pairs_of_blocks, n + 1, m + 1))
     for i in range(n):
         taken = best[:, i, :-1] + scores[:, i]

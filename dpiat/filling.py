@@ -20,6 +20,7 @@ from dpiat import roles
 from dpiat.branches import as_whole, own
 from dpiat.layers import RECURRENT
 from dpiat.operators import (
+    CROPS,
     GATE,
     HALF,
     HEAD,
@@ -69,7 +70,8 @@ TIME, GRID, OFFSETS, PATCHES, FOLDED = "time", "grid", "offsets", "patches", "fo
 class Route(NamedTuple):
     """What goes from a source layer to a target layer: values, and where they go; None for the centre crops.
 
-    `seen` is what an operator of ours sees of the target; None where axes have no meaning.
+    `seen` is what an operator of ours sees of the target; None where axes have no meaning. `crop` says that every index
+    chooses as many places along each axis as the smaller tensor has.
     """
 
     source: LayerTensors
@@ -77,6 +79,7 @@ class Route(NamedTuple):
     indices: Indices | None
     rules: Mapping[str, str]  # of each tensor that a rule fills
     seen: Weights | None = None
+    crop: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def route(by: LayerTensors, to: LayerTensors, rule: str, settings: Settings) -> 
         return Route(by, to, None, {})  # as most layers of alike networks are
     if to.branch is not None and by.branch is None:
         return _to_branch(by, to, rule, settings)
-    by, to, axes = same_axes(by, to)
+    theirs, ours = _groups_of(by, to)
+    by, to, axes = same_axes(by, to, max(theirs, ours) > 1)
     rules, rows = {}, _rows(by, to)
     for name, apply in RULES.items():
         if name in OF_THE_NETWORK and rule != name:
@@ -124,15 +128,15 @@ def route(by: LayerTensors, to: LayerTensors, rule: str, settings: Settings) -> 
         for local in to.tensors if name == CLASSES else values:
             rules[local] = f"{rules[local]}{RULE_AND_RULE}{name}" if local in rules else name
         rows |= chosen
-    both = zip((by, to), _groups_of(by, to), strict=True)
-    given, wanted = (Weights(layer.tensors, _kind(layer), groups, axes, rows) for layer, groups in both)
-    if max(given.groups, wanted.groups) > 1 and (rules or all(map(_one_by_one, (by, to)))):
-        given, wanted = given._replace(groups=1), wanted._replace(groups=1)  # such a pair needs no more than its shapes
+    if max(theirs, ours) > 1 and (rules or all(map(_one_by_one, (by, to)))):
+        theirs = ours = 1  # such a pair needs no more than its shapes
+    given, wanted = Weights(by.tensors, _kind(by), theirs, axes, rows), Weights(to.tensors, _kind(to), ours, axes, rows)
     operator = settings.chosen
     if rule == CLASSES:
         operator = ChosenClasses(settings.classes[to.name], leading if operator is leading else clip)
     indices = _indices(given, wanted, by, to, operator, settings)
-    return Route(by, to, indices, rules, wanted if settings.ours or rule == CLASSES else None)
+    crop = operator in CROPS and not rows and max(theirs, ours) == 1
+    return Route(by, to, indices, rules, wanted if settings.ours or rule == CLASSES else None, crop)
 
 
 def _to_branch(by: LayerTensors, to: LayerTensors, rule: str, settings: Settings) -> Route:
@@ -244,11 +248,14 @@ def _one_by_one(layer: LayerTensors) -> bool:
 # --- the same axes ----------------------------------------------------------------------------------------------------
 
 
-def same_axes(by: LayerTensors, to: LayerTensors) -> tuple[LayerTensors, LayerTensors, dict[str, tuple[str, ...]]]:
+def same_axes(
+    by: LayerTensors, to: LayerTensors, grouped: bool
+) -> tuple[LayerTensors, LayerTensors, dict[str, tuple[str, ...]]]:
     """Both layers with their tensors seen alike, and the meaning of the axes where it is not the usual one.
 
     A linear layer is seen as a 1 × 1 convolution where its partner is one, (C, 1, 1) as (C,), and the outputs of an
-    attention's projections as (heads, channels) where the sizes differ.
+    attention's projections as (heads, channels) where the sizes differ. Groups of a convolution (`grouped`) say already
+    which outputs and inputs belong together.
     """
     axes: dict[str, tuple[str, ...]] = {}
     kind, role = to.plain.kind if to.plain else "", to.plain.role if to.plain else ""
@@ -257,7 +264,6 @@ def same_axes(by: LayerTensors, to: LayerTensors) -> tuple[LayerTensors, LayerTe
     # is split: a crop must not cut across gates, heads, halves or flattened pictures. At most one split is made, the
     # first that applies; where shapes are equal, nothing is cropped and no split is needed.
     recurrent, alone = kind.startswith(RECURRENT), kind == "Parameter"
-    grouped = max(_groups_of(by, to)) > 1  # which says already which outputs and inputs belong together
     for name, t in to.tensors.items():
         s = by.tensors.get(name)
         if s is None:

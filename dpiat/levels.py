@@ -48,7 +48,10 @@ def leveled(blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn
 
 def _halvings(module: nn.Module) -> int:
     """How often a convolution halves its picture; less than 0 for a transposed convolution."""
-    times = round(log2(max(module.stride)))
+    stride = max(module.stride)
+    if stride == 1:  # as of most
+        return 0
+    times = round(log2(stride))
     return -times if "Transpose" in type(module).__name__ else times
 
 

@@ -17,6 +17,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -50,15 +51,17 @@ class Weights(NamedTuple):
 
     def axes_of(self, name: str) -> tuple[str, ...]:
         """The meaning of each axis of a tensor: a key of `AXES`."""
-        if name in self.axes:
-            return self.axes[name]
-        rank = self.tensors[name].dim()
-        if rank < 2:
-            return (OUT,) * rank
-        if is_table(self.kind):
-            return (TOKEN, *[OUT] * (rank - 1))
-        channels = (IN, OUT) if "Transpose" in self.kind else (OUT, IN)
-        return (*channels, *[KERNEL] * (rank - 2))
+        return self.axes[name] if name in self.axes else _usual_axes(self.kind, self.tensors[name].dim())
+
+
+@lru_cache(maxsize=2**10)
+def _usual_axes(kind: str, rank: int) -> tuple[str, ...]:
+    if rank < 2:
+        return (OUT,) * rank
+    if is_table(kind):
+        return (TOKEN, *[OUT] * (rank - 1))
+    channels = (IN, OUT) if "Transpose" in kind else (OUT, IN)
+    return (*channels, *[KERNEL] * (rank - 2))
 
 
 Operator = Callable[[Weights, Weights], Indices]
@@ -83,7 +86,7 @@ def clip(source: Weights, target: Weights) -> Indices:
     floor((x - y) / 2). A convolution with groups is cropped as the dense convolution that it stands for. The rows of an
     embedding are tokens or places, which both networks number from the first one.
     """
-    return _each(source, target, lambda name, axis, d, s, t: _centre(s, t))
+    return _each(source, target, _by_centre)
 
 
 def centred(source: Weights, target: Weights) -> Indices:
@@ -97,7 +100,18 @@ def leading(source: Weights, target: Weights) -> Indices:
     Where a network adds its input to a wider output, as ReXNet does, it adds to the leading channels. A sum over layers
     of different widths so meets the channels that it met in the source.
     """
-    return _each(source, target, lambda name, axis, d, s, t: _centre(s, t) if axis == KERNEL else _first(s, t))
+    return _each(source, target, _by_start)
+
+
+CROPS = (clip, centred, leading)  # fill as many places along each axis as the smaller layer has, unless rows are chosen
+
+
+def _by_centre(name: str, axis: str, dimension: int, s: int, t: int) -> tuple[slice, slice]:
+    return _centre(s, t)
+
+
+def _by_start(name: str, axis: str, dimension: int, s: int, t: int) -> tuple[slice, slice]:
+    return _centre(s, t) if axis == KERNEL else _first(s, t)
 
 
 def _first(s: int, t: int) -> tuple[slice, slice]:
@@ -115,21 +129,40 @@ def _each(source: Weights, target: Weights, choose: Choice) -> Indices:
     """The indices that follow from a choice of places along each axis."""
     indices: dict[str, tuple[Index, Index]] = {}
     vectors: dict[tuple, tuple[Index, Index]] = {}  # a batch norm has four of one size
-    grouped = max(source.groups, target.groups) > 1
+    grouped, crops = max(source.groups, target.groups) > 1, choose in (_by_centre, _by_start)
     for name, s, t in shared(source, target):
         axes, rows, given, wanted = target.axes_of(name), target.rows.get(name), s.shape, t.shape
-        alike = (axes, given, wanted) if len(wanted) == 1 and rows is None else None
-        if alike in vectors:
-            indices[name] = vectors[alike]
-            continue
         if grouped and len(wanted) > 1 and given != wanted:
             indices[name] = _grouped(name, given, wanted, source.groups, target.groups, choose)
-            continue
-        places = enumerate(zip(axes, given, wanted, strict=True))
-        indices[name] = _mesh([_fixed(axis, rows, s, t) or choose(name, axis, d, s, t) for d, (axis, s, t) in places])
-        if alike:
-            vectors[alike] = indices[name]
+        elif rows is None and crops:
+            indices[name] = _cropped(choose, axes, given, wanted)
+        elif rows is None and len(wanted) == 1:
+            if (axes, given, wanted) not in vectors:
+                vectors[axes, given, wanted] = _chosen(choose, name, axes, given, wanted)
+            indices[name] = vectors[axes, given, wanted]
+        else:
+            indices[name] = _chosen(choose, name, axes, given, wanted, rows)
     return indices
+
+
+def _chosen(
+    choose: Choice,
+    name: str,
+    axes: Sequence[str],
+    given: Sequence[int],
+    wanted: Sequence[int],
+    rows: tuple[list[int], list[int]] | None = None,
+) -> tuple[Index, Index]:
+    places = enumerate(zip(axes, given, wanted, strict=True))
+    return _mesh([_fixed(axis, rows, s, t) or choose(name, axis, d, s, t) for d, (axis, s, t) in places])
+
+
+@lru_cache(maxsize=2**14)
+def _cropped(
+    choose: Choice, axes: tuple[str, ...], given: tuple[int, ...], wanted: tuple[int, ...]
+) -> tuple[Index, Index]:
+    """Slices along all axes, by a choice that asks for sizes alone: kept, as networks repeat their blocks."""
+    return _chosen(choose, "", axes, given, wanted)
 
 
 def _fixed(axis: str, rows: tuple[list[int], list[int]] | None, s: int, t: int) -> tuple[Places, Places] | None:

@@ -325,7 +325,7 @@ class Plan:
                 continue
             index = None if way.indices is None else way.indices[local]
             size = t.numel()
-            if index is None:
+            if index is None or way.crop:
                 filled = size if alike else prod(map(min, s.shape, t.shape))
             elif (filled := counted.get(chosen := (id(index), t.shape))) is None:
                 filled = counted[chosen] = _count(index[0], t)

@@ -83,20 +83,21 @@ class _Node:
     the number of layers that are vectors, as norms are.
     """
 
+    counted = vectors = 0
+    is_stem = False
+
     def __init__(self, key: str, name: str, children: Sequence[_Node] = (), own: Sequence[LayerTensors] = ()):
         self.key, self.name, self.children, self.own = key, name, children, own
-        self.counted = self.vectors = 0
-        self.is_stem = False
-        self.below: list[_Node] = []
-        for child in children:
-            self.below += child.leaves
-            self.counted += child.counted
-            self.vectors += child.vectors
+        if children:
+            self.below = [leaf for child in children for leaf in child.leaves]
+            self.counted = sum([child.counted for child in children])
+            self.vectors = sum([child.vectors for child in children])
         for layer in own:
             plain = layer.plain
-            rank = 0 if plain.kind == CONSTANT else len(plain.shape)
-            self.vectors += rank == 1
-            self.counted += rank > 1 and plain.kind != "Parameter"
+            if plain.kind != CONSTANT:
+                rank = len(plain.shape)
+                self.vectors += rank == 1
+                self.counted += rank > 1 and plain.kind != "Parameter"
 
     @property
     def leaves(self) -> list[_Node]:
@@ -237,7 +238,8 @@ def _bare(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _alike(a: _Node, b: _Node) -> bool:
-    return len(a.names & b.names) >= ALIKE * len(a.names | b.names)
+    shared = len(a.names & b.names)
+    return shared >= ALIKE * (len(a.names) + len(b.names) - shared)
 
 
 def _find_stem(root: _Node) -> None:

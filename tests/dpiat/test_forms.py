@@ -256,6 +256,15 @@ def test_a_norm_is_folded_into_the_convolution_of_a_network_without_norms(bias, 
     assert differ(source, target, IMAGES) < 1e-4
 
 
+def test_a_norm_is_folded_into_a_projection_of_an_attention():
+    """A convolution of one place is as large as the projection but for its rank: nothing is split into heads."""
+    source = randomized(nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8))).eval()
+    target = nn.ModuleDict({"attn": Attention(8, heads=2)})
+    plan(source, target).pair("0", "attn.c_attn[query]").apply()
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(target["attn"].c_attn(x)[:, :8], source(x[..., None, None]).flatten(1), atol=1e-4)
+
+
 # --- images and videos ------------------------------------------------------------------------------------------------
 
 
