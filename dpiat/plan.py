@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -408,7 +410,9 @@ class Plan:
         """
         chosen = [e for e in self.report.entries if e.target == name or e.target.startswith(f"{name}.")]
         if not chosen:
-            raise ValueError(f"the target has no {name!r}: print the plan to see its names")
+            parts = (entry.target.split(".") for entry in self.report.entries)
+            known = (name for each in parts for name in accumulate(each, "{}.{}".format))  # "a", "a.b", "a.b.weight"
+            raise ValueError(f"the target has no {name!r}: {_hint(name, known)}")
         shared = {entry.shared for entry in chosen}
         chosen += [entry for entry in self.report.entries if entry.target in shared]
         return self._with(Entry(e.target, e.shape, LEFT, note=DROPPED, shared=e.shared) for e in chosen)
@@ -436,7 +440,8 @@ class Plan:
         for role, network, name in zip(("source", "target"), networks, (source, target), strict=True):
             found = [layer for layer in network.layers if name in (layer.name, layer.module_name)]
             if not found:
-                raise ValueError(f"the {role} has no layer {name!r} with weights: print the plan to see its names")
+                hint = _hint(name, (layer.name for layer in network.layers))
+                raise ValueError(f"the {role} has no layer {name!r} with weights: {hint}")
             chosen.append(found)
         if len(chosen[0]) != len(chosen[1]):
             counts = " and ".join(str(len(found)) for found in chosen)
@@ -545,6 +550,12 @@ class Plan:
 
     def __str__(self) -> str:
         return str(self.report)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is not known."""
+    near = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
+    return f"did you mean {', '.join(near)}?" if near else "print the plan to see its names"
 
 
 def _solved(write: Write) -> list[Tensor]:

@@ -300,8 +300,12 @@ def test_a_plan_can_be_edited():
     deep = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     plan(deep, deep).pair(source="0", target="1").apply()
     assert torch.equal(deep[1].weight, deep[0].weight) and torch.equal(deep[1].bias, deep[0].bias)
+    named = nn.ModuleDict({"head": nn.Linear(4, 4)})
     for change, message in (
-        (lambda: plan(source, target).drop("9"), "the target has no '9'"),
+        (lambda: plan(source, target).drop("9"), "the target has no '9': print the plan to see its names"),
+        (lambda: plan(source, target).drop("3.wieght"), "the target has no '3.wieght': did you mean 3.weight"),
+        (lambda: plan(named, named).drop("heads"), "the target has no 'heads': did you mean head"),
+        (lambda: plan(named, named).pair("head", "haed"), "no layer 'haed' with weights: did you mean head"),
         (lambda: plan(source, target).pair("9", "0"), "the source has no layer '9' with weights"),
         (lambda: plan(source, target).pair("0", "2"), "the target has no layer '2' with weights"),
         (lambda: plan(source, nn.Sequential(nn.Embedding(3, 4))).pair("0", "0"), "no tensor of '0' has one of"),
