@@ -221,7 +221,8 @@ class Plan:
 
     def _given(self, source: Network) -> dict[str, Place]:
         """The pieces of the source by name, and the layers that its branches make where an entry names one."""
-        named = {entry.source.rpartition(".")[0] for entry in self.report.entries}
+        pieces = (piece for entry in self.report.entries for piece in entry.parts or (entry.source,))
+        named = {piece.rpartition(".")[0] for piece in pieces}
         return _pieces([*source.layers, *joined(source, named)])
 
     def _repeated(

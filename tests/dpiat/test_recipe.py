@@ -489,3 +489,10 @@ def test_an_operator_of_the_users_writes_no_zeros_around_the_branches_of_a_layer
     assert any(
         entry.zeros for entry in plan(source, target, new="random").report.entries if "conv_dw.1" in entry.target
     )
+
+
+def test_branches_are_joined_again_where_a_part_of_a_stack_comes_from_them():
+    source, target = timm.create_model("mixnet_s"), timm.create_model("vit_tiny_patch16_224")
+    planned = plan(source, target, operator="uniform")
+    assert any("blocks.4.1.conv_pw.weight" in entry.parts for entry in planned.report.entries)  # two convolutions
+    assert planned.apply().elements == planned.report.elements
