@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMAT = "dpiat plan 5"  # of the text that keeps a plan
-DROPPED = "dropped"
+DROPPED, NO_PARTNER = "dropped", "no source layer matched"
 STRIDED = torch.strided
 
 Place = tuple[LayerTensors, str]  # a layer, and the name of a tensor in it
@@ -86,6 +86,26 @@ class Outcome(NamedTuple):
     copied: bool = False
     rule: str = ""
     zeros: int = 0
+
+
+class Treatment(NamedTuple):
+    """What happens to a target layer, and why.
+
+    Attributes:
+        by: The source layer that is its partner.
+        kept: Why it keeps its values, though it may have a partner.
+        rule: The rule that fills it in the operator's place.
+        unmatched: Why it has no partner.
+        silent: Why it is to be zero.
+        passing: Why it is to be the identity.
+    """
+
+    by: LayerTensors | None = None
+    kept: str = ""
+    rule: str = ""
+    unmatched: str = NO_PARTNER
+    silent: str = ""
+    passing: str = ""
 
 
 @dataclass(frozen=True)
@@ -263,55 +283,45 @@ class Plan:
         return outcomes
 
     def entries(
-        self,
-        sources: Iterable[LayerTensors],
-        targets: Sequence[LayerTensors],
-        partner: Mapping[str, str],
-        kept: Mapping[str, str],
-        rules: Mapping[str, str],
-        unmatched: Mapping[str, str],
-        silent: Mapping[str, str],
-        passing: Mapping[str, str],
-        order: Mapping[str, int],
+        self, treatments: Mapping[str, Treatment], targets: Sequence[LayerTensors], order: Mapping[str, int]
     ) -> Iterator[tuple[Entry, list[Write]]]:
         """One entry for each target tensor, in the order of the state dict, with the writes that carry it out.
 
-        Six mappings say what happens to a target layer, by its name: `partner`, the name of its source layer; `kept`,
-        why it keeps its values; `rules`, the rule in the operator's place; `unmatched`, why it has no partner, where
-        that is known; `silent`, why it is to be zero; and `passing`, why it is to be the identity. `order` is the place
-        of each tensor's name in the state dict, where the layers are in another order.
+        `treatments` say what happens to the target layers, by their names. `order` is the place of each tensor's name
+        in the state dict, where the layers are in another order.
         """
         # An entry is a stored tensor, and outcomes are of layers' tensors: a stacked `qkv` has three outcomes and one
         # entry, and a shared tensor has two entries, of which one counts. So outcomes are collected by stored tensor.
-        given = {layer.name: layer for layer in sources}
-        partners = [given.get(partner.get(layer.name)) for layer in targets]
-        writer = _writers(targets, partners)
-        held = _held(targets, partners, kept) if writer else {}
+        writer = _writers(targets, treatments)
+        held = _held(targets, treatments) if writer else {}
         found: dict[str, list[Outcome]] = {}
-        for to, by in zip(targets, partners, strict=True):
-            reason = kept.get(to.name) or ("" if by else unmatched.get(to.name, "no source layer matched"))
-            outcomes = _left(to, reason) if reason else self.filled(by, to, rules.get(to.name, ""))
-            new = (to.name in silent or to.name in passing) and writer.keys().isdisjoint(
-                id(to.stored(local)) for local in to.tensors
-            )
-            if new and to.name in silent:
-                outcomes = list(_silenced(outcomes, silent[to.name], bias=to.name not in kept))
-            elif new:
-                outcomes = list(_passed(outcomes, passing[to.name]))
-            for outcome in outcomes:
+        for to in targets:
+            for outcome in self._treated(to, treatments[to.name], writer):
                 found.setdefault(to.path(outcome.local), []).append(outcome)
         for path in sorted(found, key=lambda path: order.get(path, len(order))) if order else found:
             outcomes = found[path]
             to, local = outcomes[0].to, outcomes[0].local
             key = id(to.stored(local)) if writer else 0
             if writer.get(key, path) != path:  # a shared tensor is counted under its other name
-                if rules.get(to.name) == CLASSES:
+                if treatments[to.name].rule == CLASSES:
                     raise ValueError(f"head maps classes, and {path} is {writer[key]} as well")
                 yield Entry(path, (0,), LEFT, shared=writer[key]), []
             elif key in held and any(outcome.write for outcome in outcomes):
                 yield Entry(path, tuple(to.stored(local).shape), LEFT, note=held[key]), []
             else:
                 yield _entry(path, outcomes), _writes(outcomes)
+
+    def _treated(self, to: LayerTensors, treatment: Treatment, writer: Mapping[int, str]) -> Iterable[Outcome]:
+        """What each tensor of a target layer receives. `writer` names the tensors that have several names."""
+        reason = treatment.kept or ("" if treatment.by else treatment.unmatched)
+        outcomes = _left(to, reason) if reason else self.filled(treatment.by, to, treatment.rule)
+        if not (treatment.silent or treatment.passing):
+            return outcomes
+        if writer and not writer.keys().isdisjoint(id(to.stored(local)) for local in to.tensors):
+            return outcomes  # another layer has the same tensor, and may not be new
+        if treatment.silent:
+            return _silenced(outcomes, treatment.silent, bias=not treatment.kept)
+        return _passed(outcomes, treatment.passing)
 
     def filled(self, by: LayerTensors, to: LayerTensors, rule: str = "") -> Iterator[Outcome]:
         """What each tensor of a target layer receives from a source layer."""
@@ -671,7 +681,7 @@ def _left(to: LayerTensors, reason: str) -> Iterator[Outcome]:
         yield Outcome(to, local, reason)
 
 
-def _writers(targets: Sequence[LayerTensors], partners: Iterable[LayerTensors | None]) -> dict[int, str]:
+def _writers(targets: Sequence[LayerTensors], treatments: Mapping[str, Treatment]) -> dict[int, str]:
     """Choose one name for each tensor that has several: the first whose layer has a partner, or else the first.
 
     The elements of a shared tensor are counted and written under this name alone. Tensors of one name are not listed.
@@ -680,25 +690,26 @@ def _writers(targets: Sequence[LayerTensors], partners: Iterable[LayerTensors | 
     if len(set(tensors.values())) == len(tensors):
         return {}  # no tensor has two names
     names: dict[int, dict[str, bool]] = {}
-    for to, by in zip(targets, partners, strict=True):
+    for to in targets:
+        by = treatments[to.name].by
         for local in to.tensors:
             without = by is None or local not in by.tensors
             names.setdefault(id(to.stored(local)), {}).setdefault(to.path(local), without)
     return {key: min(found, key=found.get) for key, found in names.items() if len(found) > 1}
 
 
-def _held(
-    targets: Sequence[LayerTensors], partners: Iterable[LayerTensors | None], kept: Mapping[str, str]
-) -> dict[int, str]:
+def _held(targets: Sequence[LayerTensors], treatments: Mapping[str, Treatment]) -> dict[int, str]:
     """The tensors that a classifier keeps, under all of their names, each with the reason.
 
     An embedding that is tied to a classifier is filled nevertheless, unless the head is skipped: its tokens are the
     classes.
     """
-    filled = [to for to, by in zip(targets, partners, strict=True) if by and is_table(weights_of(to, "default").kind)]
+    filled = [to for to in targets if treatments[to.name].by and is_table(weights_of(to, "default").kind)]
     tokens = {id(to.stored(local)) for to in filled for local in to.tensors}
-    reasons = ((to, reason) for to in targets if (reason := kept.get(to.name, UNMATCHED)) != UNMATCHED)
-    held = {id(to.stored(local)): reason for to, reason in reasons for local in to.tensors}
+    reasons = ((to, treatments[to.name].kept) for to in targets)
+    held = {
+        id(to.stored(local)): reason for to, reason in reasons if reason not in ("", UNMATCHED) for local in to.tensors
+    }
     return {key: reason for key, reason in held.items() if reason == SKIPPED or key not in tokens}
 
 

@@ -18,7 +18,7 @@ from dpiat.heads import HEADS, Head, new_heads, other_inputs, treat_heads
 from dpiat.new import WAYS, New, neutral_gates, passing_layers, silent_blocks, silent_heads
 from dpiat.operators import OPERATORS, Operator, OperatorName
 from dpiat.pairing import complete, keep_norms, reasons
-from dpiat.plan import Plan, read_both
+from dpiat.plan import NO_PARTNER, Plan, Treatment, read_both
 from dpiat.reading import MODES, Mode, unwrapped
 from dpiat.recipe import BEST, Recipe
 from dpiat.report import Report
@@ -160,17 +160,8 @@ def plan(
 
 def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[Plan, list[Write]]:
     """The plan, and what it takes to carry it out while the networks are as they are."""
-    if not isinstance(target, nn.Module):
-        raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
     recipe, mode = (mode, "default") if isinstance(mode, Recipe) else (BEST, mode)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if inputs not in NEW_INPUTS:
-        raise ValueError(f"inputs must be one of {', '.join(NEW_INPUTS)}, got {inputs!r}")
-    if new not in WAYS:
-        raise ValueError(f"new must be one of {', '.join(WAYS)}, got {new!r}")
-    if not isinstance(head, Mapping) and head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)} or {{target class: source class}}, got {head!r}")
+    _check_arguments(target, mode, head, inputs, new)
     matcher, operator = _chosen("matching", matching, MATCHINGS), _chosen("operator", operator, OPERATORS)
     source = load(source, like=target)
     giver, taker = read_both(source, target, mode, recipe)
@@ -185,6 +176,7 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
             keep_norms(giver, taker, partner, recipe.gates)
         complete(giver, taker, matched, partner)
     kept, mapped = treat_heads(*architectures, partner, head, mode)
+    # What else happens to a target layer: each question has rules of its own, and paper mode asks for classes alone.
     rules, silent, passing, why, made = dict.fromkeys(mapped, CLASSES), {}, {}, {}, []
     if mode == "default":
         rules |= dict.fromkeys(other_inputs(giver, taker, partner), NEW_INPUTS[inputs])
@@ -198,11 +190,32 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
         spread(giver, taker, partner)
         made = joined(giver, set(partner.values()))
         why = reasons(giver, taker, partner)
+    by = {layer.name: layer for layer in (*giver.layers, *made)}
+    treatments = {
+        name: Treatment(
+            by.get(partner.get(name)),
+            kept.get(name, ""),
+            rules.get(name, ""),
+            why.get(name, NO_PARTNER),
+            silent.get(name, ""),
+            passing.get(name, ""),
+        )
+        for name in (layer.name for layer in taker.layers)
+    }
     planned = Plan(source, target, Report(()), mode, operator, mapped, recipe)
-    givers = [*giver.layers, *made]
-    found = list(planned.entries(givers, taker.layers, partner, kept, rules, why, silent, passing, taker.order))
+    found = list(planned.entries(treatments, taker.layers, taker.order))
     report = Report(tuple(entry for entry, _ in found), _notes(source, taker.architecture))
     return replace(planned, report=report), [write for _, writes in found for write in writes]
+
+
+def _check_arguments(target: Any, mode: Any, head: Any, inputs: Any, new: Any) -> None:
+    if not isinstance(target, nn.Module):
+        raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
+    for key, value, known in (("mode", mode, MODES), ("inputs", inputs, NEW_INPUTS), ("new", new, WAYS)):
+        if value not in known:
+            raise ValueError(f"{key} must be one of {', '.join(known)}, got {value!r}")
+    if not isinstance(head, Mapping) and head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)} or {{target class: source class}}, got {head!r}")
 
 
 def _notes(source: nn.Module, target: Architecture) -> tuple[str, ...]:
