@@ -231,12 +231,15 @@ def modes_in_words(data: pd.DataFrame) -> str:
     both = with_every_method(data)
     if both.empty:
         return "Both modes are to be compared on a whole grid: `python run.py -m experiment=imagenette_modes`.\n"
-    ratio = (both["accuracy"] / value_of_first(both, "accuracy"))[both["mode"] == "default"]
+    before = value_of_first(both, "accuracy")[both["mode"] == "default"]
+    ratio, best = both["accuracy"][before.index] / before, both["accuracy"].max()
+    most = np.exp(np.log(best / before).mean())  # accuracies have a ceiling, which similar sources reach in both modes
     pairs_run, seeds = f"{len(ratio)} of {len(data.drop_duplicates(PAIR))} pairs", both["n"].max()
     return (
         f"After 4 epochs on all images of Imagenette, in {pairs_run} of our grid, with {seeds} "
         f"seed{'s' if seeds > 1 else ''}: {verdicts.geometric_mean(ratio)} times the paper's mode, at least "
-        f"{ratio.min():.2f}. [Pair by pair](results/tables/imagenette_modes.md).\n"
+        f"{ratio.min():.2f}. If each target were as accurate as the best of all ({best:.3f}), the ratio would be "
+        f"{most:.2f}. [Pair by pair](results/tables/imagenette_modes.md).\n"
     )
 
 
