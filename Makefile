@@ -22,7 +22,7 @@ demo: setup ## transfer ImageNet weights to another architecture and train both;
 test: setup lint ## lint and tests, those of the generated files among them
 	$(call tests,tests/dpiat tests/test_*.py,--ignore=tests/dpiat --ignore-glob='tests/test_*.py')
 
-check: setup lint ## lint and the quick tests that train nothing, before every commit: under a minute on two idle cores
+check: setup lint ## lint and the quick tests that train nothing, before every commit: about a minute on two idle cores
 	$(call tests,tests/dpiat $(quick),--ignore=tests/dpiat $(quick))
 
 lowest: setup ## the tests of the library with the lowest versions that pyproject.toml allows, in build/lowest
