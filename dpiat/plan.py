@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ from dpiat.reading import Mode, read
 from dpiat.recipe import BEST, Recipe
 from dpiat.report import ACTIONS, COPIED, CROPPED, IDENTITY, LEFT, NOTHING, PARTLY, WARNING, ZERO, Entry, Report, times
 from dpiat.roles import PROJECTED
-from dpiat.sources import Source, load
+from dpiat.sources import Source, did_you_mean, load
 from dpiat.standardization import LayerTensors, Network
 from dpiat.stored import Stored
 from dpiat.webpage import page
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
 
 FORMAT = "dpiat plan 5"  # of the text that keeps a plan
 DROPPED, NO_PARTNER = "dropped", "no source layer matched"
+PRINT = "print the plan to see its names"
 STRIDED = torch.strided
 
 Place = tuple[LayerTensors, str]  # a layer, and the name of a tensor in it
@@ -423,7 +423,7 @@ class Plan:
         if not chosen:
             parts = (entry.target.split(".") for entry in self.report.entries)
             known = (name for each in parts for name in accumulate(each, "{}.{}".format))  # "a", "a.b", "a.b.weight"
-            raise ValueError(f"the target has no {name!r}: {_hint(name, known)}")
+            raise ValueError(f"the target has no {name!r}: {did_you_mean(name, known, PRINT)}")
         shared = {entry.shared for entry in chosen}
         chosen += [entry for entry in self.report.entries if entry.target in shared]
         return self._with(Entry(e.target, e.shape, LEFT, note=DROPPED, shared=e.shared) for e in chosen)
@@ -451,7 +451,7 @@ class Plan:
         for role, network, name in zip(("source", "target"), networks, (source, target), strict=True):
             found = [layer for layer in network.layers if name in (layer.name, layer.module_name)]
             if not found:
-                hint = _hint(name, (layer.name for layer in network.layers))
+                hint = did_you_mean(name, (layer.name for layer in network.layers), PRINT)
                 raise ValueError(f"the {role} has no layer {name!r} with weights: {hint}")
             chosen.append(found)
         if len(chosen[0]) != len(chosen[1]):
@@ -561,12 +561,6 @@ class Plan:
 
     def __str__(self) -> str:
         return str(self.report)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    """What to do about a name that is not known."""
-    near = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
-    return f"did you mean {', '.join(near)}?" if near else "print the plan to see its names"
 
 
 def _solved(write: Write) -> list[Tensor]:

@@ -197,14 +197,19 @@ def build_on_meta(name: str, classes: int | None = None) -> nn.Module:
         return build(name, classes=classes)
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What to do about a name that is not known: take one of the names like it, or what `otherwise` says."""
+    near = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
+    return f"did you mean {', '.join(near)}?" if near else otherwise
+
+
 def _from_timm(name: str, pretrained: bool, arguments: dict[str, int]) -> nn.Module:
     try:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ValueError("names of networks need timm: pip install timm, or give package.module:callable") from error
     if not name.startswith(HUBS) and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "give a timm name, package.module:callable or a file"
+        hint = did_you_mean(name, timm.list_models(), "give a timm name, package.module:callable or a file")
         raise ValueError(f"unknown network {name!r}: {hint}")
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)

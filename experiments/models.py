@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
@@ -102,8 +101,8 @@ def check(name: str) -> None:
 def _timm_name(name: str) -> str:
     timm_name = SHORT_NAMES.get(name, name)
     if not timm.is_model(timm_name):
-        near = difflib.get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"short names are {', '.join(SHORT_NAMES)}"
+        known, short = [*SHORT_NAMES, *timm.list_models()], f"short names are {', '.join(SHORT_NAMES)}"
+        hint = sources.did_you_mean(name, known, otherwise=short)
         raise UserError(f"unknown network {name!r}: {hint}")
     return timm_name
 

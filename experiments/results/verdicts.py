@@ -247,11 +247,12 @@ def holm(ps: Sequence[float]) -> np.ndarray:
 
 
 def geometric_mean(ratios: Sequence[float], digits: int = 2) -> str:
-    """Return the geometric mean of ratios with its interval at 95%, of Student's t, as text."""
+    """Return the geometric mean of ratios with its interval of Student's t, as text; one ratio has no interval."""
     logs = np.log(np.asarray(ratios, dtype=float))
-    reach = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else np.nan
-    middle, low, high = (f"{np.exp(logs.mean() + each):.{digits}f}" for each in (0, -reach, reach))
-    return f"{middle} ({low} to {high})" if len(logs) > 1 else middle
+    if len(logs) == 1:
+        return f"{np.exp(logs[0]):.{digits}f}"
+    reach = t.ppf((1 + LEVEL) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
+    return "{} ({} to {})".format(*(f"{np.exp(logs.mean() + each):.{digits}f}" for each in (0, -reach, reach)))
 
 
 def ratio_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:

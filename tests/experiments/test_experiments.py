@@ -106,6 +106,6 @@ def test_records_of_older_rules_are_of_trials_of_their_own():
     kept = {line["id"] for line in map(json.loads, MODES.read_text().splitlines())}
     planned = {cell.trial.id for cell in grids.grid("imagenette_modes", "init.mode=default")}
     older = {cell.trial.id for cell in grids.grid("imagenette_modes", "init.mode=default", "init.version=4")}
-    assert kept <= planned and len(older) == len(planned) and not older & planned
+    assert kept and kept <= planned and len(older) == len(planned) and not older & planned
     with pytest.raises(UserError, match=rf"init\.version must be from 1 to {VERSION}, got {VERSION + 1}"):
         grids.grid("imagenette_modes", "init.mode=default", f"init.version={VERSION + 1}")
