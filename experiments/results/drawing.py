@@ -346,7 +346,7 @@ def method_differences(data: pd.DataFrame, caption: str) -> Figure:
     pairs = list(zip(rows["target"], rows["source"], strict=True))
     means = together.groupby("method")["difference"].mean().reindex(others)
     count = len(together.drop_duplicates(["target", "source"]))
-    height = max(0.28, 0.07 * len(others)) * len(pairs) + 1.8
+    height = max(0.28, 0.07 * len(others)) * max(len(pairs), 7) + 1.8  # of fewer rows, the axis would cut its label
     figure, top = captioned_figure(9, height, _largest_difference(means, first), caption)
     axes = top.add_subplot(xlabel="difference in test accuracy, the best within 4 epochs")
     axes.axvline(0, color="black", linewidth=1)
