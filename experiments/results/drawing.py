@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 
 from dpiat import Architecture
 from dpiat.plotting import plot_matching, plot_similarity
-from experiments.results import cells, method_effects, ours, paper, reproduction, source_choice
+from experiments.results import cells, method_effects, ours, paper, reproduction, source_choice, verdicts
 from experiments.store.files import atomic_write
 
 # One colour for each source, from a palette that the colour-blind can tell apart. Random init is black.
@@ -429,7 +429,7 @@ def _most_dependent(data: pd.DataFrame, first: str) -> str:
     for method, found in data[~data["same"]].groupby("method", sort=False):
         gains = found["difference"].max() > 0  # a method that never gains has nothing that could depend on similarity
         if len(found) >= method_effects.ENOUGH and gains:
-            ranks[method] = found["difference"].rank().corr(found["similarity"].rank())
+            ranks[method] = verdicts.rank_correlation(found["difference"], found["similarity"])
     if not ranks:
         return f"Test accuracy less that of {first}, over similarity"
     most = max(ranks, key=lambda method: abs(ranks[method]))

@@ -125,7 +125,8 @@ def agreement_lines(data: pd.DataFrame) -> list[str]:
     same, rows = with_every_method(data), papers_means(data).set_index("method")
     said = ["No pair is run with every method yet, so that nothing is said of the methods' order."]
     if pairs := len(same.drop_duplicates(PAIR)):
-        rank = same.groupby("method")["effectiveness"].mean().rank().corr(rows["paper"].rank())
+        means = same.groupby("method")["effectiveness"].mean()
+        rank = verdicts.rank_correlation(means, rows["paper"].reindex(means.index))
         said = [f"Rank correlation of the methods with the paper's, over {pairs} pairs: {rank:.2f}. {DISAGREE}"]
     run = data.dropna(subset="accuracy")
     values = {method: found.set_index(PAIR)["effectiveness"].sort_index() for method, found in run.groupby("method")}
@@ -183,7 +184,8 @@ def summary(data: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for method, found in groups.items():
         other, compared = others[method], method != first and len(others[method]) > 0
-        rank = other.rank().corr(similarity.loc[other.index].rank()) if compared and len(other) >= ENOUGH else np.nan
+        told = compared and len(other) >= ENOUGH
+        rank = verdicts.rank_correlation(other, similarity.loc[other.index]) if told else np.nan
         rows.append(
             {
                 "method": method,

@@ -205,7 +205,7 @@ def summary(data: pd.DataFrame) -> str:
     run = data.dropna(subset="ours")
     if len(run) < 3:
         return f"{len(run)} of {len(data)} cells are run."
-    rank = run["ours"].rank().corr(run["paper"].rank())
+    rank = verdicts.rank_correlation(run["ours"], run["paper"])
     difference = (run["ours"] - run["paper"]).abs().mean()
     return (
         f"{len(run)} of {len(data)} cells are run. Rank correlation with the paper's {rank:.2f}; mean absolute "

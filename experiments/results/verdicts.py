@@ -15,6 +15,7 @@ from scipy.stats import norm, rankdata, t
 
 SEED, DRAWS, PERMUTATIONS = 0, 2_000, 10_000  # fixed, so that the same records give the same page
 LEVEL = 0.95  # of intervals
+DIGITS = 9  # decimals by which two values are told apart
 NORMAL = norm.ppf((1 + LEVEL) / 2)  # half of an interval of a normal distribution, in standard deviations
 ENOUGH = 3  # the least number of rows, or cells, for a correlation
 LEAST = 8  # the least number of cells for a verdict: one source and every target but itself
@@ -159,7 +160,8 @@ def ranks(a: Matrix, b: Matrix) -> Matrix:
 def _ranked(values: Matrix) -> Matrix:
     """The ranks of the cells of each matrix, (..., 1, cells); NaN stays NaN, and ranks behind all others."""
     flat = values.reshape(*values.shape[:-2], 1, -1)
-    return np.where(np.isnan(flat), np.nan, rankdata(np.nan_to_num(flat, nan=np.inf), axis=-1))
+    # Rounded: equal values differ in their last bits, by the order of a sum, and a processor would decide their order.
+    return np.where(np.isnan(flat), np.nan, rankdata(np.nan_to_num(flat, nan=np.inf).round(DIGITS), axis=-1))
 
 
 def row_ranks(a: Matrix, b: Matrix) -> Matrix:
@@ -214,6 +216,11 @@ def permutation_p(logs: Matrix, similarity: Matrix) -> float:
 
 
 # --- pairs of networks, with one method and with another -------------------------------------------------------------
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Spearman's correlation of two sequences over the places that both have."""
+    return float(ranks(*(np.asarray(values, dtype=float)[None] for values in (a, b))))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from trials import record
 
@@ -433,6 +434,24 @@ def test_a_picture_of_another_figure_is_made_again(desk, tmp_path):
         assert [file.name for file in figures.outdated(one, tmp_path)] == ["curves.svg"]
         figures.write(one, tmp_path)
         assert not figures.outdated(one, tmp_path)
+
+
+def test_a_figure_is_the_same_on_another_processor_and_differs_where_one_sees_it():
+    def curve(*values, label="accuracy"):
+        figure = Figure()
+        figure.subplots().plot(values, "o", clip_on=True, label=label)
+        return figures.svg(figure)
+
+    drawn = curve(0.3, 0.5)
+    assert curve(0.3, 0.5 + 1e-8) != drawn and figures.alike(curve(0.3, 0.5 + 1e-8), drawn)
+    assert not figures.alike(curve(0.31, 0.5), drawn) and not figures.alike(curve(0.3, 0.5, 0.4), drawn)
+    assert not figures.alike(drawn.replace("stroke-width", "stroke"), drawn)
+
+
+def test_the_last_bits_of_equal_values_give_them_no_order():
+    similarity = [0.1, 0.2, 0.3, 0.4]
+    assert verdicts.rank_correlation([0.5, 0.5 + 1e-16, 0.7, 0.7 - 1e-16], similarity) == pytest.approx(2 / 5**0.5)
+    assert verdicts.rank_correlation([0.5, float("nan"), 0.7, 0.9], similarity) == pytest.approx(1)
 
 
 @pytest.fixture
