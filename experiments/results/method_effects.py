@@ -16,8 +16,9 @@ DISAGREE = (
     "We disagree on a method where the two ratios to the first method, ours and the paper's, differ by more than the "
     f"errors of both, at {verdicts.LEVEL:.0%} and each method by itself."
 )
-METHOD = ["mode", "operator", "matching", "head", "version"]
+METHOD = ["init", "mode", "operator", "matching", "head", "version"]
 PAIR = ["target", "source"]
+DPIAT = "dpiat"  # the value of init whose methods differ in more than the name
 RATES = ["lr", "random lr"]
 WITH_SIMILARITY = "with similarity"  # the name of a column
 ENOUGH = 10  # the least number of pairs for a number in this column
@@ -52,6 +53,10 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _named(row: pd.Series, varied: list[str]) -> str:
+    """The name of a row's method: of DPIAT's, what the methods vary; another method says all by its name."""
+    if row["init"] != DPIAT:
+        return row["init"]
+    varied = [key for key in varied if key != "init"]
     return ", ".join(f"version {row[key]}" if key == "version" else f"{row[key]} {key}" for key in varied)
 
 
@@ -272,16 +277,21 @@ def same_start(data: pd.DataFrame) -> list[bool]:
 
 
 @cache
-def _start(target: str, source: str, mode: str, operator: str, matching: str, head: str, version: int) -> str:
+def _start(
+    target: str, source: str, init: str, mode: str, operator: str, matching: str, head: str, version: int
+) -> str:
     """Return a digest of the parameters that a target begins with."""
     # Older rules of the default mode are no longer in the code, so that their digests cannot be computed. Such a start
-    # counts as different, and stays in the differences between methods.
+    # counts as different, and stays in the differences between methods. So does the start of another method, which
+    # would draw noise, or ask for weights that a random network does not have.
     from torch.nn.utils import parameters_to_vector, vector_to_parameters  # here: other tables do not need torch
 
     from dpiat import transfer
     from dpiat.reading import VERSION
     from experiments.initialization import Method
 
+    if init != DPIAT:
+        return init
     if mode == "default" and version < VERSION:
         return "another"
 

@@ -303,7 +303,8 @@ def table13() -> Table:
         f"{method}: {', '.join(f'{row.source} → {row.target}' for row in found.itertuples())}"
         for method, found in partly.groupby("method")
     )
-    return Table(data, f"{title}; {line}.\n\n{markdown(data)}\nBetween different networks, {named}.\n")
+    trained = "[EfficientNet-Lites that grow](imagenette_growing.md) compare accuracies after a training"
+    return Table(data, f"{title}; {line}.\n\n{markdown(data)}\nBetween different networks, {named}.\n\n{trained}.\n")
 
 
 # --- Tables 4 and 5: time to accuracy ---------------------------------------------------------------------------------

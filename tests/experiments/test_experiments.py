@@ -16,7 +16,7 @@ ALIASES = aliases()
 PAPERS = [name for name in grids.names() if grids.is_of_paper(name)]
 TABLE, FIGURE = "table of the paper", "figure of the paper"
 KINDS = {TABLE, FIGURE, "ours", "demonstration"}
-DESK = ["imagenet_to_imagenette", "imagenette_modes", "imagenette_methods", "cifar100_classifier"]
+DESK = ["imagenet_to_imagenette", "imagenette_modes", "imagenette_methods", "imagenette_growing", "cifar100_classifier"]
 
 
 def epochs(name: str) -> int:

@@ -163,7 +163,7 @@ def test_methods_are_compared_on_the_same_pairs(desk):
 
 
 def test_trials_that_begin_alike_count_once_for_a_pair():
-    method = {"mode": "paper", "head": "auto", "operator": "clip", "version": 1}
+    method = {"init": "dpiat", "mode": "paper", "head": "auto", "operator": "clip", "version": 1}
     rows = [
         {
             "target": "eff_b0",
@@ -180,7 +180,7 @@ def test_trials_that_begin_alike_count_once_for_a_pair():
 
 
 def test_methods_that_give_the_same_weights_begin_alike():
-    method = {"mode": "paper", "operator": "clip", "head": "auto", "version": 1, "n": 1}
+    method = {"init": "dpiat", "mode": "paper", "operator": "clip", "head": "auto", "version": 1, "n": 1}
     matchings = "dp", "random", "bipartite"
     rows = [{"target": "eff_b0", "source": "eff_lite0", "matching": name, **method} for name in matchings]
     assert method_effects.same_start(pd.DataFrame(rows)) == [True, False, True]
@@ -253,7 +253,7 @@ def test_a_version_of_the_default_mode_is_a_method(desk):
 
 
 def test_the_starts_of_old_rules_count_as_different():
-    start = partial(method_effects._start, "mnas", "eff_lite1", "default", "clip", "dp", "auto")
+    start = partial(method_effects._start, "mnas", "eff_lite1", "dpiat", "default", "clip", "dp", "auto")
     assert start(VERSION - 1) == "another"  # whose rules are no longer in the code
     assert len(start(VERSION)) == 64  # a digest of what today's rules write
 
