@@ -76,6 +76,7 @@ def test_optimizer_state():
     assert received.any() and torch.equal(given, received)
 
 
+@pytest.mark.slow
 def test_what_survived():
     found = run("what_survived")
     *stages, classifier = found["checked"].stages

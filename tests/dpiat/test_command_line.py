@@ -182,6 +182,7 @@ def test_every_command_shows_an_example(capsys, command):
     assert f"example: dpiat {command}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_package_is_a_program():
     text = subprocess.check_output([sys.executable, "-m", "dpiat", "--help"], text=True)
     assert set(COMMANDS) <= set(text.split())

@@ -1,8 +1,11 @@
 """The claims of the paper that can be checked without training, beside what we find."""
 
+import pytest
+
 from experiments.results import claims
 
 
+@pytest.mark.slow
 def test_the_claims_stand_beside_what_we_find():
     made = claims.table()
     found = made.data.set_index("claim")

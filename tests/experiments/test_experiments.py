@@ -54,6 +54,7 @@ def test_every_experiment_says_what_it_is():
     assert grids.our_experiments() == sorted(name for name in kinds if name.startswith(("cifar100", "imagenet")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIASES)
 def test_an_alias_runs_the_trials_of_its_experiment(name):
     alias = ALIASES[name]
@@ -63,6 +64,7 @@ def test_an_alias_runs_the_trials_of_its_experiment(name):
     assert ours == theirs and len(ours) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(paper.DATASETS))
 def test_the_data_set_is_the_papers(name):
     assert {cell.trial.dataset for cell in grids.grid(name)} == {paper.DATASETS[name]}

@@ -8,6 +8,7 @@ from experiments.results import paper
 TABLE_11 = {6: 0.765, 1: 0.676, 7: 0.546, 8: 0.879, 9: 0.917, 10: 0.832}
 
 
+@pytest.mark.slow
 def test_table_11():
     computed = paper.similarities(paper.architectures())
     for table, expected in TABLE_11.items():

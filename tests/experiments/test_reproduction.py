@@ -42,6 +42,7 @@ def test_a_matrix_stands_beside_the_papers(table01):
     assert "not run<br>paper 2.11" in table.page and "| mnas | 0.200 ± 0.000 (2) | not run<br>" in table.page
 
 
+@pytest.mark.slow
 def test_all_seeds_of_random_init_divide_each_cell():
     words = "target=mnas", "source=rex"
     (cell,) = grids.grid("table01", "scale=cpu", *words, "seed=0")
@@ -82,6 +83,7 @@ def test_our_correlation_stands_in_table_11(table01):
     assert ours["cells"] == 6 and ours["regret"] == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_our_figure_16_stands_beside_the_papers(table01):
     found = drawing.figures16(paper.similarity(), table01)
     assert set(found) == {"figure16", "figure16_table01_gpu"}
@@ -173,6 +175,7 @@ def test_table_03(table03):
     assert "Ratios to random init: 14 of 16 cells are run. Rank correlation with the paper's " in table.page
 
 
+@pytest.mark.slow
 def test_time_to_accuracy_is_relative_to_random_init(table03):
     data = reproduction.times("table04", table03).data.set_index(["target", "init", "source", "weights"])
     row = data.loc[("eff_b0", "dpiat", "eff_b2", "imagenet")]
@@ -236,6 +239,7 @@ def test_table_4_has_a_counterpart_from_scratch():
     assert titles["figure09_cpu"].startswith("Train loss: 1 of 1 transfers to another network end below")
 
 
+@pytest.mark.slow
 def test_methods_of_table_12_are_compared_pair_by_pair(monkeypatch):
     monkeypatch.setattr(method_effects, "same_start", lambda data: [False] * len(data))
     gains = {"clip": (0.30, 0.32, 0.28, 0.34), "clip_normalized": (0.29, 0.32, 0.27, 0.35)}

@@ -58,6 +58,7 @@ def desk() -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 def test_an_experiment_is_its_files_grid():
     grid = grids.grid(DESK, "seed=0")
     assert len(grid) == 36 and len({cell.random.id for cell in grid}) == 12
@@ -290,6 +291,7 @@ def test_the_scale_of_similarity_is_the_mean_of_each_band(monkeypatch):
     assert found["a pair"].tolist() == ["mnasnet_100 → rexnet_100, 0.55", "rexnet_100 → mnasnet_100, 0.45"]
 
 
+@pytest.mark.slow
 def test_the_papers_table_11(desk):
     table = source_effects.table11(desk, [DESK]).data.set_index("results")
     assert list(table["correlation"].round(3)) == [0.765, 0.676, 0.546, 0.879, 0.917, 0.832]  # one cell of ours is none
@@ -343,6 +345,7 @@ def test_how_similarity_tells_in_each_mode(monkeypatch):
     assert "| 12 of 4 |" in made.page and "| one source | 0.500 | 0 of 0 |  |  |  | 4 |" in made.page
 
 
+@pytest.mark.slow
 def test_similarity_in_paper_mode_is_that_of_the_verdicts(desk):
     data = similarity_modes.table(source_effects.all_effects(desk, [])).data.set_index(["results", "mode"])
     networks = list(paper.LABELS.values())
