@@ -37,7 +37,14 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config, files: Files) -> str:
+    if not markdown.startswith("# "):
+        page.meta.setdefault("title", titled(Path(page.file.src_uri).stem))
     return linked(markdown, page.file.src_uri, {file.src_uri for file in files})
+
+
+def titled(name: str) -> str:
+    """Return the title of a page without a heading: "Table 1" for table01, and else the name of its file."""
+    return re.sub(r"^table0*(\d+)", r"Table \1", name).replace("_", " ")
 
 
 def linked(markdown: str, place: str, there: set[str]) -> str:

@@ -75,6 +75,10 @@ def test_links_between_files_become_links_between_pages(site, monkeypatch, place
     assert site.linked(text, place, there) == linked
 
 
+def test_a_page_of_results_has_the_title_of_its_table(site):
+    assert (site.titled("table01"), site.titled("imagenette_modes")) == ("Table 1", "imagenette modes")
+
+
 def test_the_drawings_are_of_todays_matching(tmp_path):
     loaded("draw_docs").draw(tmp_path)
     for name, mark in (("matching.svg", r"match-\d+-\d+"), ("report.html", r"<title>(.*?)</title>")):
