@@ -199,6 +199,11 @@ def started(run: Run, others: Data, cache: str) -> tuple[nn.Module, float]:
     return target, filled
 
 
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    """Do two networks of one architecture have the same parameters?"""
+    return all(map(torch.equal, one.parameters(), other.parameters()))
+
+
 def trained(network: nn.Module, data: Data, seed: int, epochs: int = EPOCHS) -> Iterator[tuple[float, float]]:
     """Train in place; accuracy and loss on the test images after each epoch."""
     cpu = torch.device("cpu")
@@ -289,12 +294,19 @@ def known(found: Sequence[dict[str, str]]) -> set[tuple]:
 
 
 def run_all(runs: Sequence[Run], images: tuple[Data, Data], file: Path, cache: str) -> None:
-    """Those runs that have no record, one after the other; each leaves its line as soon as it is done."""
+    """Those runs that have no record, one after the other; each leaves its line as soon as it is done.
+
+    A row that leaves out a rule is not run where the target begins with the weights of the default mode all the same.
+    """
     provenance, (data, others) = records.provenance(), images
     for run in runs:
         if run.key in known(read(file)):
             continue
-        row = record(run, data, started(run, others, cache), provenance)
+        start = started(run, others, cache)
+        if run.row.startswith(WITHOUT) and alike(start[0], started(replace(run, row=DEFAULT), others, cache)[0]):
+            print(f"{run.row:24} {run.source:10} {run.target:24} the rule changes nothing", flush=True)
+            continue
+        row = record(run, data, start, provenance)
         add(file, row)
         print(f"{run.row:24} {run.source:10} {run.target:24} {row['accuracies']}  {row['seconds']} s", flush=True)
 
@@ -350,7 +362,8 @@ def ratios(found: Found, row: str, base: str, pairs: Sequence[tuple[str, str]]) 
 def page(runs: Sequence[dict[str, str]]) -> str:
     """The table of the rows that have been run with today's settings, and their means over pairs."""
     found = by_cell(runs)
-    rows = [name for name in ROWS if any(key[0] == name for key in found)]
+    run = [name for name in ROWS if any(key[0] == name for key in found)]
+    rows, without = ([name for name in run if name.startswith(WITHOUT) == chosen] for chosen in (False, True))
     lines = [HEAD]
     for title, pairs in GROUPS.items():
         there = [pair for pair in pairs if any(cell_of(found, name, *pair) for name in rows)]
@@ -358,9 +371,16 @@ def page(runs: Sequence[dict[str, str]]) -> str:
             lines += [
                 f"\n## {title}\n",
                 markdown(_cells(found, rows, there)),
-                markdown(_means(found, rows, there))[:-1],
+                markdown(_means(found, rows, BASES, there))[:-1],
             ]
-    lines += ["", "## Rows", ""] + [f"- `{name}`: {MEANING[name]}" for name in rows if name in MEANING]
+    if without:
+        there = [pair for pair in DEVELOPMENT if any(cell_of(found, name, *pair) for name in without)]
+        lines += [
+            LEFT_OUT,
+            markdown(_cells(found, [DEFAULT, *without], there)),
+            markdown(_means(found, without, [DEFAULT], there))[:-1],
+        ]
+    lines += ["", "## Rows", ""] + [f"- `{name}`: {MEANING[name]}" for name in run if name in MEANING]
     return "\n".join(lines) + "\n"
 
 
@@ -375,13 +395,13 @@ def _cells(found: Found, rows: Sequence[str], pairs: Sequence[tuple[str, str]]) 
     return pd.DataFrame(lines).dropna(axis="columns", how="all")
 
 
-def _means(found: Found, rows: Sequence[str], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def _means(found: Found, rows: Sequence[str], bases: Sequence[str], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """A line for each row and what it is compared with: the mean of the ratio over pairs, the least, the greatest."""
     lines = []
-    for base in BASES:
+    for base in bases:
         for name in rows:
             values = ratios(found, name, base, pairs)
-            if name not in BASES and len(values) >= FEWEST:
+            if name not in bases and len(values) >= FEWEST:
                 line = {"row": name, "over": base, "pairs": len(values), RATIO: verdicts.geometric_mean(values, 3)}
                 lines.append(line | {"least": f"{min(values):.2f}", "greatest": f"{max(values):.2f}"})
     return pd.DataFrame(lines, columns=["row", "over", "pairs", RATIO, "least", "greatest"])
@@ -416,6 +436,13 @@ development pairs; two pairs of other families were looked at when new layers be
 regnetx_004, which lost a little, and mobilenetv3_small_100 to mobilenetv3_large_100, which gained).
 `runs.csv` has a line for each run;
 `python -m experiments.recipe --table` makes this page."""
+WITHOUT = "all but "  # the beginning of the rows that leave out one rule
+LEFT_OUT = """
+## Default mode without one of its rules
+
+On development pairs where the rule changes the weights that a target begins with; a cell is empty where it does not. A
+ratio below 1 says that the rule helps. A rule may matter on few pairs.
+"""
 FEWEST = 3  # pairs, for a mean to be shown
 BASES, DEFAULT = ("paper", "version 2"), "all, new, head"
 RATIO = "geometric mean of the ratio (95% of t over pairs)"

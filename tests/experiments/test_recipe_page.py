@@ -1,5 +1,7 @@
 """The ablation of default mode: its page is what its runs give, and its command says what is wrong."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from experiments import recipe
@@ -38,6 +40,28 @@ def test_a_run_is_added_to_those_that_are_there(tmp_path):
     for count in (1, 2):
         recipe.add(tmp_path / "recipe" / "runs.csv", row)
         assert recipe.read(tmp_path / "recipe" / "runs.csv") == [row] * count
+
+
+def test_a_rule_is_left_out_where_it_changes_the_start(tmp_path, monkeypatch, capsys):
+    rows = "all but gates", "all but leading"  # the target has no gates, and is wider than the source in places
+    monkeypatch.setattr(recipe, "record", lambda run, *_: dict.fromkeys(recipe.FIELDS, "1") | {"row": run.row})
+    runs = [recipe.Run(row, "eff_lite0", "mnas", 0) for row in rows]
+    recipe.run_all(runs, (None, SimpleNamespace(classes=range(10))), tmp_path / "runs.csv", "")
+    assert [run["row"] for run in recipe.read(tmp_path / "runs.csv")] == ["all but leading"]
+    assert "the rule changes nothing" in capsys.readouterr().out
+
+
+def test_rules_left_out_have_a_table_of_their_own():
+    accuracies = {recipe.DEFAULT: 0.5, "all but gates": 0.4, "paper": 0.2}
+    runs = [
+        {"row": row, "source": "eff_lite0", "target": target, "seed": "0", "accuracy": accuracy}
+        | {"settings": recipe.settings_of(row)}
+        for row, accuracy in accuracies.items()
+        for target in ("rex", "rex_150", "semnas")
+    ]
+    whole, without = recipe.page(runs).split("## Default mode without one of its rules")
+    assert "all but" not in whole and "| eff_lite0 | rex | 0.500 | 0.400 |" in without
+    assert "| all but gates | all, new, head | 3 | 0.800" in without and "paper" not in without.partition("## Rows")[0]
 
 
 @pytest.mark.parametrize(
