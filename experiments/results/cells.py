@@ -41,7 +41,8 @@ MORE_COMMANDS = {
         ("init=random", "lr=4e-3", "source=eff_lite0"),
         ("init=pretrained", "target=eff_lite0,eff_lite1,eff_lite2", "source=eff_lite0"),
     ),
-    **dict.fromkeys(("imagenette_modes", "imagenette_methods", "imagenette_growing"), (("init=random", "lr=4e-3"),)),
+    **dict.fromkeys(("imagenette_modes", "imagenette_methods"), (("init=random", "lr=4e-3"),)),
+    "imagenette_growing": (("together.method={name:random}", "lr=4e-3"),),
 }
 SAME_RATE = "ratio to random init at the same rate"  # the name of a column
 

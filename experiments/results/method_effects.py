@@ -259,8 +259,9 @@ def noise_line(data: pd.DataFrame) -> list[str]:
     if found.empty:
         return []
     by_pair = found.groupby([data[key] for key in PAIR]).mean()
+    pairs_found = f"{len(by_pair)} pair{'s' if len(by_pair) > 1 else ''}"
     return [
-        f"Where the start is the same, the difference is {_mean(by_pair, '+')} over {len(by_pair)} pairs, at most "
+        f"Where the start is the same, the difference is {_mean(by_pair, '+')} over {pairs_found}, at most "
         f"{found.abs().max():.3f}. This is not an effect of a method: buffers differ, and another commit or processor "
         "rounds differently."
     ]
