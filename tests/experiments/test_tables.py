@@ -177,7 +177,7 @@ def test_trials_that_begin_alike_count_once_for_a_pair():
         for matching, value in (("dp", 0.5), ("bipartite", 0.6), ("nbipartite", 0.6))
     ]
     (line,) = method_effects.noise_line(pd.DataFrame(rows).assign(same=True))
-    assert line.startswith("Where the start is the same, the difference is +0.100 over 1 pairs, at most 0.100.")
+    assert line.startswith("Where the start is the same, the difference is +0.100 over 1 pair, at most 0.100.")
 
 
 def test_methods_that_give_the_same_weights_begin_alike():
