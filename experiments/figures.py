@@ -117,10 +117,9 @@ def outdated(figures: Mapping[str, Figure], folder: Path) -> dict[Path, str]:
     # PNGs differ from machine to machine, by fonts and rendering, so that their bytes cannot be compared. Each PNG
     # carries the digest of the SVG that it was drawn with, and this digest is compared.
     texts = {folder / f"{name}.svg": svg(figure) for name, figure in figures.items()}
+    there = {file: file.read_text("utf-8") if file.is_file() else "" for file in texts}
     return {
-        file: text
-        for file, text in texts.items()
-        if not (file.is_file() and alike(file.read_text("utf-8"), text) and _pictured(file))
+        file: text for file, text in texts.items() if not (alike(there[file], text) and _pictured(file, there[file]))
     }
 
 
@@ -139,10 +138,10 @@ def _words_and_numbers(text: str) -> tuple[list[str], np.ndarray]:
     return words[::2], np.array(words[1::2], dtype=float)
 
 
-def _pictured(file: Path) -> bool:
-    """Whether an SVG file has a PNG that was drawn with it."""
+def _pictured(file: Path, text: str) -> bool:
+    """Whether an SVG file has a PNG that was drawn with this text."""
     picture = file.with_suffix(".png")
-    return picture.is_file() and _digest(file.read_text("utf-8")).encode() in picture.read_bytes()
+    return picture.is_file() and _digest(text).encode() in picture.read_bytes()
 
 
 def _digest(text: str) -> str:

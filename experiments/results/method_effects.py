@@ -285,14 +285,14 @@ def _start(
     # Older rules of the default mode are no longer in the code, so that their digests cannot be computed. Such a start
     # counts as different, and stays in the differences between methods. So does the start of another method, which
     # would draw noise, or ask for weights that a random network does not have.
+    if init != DPIAT:
+        return init
     from torch.nn.utils import parameters_to_vector, vector_to_parameters  # here: other tables do not need torch
 
     from dpiat import transfer
     from dpiat.reading import VERSION
     from experiments.initialization import Method
 
-    if init != DPIAT:
-        return init
     if mode == "default" and version < VERSION:
         return "another"
 

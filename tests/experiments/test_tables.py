@@ -440,9 +440,9 @@ def test_a_picture_of_another_figure_is_made_again(desk, tmp_path):
 
 
 def test_a_figure_is_the_same_on_another_processor_and_differs_where_one_sees_it():
-    def curve(*values, label="accuracy"):
+    def curve(*values):
         figure = Figure()
-        figure.subplots().plot(values, "o", clip_on=True, label=label)
+        figure.subplots().plot(values, "o")
         return figures.svg(figure)
 
     drawn = curve(0.3, 0.5)
