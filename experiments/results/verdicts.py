@@ -19,9 +19,11 @@ DIGITS = 9  # decimals by which two values are told apart
 NORMAL = norm.ppf((1 + LEVEL) / 2)  # half of an interval of a normal distribution, in standard deviations
 ENOUGH = 3  # the least number of rows, or cells, for a correlation
 LEAST = 8  # the least number of cells for a verdict: one source and every target but itself
-# The share of draws of the bootstrap that must give a number, or there is no interval. With two sources, half of the
-# draws name one source twice, and give no correlation within rows.
-TOLD = 0.75
+TOLD = 0.75  # the share of draws of the bootstrap that must give a number, or there is no interval
+# The least number of sources for an interval of a correlation within rows. With three, most draws name only one or two
+# of them, where such a correlation is none or that of pairs, and the ends of the interval jump with the random numbers.
+SOURCES = 5
+UNJUDGED = ("direction: share above 1", "similarity: all cells")  # verdicts that the rules show and do not judge
 
 RULES = f"""\
 The verdicts. Their rules were fixed before any of our numbers came:
@@ -38,6 +40,9 @@ The verdicts. Their rules were fixed before any of our numbers came:
 
 Fewer than {LEAST} cells say nothing. Intervals are at {LEVEL:.0%}, by a bootstrap of {DRAWS:,} draws over targets and
 sources. The paper's own numbers stand beside ours, over the cells that we have and over all cells of its table.
+
+One rule came later, when three sources were in: a correlation within rows has an interval from {SOURCES} sources on.
+With fewer, the ends of the interval depend on the random numbers.
 """
 
 # `RULES` in one line, for a table without intervals.
@@ -64,10 +69,10 @@ class Verdict(NamedTuple):
         """The verdict in words: "holds", "open", "the opposite holds", "too few cells", or "" for none."""
         if 0 < self.cells < LEAST:
             return "too few cells"
+        if not self.cells or self.verdict in UNJUDGED:
+            return ""
         if not np.isnan(self.p):
             return "holds" if self.p < 1 - LEVEL else "open"
-        if np.isnan(self.low):
-            return ""
         return "holds" if self.low > 0 else "the opposite holds" if self.high < 0 else "open"
 
 
@@ -176,7 +181,7 @@ def _row_means(values: Matrix) -> Matrix:
 
 
 def interval(statistic: Callable[..., Matrix], *matrices: Matrix) -> tuple[float, float]:
-    """Return the bootstrap's interval of a statistic of matrices; NaN where too many draws give no number.
+    """Return the bootstrap's interval of a statistic of matrices; NaN where the draws cannot tell it.
 
     Args:
         statistic: Takes stacks of matrices, (draws, targets, sources), and returns (draws,).
@@ -190,7 +195,7 @@ def interval(statistic: Callable[..., Matrix], *matrices: Matrix) -> tuple[float
     there = np.isfinite(matrices[0])
     matrices = tuple(matrix[there.any(axis=1)][:, there.any(axis=0)] for matrix in matrices)
     rng, (rows, columns) = np.random.default_rng(SEED), matrices[0].shape
-    if not rows:
+    if not rows or (statistic is within_rows and columns < SOURCES):
         return np.nan, np.nan
     targets, sources = (rng.integers(count, size=(DRAWS, count)) for count in (rows, columns))
     draws = statistic(*(matrix[targets[:, :, None], sources[:, None, :]] for matrix in matrices))

@@ -92,6 +92,15 @@ def test_what_cannot_be_told_is_not_said(printed, similarity):
     assert within.cells == 0 and np.isnan(within.value) and np.isnan(within.p) and within.reading == ""
 
 
+def test_correlations_within_rows_have_an_interval_from_five_sources_on(printed, similarity):
+    names = "similarity: within rows", "agreement: within rows"
+    for sources in (4, 5):
+        found = by_name(verdicts.all_verdicts(np.where(np.arange(9) < sources, printed, np.nan), printed, similarity))
+        assert [np.isfinite(found[name].low) for name in names] == [sources == 5] * 2
+        assert [found[name].reading for name in names] == ["holds", "holds" if sources == 5 else "open"]
+        assert np.isfinite(found["direction: mean log"].low)
+
+
 def test_three_values_are_enough_though_one_is_their_mean():
     ours, paper = np.full((9, 9), np.nan), np.full((9, 9), 2.0)
     ours[:3, 7], paper[:3, 7] = (1.1, 1.2, 1.3), (1.5, 1.7, 1.6)
