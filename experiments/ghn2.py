@@ -10,6 +10,7 @@ epoch estimates them, as after random init.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 from collections import defaultdict
@@ -48,8 +49,8 @@ class ShapeEncoder(nn.Module):
     def __init__(self, hidden: int, classes: int, largest_kernel: int):
         super().__init__()
         steps = (range(8, 64, 8), range(64, 4096, 16), range(4096, 8193, 32))
-        self.channels = sorted({1, 3, classes, *(n for step in steps for n in step)})
-        self.sides = sorted({*range(1, max(12, largest_kernel), 2), 14, 16})
+        self.channels = tuple(sorted({1, 3, classes, *(n for step in steps for n in step)}))
+        self.sides = tuple(sorted({*range(1, max(12, largest_kernel), 2), 14, 16}))
         self.embed_spatial = nn.Embedding(len(self.sides) + 1, hidden // 4)
         self.embed_channel = nn.Embedding(len(self.channels) + 1, hidden // 4)
 
@@ -66,7 +67,8 @@ class ShapeEncoder(nn.Module):
         return *channels, *(_nearest(self.sides, 3 if n == 2 else n) for n in (height, width))
 
 
-def _nearest(values: list[int], wanted: int) -> int:
+@functools.cache  # a network has few sizes, and the list is long
+def _nearest(values: tuple[int, ...], wanted: int) -> int:
     """Return the index of the nearest value; of two that are as near, the index of the smaller value."""
     return min(range(len(values)), key=lambda index: (abs(values[index] - wanted), values[index]))
 
