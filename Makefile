@@ -2,6 +2,8 @@ PYTHON ?= .venv/bin/python
 UV = .venv/bin/uv
 # As with pip, the certificate of a package mirror counts where the system trusts it.
 export UV_SYSTEM_CERTS = 1
+# The tests start hundreds of processes, which would compile everything anew where Python is told to write no bytecode.
+export PYTHONDONTWRITEBYTECODE =
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
@@ -20,27 +22,18 @@ demo: setup ## transfer ImageNet weights to another architecture and train both;
 	$(PYTHON) run.py experiment=demo
 
 test: setup lint ## lint and tests, those of the generated files among them
-	$(call tests,tests/dpiat tests/test_*.py,--ignore=tests/dpiat --ignore-glob='tests/test_*.py')
+	$(PYTHON) -m pytest $(beside)
 
 check: setup lint ## lint and the quick tests that train nothing, before every commit: about a minute on two idle cores
-	$(call tests,tests/dpiat $(quick),--ignore=tests/dpiat $(quick))
+	$(PYTHON) -m pytest $(beside) -m "not training and not slow"
 
 lowest: setup ## the tests of the library with the lowest versions that pyproject.toml allows, in build/lowest
 	$(UV) venv --quiet --clear --python .venv/bin/python build/lowest
 	$(UV) pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable '.[experiments,dev]'
 	build/lowest/bin/python -m pytest tests/dpiat -m "not training"
 
-quick = -m "not training and not slow"
-
-# Some tests beside the others, as both use one core; each prints its own summary.
-# $(1): pytest's words for the first; $(2): for the others.
-define tests
-@found=$$(mktemp); \
-$(PYTHON) -m pytest $(1) > $$found 2>&1 & first=$$!; \
-$(PYTHON) -m pytest $(2); others=$$?; \
-wait $$first; first=$$?; cat $$found; rm $$found; \
-test $$others -eq 0 -a $$first -eq 0
-endef
+# The tests on all cores. A core that has nothing left takes tests from another.
+beside = --numprocesses auto --dist worksteal
 
 lint: setup ## style, format and types
 	$(PYTHON) -m ruff check .

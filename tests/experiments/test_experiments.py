@@ -70,6 +70,7 @@ def test_the_data_set_is_the_papers(name):
     assert {cell.trial.dataset for cell in grids.grid(name)} == {paper.DATASETS[name]}
 
 
+@pytest.mark.slow
 def test_tables_share_trials():
     baselines = {cell.random.id for cell in grids.grid("table01")}
     assert {cell.trial.id for cell in grids.grid("table02")} < baselines

@@ -102,6 +102,7 @@ def test_frozen_weight_gets_no_gradient():
     assert "bmm" not in operators.names and x.grad is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["eff_b0", "mix_m", "rex"])
 def test_networks(model):
     """A whole network at 32 px, in double precision, differs by rounding alone."""

@@ -86,6 +86,7 @@ def test_what_the_fixture_would_notice(ghn, monkeypatch):
             assert worst() > 1e-3, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.SHORT_NAMES)
 def test_every_parameter_of_the_papers_networks_is_predicted(name, ghn):
     network = models.build(name, 100)
