@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dpiat.architecture import Block
+from dpiat.branches import split
 from dpiat.channels import Flow, follow, signatures
 from dpiat.checking import Networks
 from dpiat.layers import CONSTANT
@@ -130,7 +131,7 @@ def _both(source: nn.Module, target: nn.Module) -> tuple[Network, Network]:
     for name, network in (("source", source), ("target", target)):
         if not isinstance(network, nn.Module):
             raise TypeError(f"{name} must be a torch.nn.Module, got {type(network).__name__}")
-    return read(source), read(target)
+    return split(read(source)), split(read(target))  # side by side, one kernel of each size has its own counterpart
 
 
 def _pairs(given: Network, wanted: Network, partner: dict[str, str]) -> dict[str, tuple[LayerTensors, LayerTensors]]:

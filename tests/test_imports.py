@@ -76,6 +76,7 @@ ALLOWED = {
     "dpiat.growing": {
         *(
             "architecture",
+            "branches",
             "channels",
             "checking",
             "layers",

@@ -100,6 +100,7 @@ PAIRS = [
     ("tf_efficientnet_b0", {}, "tf_efficientnet_b1", {}),
     ("tf_efficientnet_b1", {}, "tf_efficientnet_b2", {}),
     ("rexnet_100", {}, "rexnet_150", {}),
+    ("mixnet_m", {}, "mixnet_l", {}),  # convolutions side by side, which default mode merges
     ("mobilenetv2_100", {}, "mobilenetv2_140", {}),
 ]
 
@@ -215,6 +216,17 @@ def test_fna_is_its_transcription(arguments):
     zeros = {entry.target: entry.zeros for entry in fna(source, target).entries if len(entry.shape) == 4}
     state = target.state_dict()
     assert zeros == {name: int((state[name] == 0).sum()) for name in zeros}
+
+
+def test_fna_takes_convolutions_side_by_side_one_by_one():
+    source, target = randomized(timm.create_model("mixnet_m")), randomized(timm.create_model("mixnet_l"), 1)
+    kept = {entry.target for entry in fna(source, target).entries if entry.note}
+    assert kept == {"classifier.weight", "classifier.bias"}
+    given, filled = source.state_dict(), target.state_dict()
+    for branch in range(4):
+        name = f"blocks.3.1.conv_dw.{branch}.weight"
+        side = 3 + 2 * branch
+        assert given[name].shape == (120, 1, side, side) and torch.equal(filled[name][:120], given[name])
 
 
 def test_fna_needs_the_same_layout():
