@@ -4,4 +4,4 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
-import experiments.light  # noqa: E402, F401 - timm without W&B, which would be a third of the start of each process
+import experiments.light  # noqa: F401 - timm without W&B, which would be a third of the start of each process

@@ -303,7 +303,10 @@ def table13() -> Table:
         f"{method}: {', '.join(f'{row.source} → {row.target}' for row in found.itertuples())}"
         for method, found in partly.groupby("method")
     )
-    trained = "[EfficientNet-Lites that grow](imagenette_growing.md) compare accuracies after a training"
+    trained = (
+        "Accuracies after a training: [EfficientNet-Lites that grow](imagenette_growing.md), and [networks of the "
+        "paper that grow](cifar100_growing.md)"
+    )
     return Table(data, f"{title}; {line}.\n\n{markdown(data)}\nBetween different networks, {named}.\n\n{trained}.\n")
 
 
