@@ -247,9 +247,11 @@ def loaded_by(statement: str) -> set[str]:
     return set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
 
 
+@pytest.mark.slow
 def test_the_library_needs_torch_and_numpy_alone():
     assert not loaded_by("import dpiat") & {"hydra", "wandb", "timm", "pandas", "matplotlib", "scipy", "experiments"}
 
 
+@pytest.mark.slow
 def test_records_and_tables_need_no_torch():
     assert "torch" not in loaded_by(f"import {', '.join(sorted(NO_TORCH))}")

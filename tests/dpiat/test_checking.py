@@ -230,6 +230,7 @@ def test_outputs_are_means_over_places():
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_network_agrees_with_itself_and_not_with_a_random_one():
     source, target = trained("resnet10t", 0), trained("resnet10t", 1)
     images = torch.rand(48, 3, 64, 64, generator=torch.Generator().manual_seed(1))

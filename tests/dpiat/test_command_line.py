@@ -99,6 +99,7 @@ def test_a_network_whose_constructor_reads_values_is_built_with_them(capsys):
     assert float(printed(capsys, "similarity", "networks:scaled", "networks:scaled")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_transfer_writes_the_weights_to_start_from(capsys, tmp_path, suffix):
     source, out = trained("resnet18", 0), tmp_path / f"resnet34{suffix}"

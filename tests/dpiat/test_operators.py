@@ -97,6 +97,7 @@ class Attention(nn.Module):
         self.after = nn.LayerNorm(width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c_attn", "qkv_proj", "qkv"])
 @torch.no_grad()
 def test_projections_are_known_by_the_names_of_other_libraries(name):

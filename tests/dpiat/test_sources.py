@@ -62,6 +62,7 @@ def test_files_and_prefixes(source, tmp_path, prefix):
     assert standardize(named) == standardize(source) and equal(named, source)
 
 
+@pytest.mark.slow
 def test_wrapped_modules(source):
     wrapped = [nn.DataParallel(source), torch.compile(source), torch.compile(nn.DataParallel(source))]
     for each in wrapped:

@@ -56,6 +56,7 @@ def ghn() -> ghn2.GHN2:
     return by_rule(ghn2.GHN2(10, (64, 64, 11, 11)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_published_code_predicts_the_same(name, ghn):
     network = NETWORKS[name]()

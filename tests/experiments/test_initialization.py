@@ -10,6 +10,7 @@ from experiments.planning import target_trial
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["net2net", "fna"])
 def test_a_trial_starts_from_it(init):
     source = randomized(timm.create_model("mobilenetv2_050", num_classes=10))

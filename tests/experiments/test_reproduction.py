@@ -95,6 +95,7 @@ def test_our_figure_16_stands_beside_the_papers(table01):
     assert found["figure16"].axes[1].get_title().startswith("Table 1: CIFAR100, r = 0.68\n")
 
 
+@pytest.mark.slow
 def test_the_readmes_first_table_fills_as_records_come(table01):
     waiting = reproduction.first_table(table01)  # of another scale
     assert (
@@ -189,6 +190,7 @@ def test_time_to_accuracy_is_relative_to_random_init(table03):
     assert data.loc[("eff_b0", "GHN2", "", ""), "epochs"] == "not run: needs GHN-2"
 
 
+@pytest.mark.slow
 def test_ghn2_over_100_epochs(table03):
     (cell,) = (cell for cell in grids.grid("table03", "scale=gpu", "init=pretrained") if cell.trial.model == "eff_b0")
     growing = [0.0065 * (epoch + 1) for epoch in range(100)]
@@ -206,6 +208,7 @@ def test_ghn2_over_100_epochs(table03):
     ]
 
 
+@pytest.mark.slow
 def test_figure_15_at_scale_cpu_trains_as_long_as_its_sources():
     (words,) = cells.commands("figure15", "scale=cpu")
     grid = grids.grid("figure15", *words)

@@ -200,6 +200,7 @@ def test_mistakes_in_keys_and_types_show_before_anything_is_loaded(tmp_path):
         assert "hydra" in loaded and not loaded & {"torch", "timm", "pandas"}
 
 
+@pytest.mark.slow
 def test_help_explains_every_key():
     text = run("--help").stdout
 

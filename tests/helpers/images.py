@@ -1,14 +1,20 @@
 """Photographs in folders, as data sets have them."""
 
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 
+@cache
+def _photographs() -> list[Image.Image]:
+    return [Image.fromarray(pixels) for pixels in load_sample_images().images]
+
+
 def photo(i: int) -> Image.Image:
     """The i-th of many overlapping cuts, of several sizes, from the two photographs of scikit-learn."""
-    whole = Image.fromarray(load_sample_images().images[i % 2])
+    whole = _photographs()[i % 2]
     left, top, width, height = 17 * i % 300, 11 * i % 150, 90 + 7 * i % 60, 80 + 5 * i % 90
     return whole.crop((left, top, left + width, top + height))
 
