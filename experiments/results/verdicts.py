@@ -1,4 +1,4 @@
-"""Verdicts on a table of effectiveness, by rules that were written down before any of our numbers came.
+"""Verdicts on a table of effectiveness, by rules of which all but one were written down before any of our numbers came.
 
 A table is a square matrix: a row for each target, a column for each source, NaN where nothing is run. Every verdict is
 on the cells that are run, so that a page fills column by column.
@@ -26,7 +26,7 @@ SOURCES = 5
 UNJUDGED = ("direction: share above 1", "similarity: all cells")  # verdicts that the rules show and do not judge
 
 RULES = f"""\
-The verdicts. Their rules were fixed before any of our numbers came:
+The verdicts. Their rules, except the last, were fixed before any of our numbers came:
 
 1. Direction, for a table that is divided by random init: the share of cells above 1, and the mean of the natural
    logarithm of effectiveness, both off the diagonal. Direction holds if the interval of the mean is above 0.
@@ -41,7 +41,7 @@ The verdicts. Their rules were fixed before any of our numbers came:
 Fewer than {LEAST} cells say nothing. Intervals are at {LEVEL:.0%}, by a bootstrap of {DRAWS:,} draws over targets and
 sources. The paper's own numbers stand beside ours, over the cells that we have and over all cells of its table.
 
-One rule came later, when three sources were in: a correlation within rows has an interval from {SOURCES} sources on.
+The last rule came when three sources were in: a correlation within rows has an interval from {SOURCES} sources on.
 With fewer, the ends of the interval depend on the random numbers.
 """
 
