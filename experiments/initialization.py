@@ -101,7 +101,7 @@ def _dpiat(start: Start) -> Initialized:
     target, trained = models.build(start.model, start.classes), start.source()
     report = dpiat.transfer(trained, target, **method.arguments(start.seed))
     similarity = dpiat.similarity(trained, target, cast(Mode, method.mode))
-    return target, {"similarity": similarity, "filled": report.share, "elements": report.elements}
+    return target, {"similarity": similarity, **_facts(report, trained)}
 
 
 def _grown(method: Callable[..., dpiat.Report], start: Start, **arguments: Any) -> Initialized:
@@ -111,7 +111,12 @@ def _grown(method: Callable[..., dpiat.Report], start: Start, **arguments: Any) 
         report = method(trained, target, **arguments)
     except ValueError as error:
         raise _not_admissible(start, error) from error
-    return target, {"filled": report.share, "elements": report.elements}
+    return target, _facts(report, trained)
+
+
+def _facts(report: dpiat.Report, source: nn.Module) -> dict[str, Any]:
+    """What a record says of a transfer. The digest tells sources apart that the same settings gave on two machines."""
+    return {"filled": report.share, "elements": report.elements, "source weights": models.weights_digest(source)}
 
 
 def _net2net(start: Start) -> Initialized:

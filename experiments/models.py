@@ -83,6 +83,14 @@ def shapes_digest(name: str) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:10]
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Return a digest of a network's weights and statistics."""
+    found = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        found.update(tensor.cpu().numpy().tobytes())
+    return found.hexdigest()[:10]
+
+
 def input_size(name: str) -> int:
     """Return the side of the input that the network was designed for, in pixels."""
     if ":" in name:

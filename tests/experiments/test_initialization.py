@@ -5,6 +5,7 @@ import timm
 import torch
 from functions import differ, randomized
 
+from experiments import models
 from experiments.initialization import Start, initialize
 from experiments.planning import target_trial
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
@@ -16,9 +17,18 @@ def test_a_trial_starts_from_it(init):
     source = randomized(timm.create_model("mobilenetv2_050", num_classes=10))
     start = Start("mobilenetv2_100", 10, seed=0, source_model="mobilenetv2_050", source=lambda: source)
     network, facts = initialize(init, start)
-    assert facts["filled"] > 0.2
+    assert facts["filled"] > 0.2 and facts["source weights"] == models.weights_digest(source)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     assert init != "net2net" or differ(source, network.eval(), images) < 0.5  # with its noise
+
+
+def test_a_digest_tells_weights_and_statistics_apart():
+    first, second = (models.build("mnas", 10) for _ in range(2))
+    assert models.weights_digest(first) != models.weights_digest(second)
+    second.load_state_dict(first.state_dict())
+    assert models.weights_digest(first) == models.weights_digest(second)
+    second.bn1.running_mean[0] += 1e-6
+    assert models.weights_digest(first) != models.weights_digest(second)
 
 
 def test_a_trial_that_is_not_admissible_is_told_before_anything_is_trained():

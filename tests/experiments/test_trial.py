@@ -39,6 +39,7 @@ def test_a_trial_leaves_records_that_explain_themselves(outcome, tmp_path):
     assert record["status"] == "finished" and record["trial"]["source"]["model"] == "networks:larger"
     assert record["trial"]["recipe"]["lr"] == 4e-3 and [row["epoch"] for row in record["epochs"]] == [1, 2]
     assert 0 < record["initialization"]["similarity"] < 1 and 0 < record["initialization"]["filled"] <= 1
+    assert len(record["initialization"]["source weights"]) == 10
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0] and record["train_images"] == 512
     assert set(record) >= {"commit", "dirty", "cpu", "device", "threads", "started", "seconds"}
     assert records.effectiveness(outcome.record, outcome.baseline) > 0
