@@ -5,8 +5,9 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from experiments.settings import Settings, UserError, register
+from experiments.settings import Settings, UserError, first_line, register
 from experiments.train.stopping import GOES_ON, exit_if_failed, exit_on_sigterm, fail
 
 register()
@@ -15,7 +16,10 @@ register()
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(config: DictConfig) -> None:
     exit_on_sigterm()
-    settings: Settings = OmegaConf.to_object(config)  # names mistakes before torch is loaded, which takes seconds
+    try:
+        settings: Settings = OmegaConf.to_object(config)  # before torch is loaded, which takes seconds
+    except OmegaConfBaseException as error:  # "${together.pair.source}" where together.pair is no mapping
+        return fail(UserError(first_line(error)))
     from experiments import report, trial
     from experiments.results import drawing
     from experiments.store.files import CannotWrite

@@ -180,6 +180,8 @@ def test_the_command_line_names_mistakes_in_one_line(tmp_path):
     done = run("dataset=digits", "source=eff_b3x", f"output_dir={tmp_path}")
     assert done.returncode == 1
     assert done.stderr.startswith("error: unknown network 'eff_b3x': did you mean") and done.stderr.count("\n") == 1
+    done = run("experiment=cifar100_growing", "together.pair=source:eff_b0")  # a shell took the braces of a mapping
+    assert done.stderr.startswith("error: ") and "together.pair" in done.stderr and done.stderr.count("\n") == 1
     done = run("dataset=cifar1000")
     assert done.returncode == 1 and "Traceback" not in done.stderr and "cifar1000" in done.stderr
 
