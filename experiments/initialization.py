@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -129,12 +129,20 @@ def _fna(start: Start) -> Initialized:
 
 def _check_grown(method: Callable[..., dpiat.Report], start: Start) -> None:
     """Try the method with random weights. Raises UserError if it does not take the two networks."""
-    with torch.random.fork_rng(devices=[]):
-        source, target = (models.build(name, start.classes) for name in (start.source_model, start.model))
-    try:
-        method(source, target)
-    except ValueError as error:
+    if error := _refusal(method, start.source_model, start.model, start.classes):
         raise _not_admissible(start, error) from error
+
+
+@cache
+def _refusal(method: Callable[..., dpiat.Report], source: str, target: str, classes: int) -> ValueError | None:
+    """Return why a method does not take two networks. Cached: the seeds of a grid ask the same, half a second each."""
+    with torch.random.fork_rng(devices=[]):
+        networks = (models.build(name, classes) for name in (source, target))
+        try:
+            method(*networks)
+        except ValueError as error:
+            return error
+    return None
 
 
 def _not_admissible(start: Start, error: ValueError) -> UserError:
