@@ -13,9 +13,11 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from experiments import ghn2, ghn2_graph, models, planning, trial
 from experiments.data import loading
+from experiments.results.paper import RESULTS
 from experiments.settings import DatasetSettings, InitSettings, Settings, UserError
 
 # From `checkpoint()`: for each parameter its mean, the mean of its absolute values, and four of its values, as the code
@@ -85,6 +87,16 @@ def test_what_the_fixture_would_notice(ghn, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, fault)
             assert worst() > 1e-3, name
+
+
+def test_the_checkpoint_in_the_repository_is_small_and_starts_a_network():
+    file = RESULTS / "ghn2" / "ghn2_cifar100.pt"
+    found, network = ghn2.read(file), models.build("mnas", 100)
+    before = parameters_to_vector(network.parameters()).clone()
+    ghn2.fill(network, found.ghn, 32)
+    after = parameters_to_vector(network.parameters())
+    assert file.stat().st_size < 4e6 and found.learned.startswith("cifar100 at 32 px")
+    assert after.isfinite().all() and (after != before).float().mean() > 0.99
 
 
 @pytest.mark.slow
