@@ -40,7 +40,12 @@ from experiments.store.records import RUNS, read_ended
 ROOT = Path(__file__).parent.parent
 HEADLINE = "imagenet_to_imagenette"  # the experiment of the main table of results/README.md
 # The experiments that compare methods of transfer, by the names of their blocks in results/README.md.
-COMPARISONS = {"modes": "imagenette_modes", "methods": "imagenette_methods", "growing": "imagenette_growing"}
+COMPARISONS = {
+    "modes": "imagenette_modes",
+    "methods": "imagenette_methods",
+    "growing": "imagenette_growing",
+    "grown": "cifar100_growing",
+}
 
 
 def builders(records: cells.Records, own: list[str]) -> dict[str, Callable[[], Table]]:

@@ -227,7 +227,14 @@ def table02(records: Records) -> Table:
         rows = printed.merge(frame[keys].drop_duplicates(), on=keys, how="outer")  # our own checkpoints get rows too
         data = _beside(rows, frame, keys)
         data.loc[(data["initialization"] != "random") & (data["n"] == 0), "text"] = NEEDS_GHN2
-        return data, f"{cells.baseline_line(frame)}\n\n{_listed(data)}"
+        seeds = frame.loc[frame["init"] == "ghn2", "random n"].min()
+        line = cells.baseline_line(frame)
+        if seeds > 0:
+            line += (
+                " GHN-2 is divided by random init in batches of the same size, of 64 images (32 for Eff-B2), with "
+                f"{seeds} {'seed' if seeds == 1 else 'seeds'}."
+            )
+        return data, f"{line}\n\n{_listed(data)}"
 
     return _at_each_scale("table02", records, compare)
 
