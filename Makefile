@@ -24,7 +24,7 @@ demo: setup ## transfer ImageNet weights to another architecture and train both;
 test: setup lint ## lint and tests, those of the generated files among them
 	$(PYTHON) -m pytest $(beside)
 
-check: setup lint ## lint and the quick tests that train nothing, before every commit: about a minute on two idle cores
+check: setup lint ## lint and the quick tests that train nothing, before every commit: under a minute on two idle cores
 	$(PYTHON) -m pytest $(beside) -m "not training and not slow"
 
 lowest: setup ## the tests of the library with the lowest versions that pyproject.toml allows, in build/lowest

@@ -95,6 +95,16 @@ def test_training_loop(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out == ""  # its own checkpoint is complete
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+def test_lightning_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run("lightning_module")
+    first, again = found["module"], found["again"]
+    assert first.started_from.share > 0.4 and not [key for key in first.state_dict() if "source" in key]
+    assert again.started_from is None and again.trainer.current_epoch == 2 and again.trainer.global_step == 4
+
+
 def test_edit_a_plan():
     found = run("edit_a_plan")
     entries = {entry.target: entry for entry in found["report"].entries}

@@ -112,6 +112,9 @@ def test_transfer_writes_the_weights_to_start_from(capsys, tmp_path, suffix):
     found = load_file(out) if suffix == ".safetensors" else torch.load(out)
     assert found.keys() == expected.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    # as the training script of timm does with --initial-checkpoint
+    begun = timm.create_model("resnet34", num_classes=10, checkpoint_path=str(out)).state_dict()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in expected.state_dict().items())
     assert list(load(out).state_dict()) == list(expected.state_dict())
     if suffix == ".safetensors":
         again = out.with_name("again.safetensors")
