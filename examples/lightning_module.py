@@ -31,12 +31,13 @@ class Classifier(lightning.LightningModule):
 source = timm.create_model("resnet10t", num_classes=10)  # or the path of a file, or a timm name
 module = Classifier(timm.create_model("resnet14t", num_classes=10), source)
 batches = DataLoader(TensorDataset(torch.rand(16, 3, 32, 32), torch.arange(16) % 10), batch_size=8)
-quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
 
-trainer = lightning.Trainer(max_epochs=1, enable_checkpointing=False, **quiet)
+trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **quiet)
 trainer.fit(module, batches)
 trainer.save_checkpoint("last.ckpt")
 
 # What was stopped goes on from the checkpoint, and nothing is transferred again.
 again = Classifier(timm.create_model("resnet14t", num_classes=10), source)
-lightning.Trainer(max_epochs=2, enable_checkpointing=False, **quiet).fit(again, batches, ckpt_path="last.ckpt")
+trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", **quiet)
+trainer.fit(again, batches, ckpt_path="last.ckpt")
