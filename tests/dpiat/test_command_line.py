@@ -23,6 +23,7 @@ def printed(capsys, *words: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_similarity(capsys):
     found = printed(capsys, "similarity", "tf_efficientnet_b2", "tf_efficientnet_b0")
     values = json.loads(printed(capsys, "similarity", "--json", "tf_efficientnet_b2", "tf_efficientnet_b0"))
@@ -30,6 +31,7 @@ def test_similarity(capsys):
     assert values["similarity"] == pytest.approx((values["to_target"] * values["to_source"]) ** 0.5)
 
 
+@pytest.mark.slow
 def test_rank_puts_the_most_similar_first(capsys):
     lines = printed(capsys, "rank", "tf_efficientnet_b0", "resnet1?t", "resnet18", "tf_efficientnet_b1")
     lines = [line.split() for line in lines.splitlines()]
@@ -201,6 +203,7 @@ def test_what_the_library_logs_is_told_once_on_stderr(capsys, tmp_path):
     assert not logging.getLogger("dpiat").handlers
 
 
+@pytest.mark.slow
 def test_files_can_be_targets_and_one_that_fails_hides_no_other(capsys, tmp_path):
     file = tmp_path / "resnet18.pt"
     torch.save(trained("resnet18", 0).state_dict(), file)

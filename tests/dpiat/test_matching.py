@@ -107,6 +107,7 @@ def test_both_phases_equal_brute_force_and_the_transcription(seed):
     assert [(pair.source.name, pair.target.name) for pair in found.layers] == pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "target"),
     [("Eff-B2", "Eff-B0"), ("Mix-M", "ReX"), ("Mnas", "SeMnas"), ("ReX1.5", "Mix-M"), ("SeMnas", "Eff-B1")],

@@ -477,6 +477,7 @@ def test_new_blocks_are_silenced_whatever_wraps_the_target_and_wherever_tensors_
     assert [entry.action for entry in found] == expected and "zero" in expected
 
 
+@pytest.mark.slow
 def test_an_operator_of_the_users_writes_no_zeros_around_the_branches_of_a_layer():
     def corner(source: Weights, target: Weights) -> dict:
         both = {name: tuple(map(slice, map(min, s.shape, t.shape))) for name, s, t in shared(source, target)}

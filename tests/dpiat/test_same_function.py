@@ -177,6 +177,7 @@ def test_a_network_and_its_state_dict_give_the_same_plan_but_for_strides(source,
     assert {name: (whole[name], stored[name]) for name in whole if whole[name] != stored[name]} == {}
 
 
+@pytest.mark.slow
 def test_a_plan_says_that_a_state_dict_tells_no_strides():
     source, target = (on_meta(timm.create_model, name) for name in ("mnasnet_100", "rexnet_100"))
     assert plan(source, target).report.notes == plan(target, source).report.notes == ()

@@ -65,6 +65,7 @@ def test_whatever_load_takes_is_compared(tmp_path, no_weights):
     assert similarity(tmp_path / "b.safetensors", network) == similarity(network, tmp_path / "b.safetensors") == 1
 
 
+@pytest.mark.slow
 def test_whatever_load_takes_is_ranked(tmp_path, caplog, no_weights):
     target = on_meta("resnet18")
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "a.pt")

@@ -49,6 +49,7 @@ def test_a_state_dict_gives_another_network_what_the_module_gives(source):
     assert torch.equal(first.conv_stem.weight, second.conv_stem.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "model."])
 def test_files_and_prefixes(source, tmp_path, prefix):
     state = {prefix + key: tensor for key, tensor in source.state_dict().items()}

@@ -33,6 +33,7 @@ def test_it_keeps_all_that_matching_looks_at(cache, monkeypatch):
         assert read[name].signature == standardize(on_meta(name)).signature
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_built_again(caplog):
     built = timm_architectures(NAMES[:1])
     file = cache_file(NAMES[:1])

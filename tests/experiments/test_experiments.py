@@ -82,6 +82,7 @@ def test_tables_share_trials():
     assert {cell.trial.id for cell in grids.grid("table03")} < {cell.trial.id for cell in grids.grid("figure15")}
 
 
+@pytest.mark.slow
 def test_the_recipe_is_the_papers():
     (cell,) = grids.grid("table01", "source=eff_b2", "target=eff_b1", "seed=0")
     assert (cell.trial.recipe.lr, cell.trial.recipe.epochs, cell.trial.recipe.image_size) == (4e-3, 4, 240)

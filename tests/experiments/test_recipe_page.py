@@ -42,6 +42,7 @@ def test_a_run_is_added_to_those_that_are_there(tmp_path):
         assert recipe.read(tmp_path / "recipe" / "runs.csv") == [row] * count
 
 
+@pytest.mark.slow
 def test_a_rule_is_left_out_where_it_changes_the_start(tmp_path, monkeypatch, capsys):
     rows = "all but gates", "all but leading"  # the target has no gates, and is wider than the source in places
     monkeypatch.setattr(recipe, "record", lambda run, *_: dict.fromkeys(recipe.FIELDS, "1") | {"row": run.row})
