@@ -10,11 +10,11 @@ epoch estimates them, as after random init.
 
 from __future__ import annotations
 
-import functools
 import io
 import pickle
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class ShapeEncoder(nn.Module):
         return *channels, *(_nearest(self.sides, 3 if n == 2 else n) for n in (height, width))
 
 
-@functools.cache  # a network has few sizes, and the list is long
+@cache  # a network has few sizes, and the list is long
 def _nearest(values: tuple[int, ...], wanted: int) -> int:
     """Return the index of the nearest value; of two that are as near, the index of the smaller value."""
     return min(range(len(values)), key=lambda index: (abs(values[index] - wanted), values[index]))

@@ -84,10 +84,11 @@ def shapes_digest(name: str) -> str:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Return a digest of a network's weights and statistics."""
+    """Return a digest of a network's weights and statistics, of any type. Other state of its modules does not count."""
     found = hashlib.sha256()
     for tensor in network.state_dict().values():
-        found.update(tensor.cpu().numpy().tobytes())
+        if isinstance(tensor, torch.Tensor):
+            found.update(tensor.cpu().flatten().view(torch.uint8).numpy())
     return found.hexdigest()[:10]
 
 

@@ -44,7 +44,7 @@ COMPARISONS = {
     "modes": "imagenette_modes",
     "methods": "imagenette_methods",
     "growing": "imagenette_growing",
-    "grown": "cifar100_growing",
+    "growing_from_scratch": "cifar100_growing",
 }
 
 

@@ -149,9 +149,8 @@ def intervals(ours: Cells, paper: Cells, similarity: Cells) -> dict[str, tuple[f
         for name in statistics([], [], ours, paper, similarity):
             if name.endswith("all cells") == with_diagonal:
                 told = [draw[name] for draw in draws if math.isfinite(draw[name])]
-                enough = draws and len(told) >= 0.75 * len(draws)
-                if name.endswith("within rows"):
-                    enough = enough and len({s for _, s in run}) >= 5
+                enough = len({s for _, s in run}) >= 5 or not name.endswith("within rows")
+                enough = enough and draws and len(told) >= 0.75 * len(draws)
                 found[name] = tuple(np.quantile(told, (0.025, 0.975))) if enough else (math.nan, math.nan)
     return found
 

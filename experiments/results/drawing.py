@@ -365,9 +365,7 @@ def method_differences(data: pd.DataFrame, caption: str) -> Figure:
     axes.set_ylabel(f"pair and its {SIMILARITY}")
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.grid(alpha=0.3)
-    legend = (
-        f"mean over the {count} {'pair that is' if count == 1 else 'pairs that are'} run with each" if count else None
-    )
+    legend = f"mean over the {count} pair{'s that are' if count > 1 else ' that is'} run with each" if count else None
     top.legend(loc="outside lower center", ncols=2, fontsize=8, title=legend, title_fontsize=8)
     return figure
 

@@ -227,13 +227,10 @@ def table02(records: Records) -> Table:
         rows = printed.merge(frame[keys].drop_duplicates(), on=keys, how="outer")  # our own checkpoints get rows too
         data = _beside(rows, frame, keys)
         data.loc[(data["initialization"] != "random") & (data["n"] == 0), "text"] = NEEDS_GHN2
-        seeds = frame.loc[frame["init"] == "ghn2", "random n"].min()
-        line = cells.baseline_line(frame)
+        line, seeds = cells.baseline_line(frame), frame.loc[frame["init"] == "ghn2", "random n"].min()
         if seeds > 0:
-            line += (
-                " GHN-2 is divided by random init in batches of the same size, of 64 images (32 for Eff-B2), with "
-                f"{seeds} {'seed' if seeds == 1 else 'seeds'}."
-            )
+            batches = f"batches of the same size, with {seeds} seed{'s' if seeds > 1 else ''}"
+            line += f" GHN-2 is divided by random init in {batches}."
         return data, f"{line}\n\n{_listed(data)}"
 
     return _at_each_scale("table02", records, compare)

@@ -29,6 +29,12 @@ def test_a_digest_tells_weights_and_statistics_apart():
     assert models.weights_digest(first) == models.weights_digest(second)
     second.bn1.running_mean[0] += 1e-6
     assert models.weights_digest(first) != models.weights_digest(second)
+    half = [models.weights_digest(network.bfloat16()) for network in (first, second)]
+    assert half[0] != models.weights_digest(second) and len(half[0]) == 10
+    other = torch.nn.Linear(2, 2)
+    before = models.weights_digest(other)
+    other.get_extra_state = lambda: {"of": "a class of the user's"}
+    assert models.weights_digest(other) == before
 
 
 def test_a_trial_that_is_not_admissible_is_told_before_anything_is_trained():
