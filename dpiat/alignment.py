@@ -156,6 +156,7 @@ class Tables:
         widths: What the outputs and the inputs of each different layer are to its block, (layers, 2).
         families: The numbers of the different layers of each family.
         roles: The role of each different layer.
+        projections: The roles among them that layers of an attention have.
         columns: For each different block, the places of the layers of each family, in the order of their roles.
         count: The number of layers with weights.
         towers: The tower that each block is in ("encoder"), or "".
@@ -199,6 +200,7 @@ class Tables:
             families.setdefault(kind, []).append(number)
         self.families = {kind: np.array(numbers) for kind, numbers in families.items()}
         self.roles = [*(layer.role for layer in self.layers), ""]  # and that of a filler
+        self.projections = {role for role in self.roles if role.endswith(roles.PROJECTIONS)}
         number = {name: i for i, name in enumerate(dict.fromkeys(name for names in self.names for name in names))}
         self.different_names = [*number, ""]  # of layers in their blocks, and of a filler
         self.name_numbers = [[number[name] for name in names] for names in self.names]
@@ -518,7 +520,11 @@ def _scores_in_blocks(source: Tables, target: Tables, wider: np.ndarray | None) 
     trusted = _alike(target.names, source.names)  # (different blocks of the target, of the source)
     r_t, r_s = _numbered(target.roles, source.roles)
     n_t, n_s = _numbered(target.different_names, source.different_names)
-    layers = _layer_scores(source, target, (r_t[:, None] == r_s) | (r_t == 0)[:, None] | (r_s == 0), wider)
+    # Any role may be that of a layer whose name tells none. But a network that names its queries has no nameless ones.
+    told_t = np.array([role in source.projections for role in target.roles])
+    told_s = np.array([role in target.projections for role in source.roles])
+    nameless = ((r_t == 0)[:, None] & ~told_s) | ((r_s == 0) & ~told_t[:, None])
+    layers = _layer_scores(source, target, (r_t[:, None] == r_s) | nameless, wider)
     r_t = np.where(r_t == 0, -1, r_t)  # as from here on, no role is another role than none
     found = {}
     for kind in _common(source, target):
@@ -611,7 +617,7 @@ def _compared(kind: str, shape: tuple[int, ...]) -> tuple:
 
 
 def _equal(a: Layer, b: Layer) -> bool:
-    return (a.role == b.role or not a.role or not b.role) and _compared(a.kind, a.shape) == _compared(b.kind, b.shape)
+    return a.role == b.role and _compared(a.kind, a.shape) == _compared(b.kind, b.shape)
 
 
 def _traced(scores: np.ndarray) -> Iterator[list[tuple[int, int]]]:

@@ -73,6 +73,9 @@ def _offset(layer: LayerTensors) -> int:
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
 
 
+PICTURES = range(2, 5)  # channels: a tower of its own may begin with a picture
+
+
 def _inputs(layers: list[LayerTensors], shapes_alone: bool) -> Facts:
     """Find out what the inputs of matrices and convolutions are, from the numbers of outputs of the layers before."""
     # A module does not say what its inputs are. Numbers of channels do, for a layer without a role:
@@ -99,7 +102,7 @@ def _inputs(layers: list[LayerTensors], shapes_alone: bool) -> Facts:
         if "Transpose" in plain.kind:
             out, into = into, out
         parallel = plain.kind == before.kind and plain.shape[1:] == before.shape[1:]
-        if first and len(kernel) == 2:
+        if len(kernel) == 2 and (first or into in PICTURES):
             side = tuple(kernel)
             step = getattr(module, "stride", side if shapes_alone and side[0] > 3 else None)
             yield place, {"patches": step == side and side[0] > 1}

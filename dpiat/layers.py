@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
-from torch.nn.parameter import is_lazy
 
 from dpiat import roles
 from dpiat.architecture import Layer
@@ -27,13 +26,13 @@ from dpiat.standardization import (
     NO_VIEWS,
     LayerTensors,
     View,
+    is_matrix,
     known_class,
     layer_tensors,
     shape_of,
 )
 from dpiat.stored import Stored
 
-USUAL = frozenset((Tensor, nn.Parameter))  # classes of tensors that leave nothing to ask
 CONSTANT = "Constant"  # what a network computes from its own settings, such as a sinusoid: no knowledge
 RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -81,9 +80,6 @@ def layers_of(
         names = {key: key.rpartition("_")[2] if len(bare) > 1 else "weight" for key in bare}
         views = {names[key]: View(prefix + key, key, tensor) for key, tensor in bare.items()}
         tensors = {names[key]: tensor for key, tensor in bare.items()}
-    if not USUAL.issuperset(map(type, tensors.values())) and any(map(is_lazy, tensors.values())):
-        named = f"layer {name!r}" if name else "the network"
-        raise ValueError(f"{named} has lazy parameters without a shape: run one forward pass first")
     if not tensors:
         return []
     whole = LayerTensors(name, module, tensors, views)
@@ -323,6 +319,37 @@ def _role(layer: LayerTensors, above: Sequence[nn.Module]) -> str:
     return role
 
 
+def roles_of_a_module(layers: Sequence[Layer]) -> list[str]:
+    """The roles of the matrices of one module, where names leave out what the others and the shapes tell.
+
+    Two matrices that go to another width and back are a feed-forward network, or a squeeze and excitation. The only
+    nameless one beside queries, keys and values is the attention's output.
+    """
+    told = [layer.role for layer in layers]
+    nameless = [layer for layer in layers if not layer.role]
+    if not nameless or not all(map(is_pointwise, nameless)):
+        return told
+    if len(nameless) == 1 and roles.VALUE in told and roles.PROJECTED not in told:
+        told[told.index("")] = roles.PROJECTED
+    elif len(nameless) == len(layers) == 2 and layers[0].shape[:2] == layers[1].shape[1::-1]:
+        hidden, width = layers[0].shape[:2]
+        if hidden > width:
+            return [roles.INTO, roles.OUT_OF]
+        if hidden < width and layers[0].kind == layers[1].kind == "Conv2d":  # of linear layers, it may be an adapter
+            return [roles.REDUCE, roles.EXPAND]
+    return told
+
+
+def with_role(layer: LayerTensors, role: str, above: Sequence[nn.Module]) -> LayerTensors:
+    """The layer with a role that its own name does not tell."""
+    return _described(layer, layer.plain.kind, role, above)
+
+
+def is_pointwise(layer: Layer) -> bool:
+    """Is a layer a linear layer or a convolution that sees one place at a time?"""
+    return is_matrix(layer) and prod(layer.shape[2:]) == 1 and not layer.kind.startswith((DEPTHWISE, GROUPED))
+
+
 def _described(layer: LayerTensors, kind: str, role: str, above: Sequence[nn.Module]) -> LayerTensors:
     """The layer with what matching sees of it."""
     weight = layer.tensors.get("weight")
@@ -339,6 +366,8 @@ def _described(layer: LayerTensors, kind: str, role: str, above: Sequence[nn.Mod
             out, into = shape[:2]
             role = roles.REDUCE if role == roles.INTO and out < into else role
             role = roles.EXPAND if role == roles.OUT_OF and out > into else role
+        if role == roles.ROUTER and shape[0] > shape[-1]:  # as many outputs as hidden units, and not as experts
+            role = roles.GATE
         if role.endswith(roles.PROJECTIONS) and (count := head_counts(above)):
             layer = layer._replace(heads=count.keys if role.endswith((roles.KEY, roles.VALUE)) else count.queries)
     plain = Layer(layer.name, kind, shape, role)  # below, written out: `_replace` takes three times as long

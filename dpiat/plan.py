@@ -31,7 +31,7 @@ from dpiat.filling import (
     weights_of,
 )
 from dpiat.heads import SKIPPED, UNMATCHED, other_inputs
-from dpiat.layers import CONSTANT, USUAL
+from dpiat.layers import CONSTANT
 from dpiat.new import identity
 from dpiat.operators import OPERATORS, Index, Indices, Operator, Weights, centre, clip, fractional, is_table
 from dpiat.parametrized import assign, originals, solved
@@ -52,6 +52,7 @@ FORMAT = "dpiat plan 5"  # of the text that keeps a plan
 DROPPED, NO_PARTNER = "dropped", "no source layer matched"
 PRINT = "print the plan to see its names"
 STRIDED = torch.strided
+USUAL = Tensor, nn.Parameter  # classes of tensors that leave nothing to ask
 
 Place = tuple[LayerTensors, str]  # a layer, and the name of a tensor in it
 Classes = Mapping[str, Mapping[int, int]]  # of each classifier of the target, target class -> source class

@@ -19,6 +19,7 @@ PROJECTIONS = (QUERY, KEY, VALUE, PROJECTED)
 INTO, GATE, OUT_OF = "into the hidden units", "gate of the hidden units", "out of the hidden units"
 SHORTCUT = "shortcut"
 REDUCE, EXPAND = "squeeze", "excite"
+ROUTER = "router"  # which of a mixture's experts are asked
 POSITION, TOKEN, SEGMENT = "position", "token", "segment"
 OFFSET = "relative position"
 # In a block, layers of these roles come in this order, in whichever a library registers them.
@@ -52,6 +53,8 @@ WORDS: list[tuple[str, str]] = [
         r"a\.(proj|c_proj|out_?proj|o_?proj|o|wo|out_lin|out|to_out(\.0)?|dense|output\.dense|linear_out|projection)",
         PROJECTED,
     ),
+    (r"_?se_reduce", REDUCE),
+    (r"_?se_expand", EXPAND),
     (r"(se|squeeze_excit\w*|se_module|se_layer)\.(conv_reduce|fc1|reduce|fc\.0|squeeze|down|0)", REDUCE),
     (r"(se|squeeze_excit\w*|se_module|se_layer)\.(conv_expand|fc2|expand|fc\.2|excit\w*|up|2)", EXPAND),
     (r"(\w*word_embed\w*|wte|embed_tokens|tok_emb\w*|token_emb\w*|word_emb\w*|tok_embeddings|shared)", TOKEN),
@@ -63,6 +66,7 @@ WORDS: list[tuple[str, str]] = [
     (r"(dist\w*_token)", DISTILLATION_TOKEN),
     (r"(mask_token)", "mask token"),
     (r"(reg\w*_tokens?)", REGISTERS),
+    (r"(router(\.\w+)?|\w*moe\w*\.gate|m\.gate)", ROUTER),
     (r"(gate_proj|wi_0|linear_gate|fc1_g|m\.w1)", GATE),
     (
         r"(fc1|fc1_x|c_fc|intermediate\.dense|lin1|linear_?1|up_proj|m\.w3|wi|wi_1|dense_h_to_4h|pwconv1|fc_in|w12|"

@@ -367,6 +367,11 @@ def shape_of(tensors: Iterable[Tensor], name: str) -> tuple[int, ...]:
     try:
         tensor = max(tensors, key=Tensor.numel)
     except ValueError as error:
-        named = f"layer {name!r}" if name else "the network"
-        raise ValueError(f"{named} has lazy parameters without a shape: run one forward pass first") from error
+        raise without_shape(name) from error
     return (tuple(tensor.shape) or (1,)) if tensor.numel() else ()
+
+
+def without_shape(name: str) -> ValueError:
+    """What to raise for a layer with lazy parameters."""
+    named = f"layer {name!r}" if name else "the network"
+    return ValueError(f"{named} has lazy parameters without a shape: run one forward pass first")

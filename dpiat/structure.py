@@ -14,15 +14,16 @@ from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dpiat import roles
 from dpiat.architecture import Architecture, Block, Layer
 from dpiat.branches import merged
 from dpiat.context import in_context
-from dpiat.layers import CONSTANT, LayerTensors, layers_of
+from dpiat.layers import CONSTANT, LayerTensors, layers_of, roles_of_a_module, with_role
 from dpiat.levels import leveled
 from dpiat.parametrized import CHAINS, chains
-from dpiat.standardization import Network, View, known_class, own_tensors, packs
+from dpiat.standardization import Network, View, known_class, own_tensors, packs, without_shape
 
 NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")  # "3", "layer3", "encoder_layer_3", "Mixed_5b"
 BIASES = {"q_bias": roles.QUERY, "k_bias": roles.KEY, "v_bias": roles.VALUE}
@@ -89,9 +90,11 @@ class _Node:
     def __init__(self, key: str, name: str, children: Sequence[_Node] = (), own: Sequence[LayerTensors] = ()):
         self.key, self.name, self.children, self.own = key, name, children, own
         if children:
-            self.below = [leaf for child in children for leaf in child.leaves]
-            self.counted = sum([child.counted for child in children])
-            self.vectors = sum([child.vectors for child in children])
+            self.below: list[_Node] = []
+            for child in children:
+                self.below += child.leaves
+                self.counted += child.counted
+                self.vectors += child.vectors
         for layer in own:
             plain = layer.plain
             if plain.kind != CONSTANT:
@@ -183,6 +186,8 @@ class _Walk:
             return self.leaf(key, name, module, above)
         if len(children) == 1 and children[0].key == CHAINS and (self.shapes_alone or chains(module)):
             return self.leaf(key, name, module, above)
+        if name:
+            _tell_roles(children, around)
         if not (module._parameters or module._buffers):
             return _Node(key, name, children)
         own = _bare(self.with_biases(children, own_tensors(module), prefix))
@@ -199,7 +204,12 @@ class _Walk:
     def leaf(
         self, key: str, name: str, module: nn.Module, above: Above, bare: dict[str, Tensor] | None = None
     ) -> _Node | None:
-        own = layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
+        try:
+            own = layers_of(module, name, self.shapes_alone, above, bare, self.head_size)
+        except (RuntimeError, ValueError) as error:  # a lazy tensor has no shape, and raises where it is asked for one
+            if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+                raise without_shape(name) from error
+            raise
         return _Node(key, name, own=own) if own else None
 
     def with_biases(self, children: list[_Node], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -220,6 +230,19 @@ class _Walk:
                     leaf.own[place] = layer._replace(tensors={**layer.tensors, "bias": tensor}, views=views)
                     self.displaced = True
         return left
+
+
+def _tell_roles(children: list[_Node], above: Above) -> None:
+    """Give the matrices of a module the roles that only all of them together tell."""
+    counted = [child for child in children if child.counted]
+    if len(counted) < 2 or any(child.children for child in counted):
+        return
+    places = [(leaf, place) for leaf in counted for place, layer in enumerate(leaf.own) if len(layer.plain.shape) > 1]
+    layers = [leaf.own[place] for leaf, place in places]
+    told = roles_of_a_module([layer.plain for layer in layers])
+    for (leaf, place), layer, role in zip(places, layers, told, strict=True):
+        if role != layer.plain.role:
+            leaf.own[place] = with_role(layer, role, above)
 
 
 def _is_list_of_one(node: _Node) -> bool:

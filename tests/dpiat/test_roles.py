@@ -1,15 +1,18 @@
 """What default mode knows beyond shapes, and the state of optimizers."""
 
 import copy
+from functools import partial
 
 import pytest
 import timm
 import torch
 import torchvision
+import transformers
 from torch import nn
 
-from dpiat import plan, transfer
+from dpiat import plan, roles, standardize, transfer
 from dpiat.filling import adapt_inputs
+from dpiat.sources import load
 
 
 def network(inputs: int, classes: int, width: int = 8) -> nn.Module:
@@ -401,3 +404,78 @@ def test_an_inner_layer_of_as_many_outputs_is_no_classifier():
     found = plan(make(128), make(64), new="random").report.entries
     assert {entry.target for entry in found if entry.action == "left"} == {"3.weight", "3.bias"}
     assert plan(make(128), make(64), head="copy").report.share == 1
+
+
+class Gated(nn.Module):
+    """A block that names its parts as few libraries do: an attention, a feed-forward network, a squeeze and excitation.
+
+    `hidden` is the width inside of `there` and `back`.
+    """
+
+    def __init__(self, width: int, hidden: int, convolutions: bool):
+        super().__init__()
+        pointwise = partial(nn.Conv2d, kernel_size=1) if convolutions else nn.Linear
+        self.mixing = nn.Module()
+        self.mixing.to_qkv, self.mixing.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.rest = nn.Sequential(nn.LayerNorm(width), pointwise(width, hidden), nn.ReLU(), pointwise(hidden, width))
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["module", "state dict"])
+@pytest.mark.parametrize(
+    ("hidden", "convolutions", "wanted"),
+    [
+        (32, False, [roles.INTO, roles.OUT_OF]),
+        (32, True, [roles.INTO, roles.OUT_OF]),
+        (2, True, [roles.REDUCE, roles.EXPAND]),
+        (2, False, ["", ""]),  # a bottleneck or an adapter
+        (8, True, ["", ""]),
+    ],
+)
+def test_what_names_leave_out_the_other_matrices_of_a_module_tell(hidden, convolutions, wanted, stored):
+    network = nn.Sequential(nn.Linear(3, 8), *[Gated(8, hidden, convolutions) for _ in range(2)], nn.Linear(8, 5))
+    block = standardize(load(network.state_dict()) if stored else network).blocks[1]
+    told = [layer.role for layer in block.layers if len(layer.shape) > 1]
+    assert told == [roles.QUERY, roles.KEY, roles.VALUE, roles.PROJECTED, *wanted]
+
+
+@pytest.mark.parametrize("name", ["blocks.3._se_reduce", "blocks.3.se_reduce", "blocks.3.se.fc.0"])
+def test_squeeze_and_excitations_of_public_code_are_known(name):
+    assert roles.role(name) == roles.REDUCE
+
+
+def test_a_network_that_names_its_queries_has_no_nameless_ones():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    bert, albert = transformers.BertConfig(**sizes, vocab_size=40), transformers.AlbertConfig(**sizes, vocab_size=40)
+    albert.embedding_size = 16  # so that the mapping into the hidden size is as large as a matrix of queries
+    with torch.device("meta"):
+        planned = plan(transformers.BertModel(bert), transformers.AlbertModel(albert))
+    mapping = next(e for e in planned.report.entries if e.target == "encoder.embedding_hidden_mapping_in.weight")
+    assert (mapping.action, mapping.filled) == ("left", 0)
+
+
+def test_a_router_is_filled_from_a_router_alone():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 40}
+    with torch.device("meta"):
+        dense = transformers.LlamaModel(transformers.LlamaConfig(**sizes))
+        four, eight = (
+            transformers.MixtralModel(transformers.MixtralConfig(**sizes, num_local_experts=count)) for count in (4, 8)
+        )
+    routers = [e for e in plan(dense, four).report.entries if e.target.endswith("gate.weight")]
+    assert [e.action for e in routers] == ["left", "left"]
+    routers = [e for e in plan(four, eight).report.entries if e.target.endswith("gate.weight")]
+    assert [e.source for e in routers] == [e.target for e in routers]
+
+
+def test_the_patches_of_a_second_tower_are_resampled():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    text = sizes | {"vocab_size": 40}
+    source, target = (
+        transformers.CLIPModel(
+            transformers.CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 64, "patch_size": patch})
+        )
+        for patch in (8, 16)
+    )
+    report = transfer(source, target)
+    patches = next(e for e in report.entries if e.target == "vision_model.embeddings.patch_embedding.weight")
+    assert (patches.rule, patches.share, patches.note) == ("patches", 1, "")

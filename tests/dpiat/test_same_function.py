@@ -44,6 +44,13 @@ def hf_resnet(kind: str, *sizes: int) -> nn.Module:
     return hf.ResNetForImageClassification(config)
 
 
+def hf_regnet() -> nn.Module:
+    config = hf.RegNetConfig(
+        embedding_size=32, hidden_sizes=[24, 56, 152, 368], depths=[1, 1, 4, 7], groups_width=8, num_labels=5
+    )
+    return hf.RegNetForImageClassification(config)
+
+
 # One network each, from two libraries.
 PAIRS = {
     "resnet18, torchvision": (
@@ -86,6 +93,7 @@ PAIRS = {
         partial(hf_resnet, "bottleneck", 256, 512, 1024, 2048),
         lambda: timm.create_model("resnet50", layers=(2, 1, 1, 1), num_classes=5),
     ),
+    "regnet, Hugging Face": (hf_regnet, lambda: timm.create_model("regnety_002", num_classes=5)),
     "vit, torchvision and Hugging Face": (
         lambda: vision.VisionTransformer(64, 16, 3, 3, 24, 96, num_classes=5),
         lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT)),
