@@ -45,7 +45,9 @@ COMPUTED = (
 )
 OUTPUTS = ("proj", "out_proj", "o_proj", "c_proj", "wo", "o", "out", "dense", "to_out")  # of an attention
 BY_HEADS = ("query_key_value",)  # head by head: its query, its key, its value
+EXPERTS = "experts"
 PACKED = ("gate_up_proj", "w12")  # a gate, and what it lets through
+STACKED = roles.GATE, roles.INTO
 HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads", "nhead", "num_query_heads")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_local_kv_heads")
 GPT2 = ("c_attn", "c_proj", "c_fc", "q_attn")  # of a kind that stores (in, out)
@@ -82,6 +84,8 @@ def layers_of(
         tensors = {names[key]: tensor for key, tensor in bare.items()}
     if not tensors:
         return []
+    if name.endswith(EXPERTS) and (experts := _experts(name, module, tensors)):
+        return [_described(layer, "Linear", layer.role, above) for layer in experts]
     whole = LayerTensors(name, module, tensors, views)
     if "weight" not in tensors:
         whole = _canonical(whole)
@@ -210,6 +214,37 @@ def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
             if weight is not None and weight.dim() > 1 and prod(weight.shape[2:]) == 1:
                 return 2 * weight.shape[1] == out
     return False
+
+
+def _experts(name: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> list[LayerTensors]:
+    """The layers of a mixture's experts that are stacked in tensors (experts, outputs, inputs).
+
+    None where the tensors are of another form: some libraries store (experts, inputs, outputs).
+    """
+    if any(tensor.dim() != 3 or opaque(tensor) for tensor in tensors.values()):
+        return []
+    parts = {key: STACKED if key in PACKED else (roles.role(f"{name}.{key}"),) for key in tensors}
+    told = sorted(part for of_tensor in parts.values() for part in of_tensor)
+    if told not in ([roles.INTO, roles.OUT_OF], [roles.GATE, roles.INTO, roles.OUT_OF]):
+        return []
+    sizes = {key: (tensor.shape[1] // len(parts[key]), tensor.shape[2]) for key, tensor in tensors.items()}
+    (hidden, width) = next(size for key, size in sizes.items() if roles.INTO in parts[key])
+    if any(size != ((width, hidden) if roles.OUT_OF in parts[key] else (hidden, width)) for key, size in sizes.items()):
+        return []
+    found = []
+    for key, tensor in tensors.items():
+        path = f"{name}.{key}"
+        whole = LayerTensors(path, module, {"weight": tensor}, {"weight": View(path, key, tensor)})
+        whole, rows = whole.seen("weight", _rows_of_all), sizes[key][0]
+        labels = ((expert, part) for expert in range(len(tensor)) for part in parts[key])
+        for place, (expert, part) in enumerate(labels):
+            found.append(whole.cut(f"{expert}, {part}", [(place * rows, rows)], part))
+    return found
+
+
+def _rows_of_all(tensor: Tensor) -> Tensor:
+    """The rows of all experts, one expert after another."""
+    return tensor.flatten(0, 1)
 
 
 def _projections(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, MutableMapping
 from itertools import pairwise
 
@@ -12,6 +13,9 @@ from dpiat.architecture import Layer
 from dpiat.layers import CONSTANT
 from dpiat.matching import Matching
 from dpiat.standardization import LayerTensors, Network
+
+# "mlp.experts.3.up_proj", or a part of a tensor that stacks all experts: "mlp.experts.down_proj[3, out of the ...]".
+EXPERT = re.compile(r"(?P<before>.*\bexperts\.(?:\w+\[)?)\d+(?P<part>.*)")
 
 
 def complete(source: Network, target: Network, matched: Matching, partner: MutableMapping[str, str]) -> None:
@@ -29,6 +33,22 @@ def complete(source: Network, target: Network, matched: Matching, partner: Mutab
         name = blocks[ours] + layer.name[len(ours) :] if ours else layer.name
         if name in given and _shapes(given[name]) == _shapes(layer):
             partner[layer.name] = name
+
+
+def share_among_experts(target: Network, partner: MutableMapping[str, str]) -> None:
+    """Let every expert of a mixture take what one takes, where the source has fewer experts, or none.
+
+    All experts then start as the network that the source has in their place ("sparse upcycling", arXiv 2212.05055), and
+    the router, which keeps its own values, tells them apart with time.
+    """
+    experts: dict[tuple[str, ...], list[str]] = {}  # the layers of all experts that are one part of an expert each
+    for layer in target.layers:
+        if "experts." in layer.name and (found := EXPERT.fullmatch(layer.name)):
+            experts.setdefault((found["before"], found["part"]), []).append(layer.name)
+    for names in experts.values():
+        given = [partner[name] for name in names if name in partner]
+        if given:  # by the place of an expert, so that all of its parts come from one
+            partner |= {name: given[place % len(given)] for place, name in enumerate(names)}
 
 
 def _shapes(layer: LayerTensors) -> list[tuple[int, ...]]:

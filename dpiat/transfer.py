@@ -17,7 +17,7 @@ from dpiat.filling import CLASSES, NEW_INPUTS, NewInputs
 from dpiat.heads import HEADS, Head, new_heads, other_inputs, treat_heads
 from dpiat.new import WAYS, New, neutral_gates, passing_layers, silent_blocks, silent_heads
 from dpiat.operators import OPERATORS, Operator, OperatorName
-from dpiat.pairing import complete, keep_norms, reasons
+from dpiat.pairing import complete, keep_norms, reasons, share_among_experts
 from dpiat.plan import NO_PARTNER, Plan, Treatment, read_both
 from dpiat.reading import MODES, Mode, unwrapped
 from dpiat.recipe import BEST, Recipe
@@ -175,6 +175,7 @@ def _plan(source, target, mode, head, matching, operator, inputs, new) -> tuple[
         if aligned:
             keep_norms(giver, taker, partner, recipe.gates)
         complete(giver, taker, matched, partner)
+        share_among_experts(taker, partner)
     kept, mapped = treat_heads(*architectures, partner, head, mode)
     # What else happens to a target layer: each question has rules of its own, and paper mode asks for classes alone.
     rules, silent, passing, why, made = dict.fromkeys(mapped, CLASSES), {}, {}, {}, []

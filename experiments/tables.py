@@ -42,6 +42,7 @@ HEADLINE = "imagenet_to_imagenette"  # the experiment of the main table of resul
 # The experiments that compare methods of transfer, by the names of their blocks in results/README.md.
 COMPARISONS = {
     "modes": "imagenette_modes",
+    "modes_from_scratch": "cifar100_modes",
     "methods": "imagenette_methods",
     "growing": "imagenette_growing",
     "growing_from_scratch": "cifar100_growing",

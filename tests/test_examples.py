@@ -52,6 +52,13 @@ def test_deeper_llm():
     assert len(queries) == 4 and queries == sorted(queries) and set(queries) == {"0", "1"}
 
 
+def test_mixture_of_experts():
+    found = run("mixture_of_experts")
+    assert found["difference"] < 1e-5
+    left = [entry.target for entry in found["report"].entries if entry.action == "left"]
+    assert left == [f"model.layers.{place}.mlp.gate.weight" for place in (0, 1)]
+
+
 def test_video_from_images():
     found = run("video_from_images")
     assert torch.allclose(found["videos"][0][0].weight.sum(2), found["pictures"][0][0].weight, atol=1e-6)
