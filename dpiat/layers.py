@@ -187,6 +187,8 @@ def _taken_apart(
     weight = layer.tensors.get("weight")
     if weight is None or weight.dim() < 2:
         return [layer]
+    if stem == "x_proj" and (sizes := _of_a_state_space(weight, above)):
+        return _cut_apart(layer, roles.STATE_SPACE, sizes)
     parts = roles.fused(stem)
     stacked = parts or stem in PACKED or (role == roles.INTO and _is_packed(layer, above))
     if not stacked or any(map(opaque, layer.tensors.values())):
@@ -203,6 +205,16 @@ def _taken_apart(
     half = len(weight) // 2
     last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
     return _cut_apart(layer, (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO), [half, half])
+
+
+def _of_a_state_space(weight: Tensor, above: Sequence[nn.Module]) -> list[int]:
+    """The rows of a Mamba's time step, inputs and outputs of the state, which its `x_proj` gives; [] for others."""
+    inside = {**above[0]._parameters, **above[0]._buffers} if above else {}
+    step, state = above[0]._modules.get("dt_proj") if above else None, inside.get("A_log")
+    taken = None if step is None else step._parameters.get("weight", step._buffers.get("weight"))
+    if taken is None or state is None or taken.dim() != 2 or len(weight) != taken.shape[1] + 2 * state.shape[-1]:
+        return []
+    return [taken.shape[1], state.shape[-1], state.shape[-1]]
 
 
 def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:

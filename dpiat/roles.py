@@ -19,6 +19,7 @@ PROJECTIONS = (QUERY, KEY, VALUE, PROJECTED)
 INTO, GATE, OUT_OF = "into the hidden units", "gate of the hidden units", "out of the hidden units"
 SHORTCUT = "shortcut"
 REDUCE, EXPAND = "squeeze", "excite"
+STATE_SPACE = "time step", "into the state", "out of the state"  # of a Mamba (arXiv 2312.00752, algorithm 2)
 ROUTER = "router"  # which of a mixture's experts are asked
 POSITION, TOKEN, SEGMENT = "position", "token", "segment"
 OFFSET = "relative position"

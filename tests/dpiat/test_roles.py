@@ -479,3 +479,21 @@ def test_the_patches_of_a_second_tower_are_resampled():
     report = transfer(source, target)
     patches = next(e for e in report.entries if e.target == "vision_model.embeddings.patch_embedding.weight")
     assert (patches.rule, patches.share, patches.note) == ("patches", 1, "")
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["module", "state dict"])
+def test_a_wider_mamba_keeps_the_rows_of_its_state_space_apart(stored):
+    source, target = (
+        transformers.MambaModel(
+            transformers.MambaConfig(
+                hidden_size=width, num_hidden_layers=1, vocab_size=9, state_size=4, time_step_rank=rank
+            )
+        )
+        for width, rank in ((16, 1), (32, 2))
+    )
+    transfer(source.state_dict() if stored else source, target)
+    theirs, ours = (network.layers[0].mixer.x_proj.weight for network in (source, target))
+    assert theirs.shape == (9, 32) and ours.shape == (10, 64)
+    assert torch.equal(ours[0, :32], theirs[0])  # time steps, of which there are 1 and 2
+    assert torch.equal(ours[2:, :32], theirs[1:])  # what leads into the state and out of it
+    assert not ours[2:, 32:].any()
