@@ -263,11 +263,13 @@ def _widths_of(layers: Sequence[Layer], of_block: tuple[int, int, int], run: boo
 def _widest(side: Tables, by_level: bool) -> dict[int | None, tuple[int, ...]]:
     """The most channels that a block takes, has inside and gives, by level or in all blocks; 0 where no block tells.
 
-    The widest block counts, and not the mean, so that a deeper network is not taken for a wider one.
+    The widest block counts, and not the mean, so that a deeper network is not taken for a wider one. A single layer in
+    the place of a block counts for nothing: VGG's first linear layer takes a whole picture.
     """
     found: dict[int | None, tuple[int, ...]] = {}
     for block, number in zip(side.blocks, side.block_numbers.tolist(), strict=True):
-        if any(sizes := side.block_widths[number]):
+        sizes = side.block_widths[number]
+        if sizes[1]:  # something lies inside, between the first and the last matrix
             level = block.level if by_level else None
             found[level] = tuple(map(max, found.get(level, sizes), sizes))
     return found

@@ -1,6 +1,6 @@
 """The resolution at which each block of a network works, and whether the block adds its input to its output.
 
-Both follow from the modules: from the strides of convolutions, and from what blocks say of their shortcuts. Levels
+Both follow from the modules: from the strides and dilations of convolutions, and from what blocks say of their shortcuts. Levels
 count from the end, so that it does not matter how often the stem halves an image, or with what: a block of level 0
 gives the last resolution. A state dict tells neither.
 """
@@ -8,7 +8,7 @@ gives the last resolution. A state dict tells neither.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import log2
+from math import log2, prod
 
 from torch import nn
 
@@ -25,25 +25,47 @@ def leveled(blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn
     """The blocks with their levels and shortcuts; unchanged where there are only tensors."""
     if isinstance(network, Stored):
         return tuple(blocks)
-    convolutions = (layer for layer in layers if len(layer.plain.shape) > 2 and isinstance(layer.module, CONVOLUTIONS))
+    convolutions = [layer for layer in layers if len(layer.plain.shape) > 2 and isinstance(layer.module, CONVOLUTIONS)]
     halvings = {layer.name: _halvings(layer.module) for layer in convolutions}
+    given_up = _strides_given_up(blocks, {layer.name: layer.module.dilation[0] for layer in convolutions})
     # Single layers follow one another, so that each of their strides counts. In a block, two layers with a stride are
     # mostly the main way and its shortcut, which halve the same picture: the greater stride counts once.
     halved, steps = 0, []
-    for block in blocks:
+    for block, more in zip(blocks, given_up, strict=True):
         each = [halvings.get(layer.name, 0) for layer in block.layers]
         step = sum(each) if block.run else max(each, default=0)
         halved += step
-        steps.append((halved, step))
+        steps.append((halved + more, step))
+    last = steps[-1][0] if steps else 0
     # The level of a block is the number of halvings that come after the block. Runs have no level: they match runs, and
     # the stem of one network may halve once and that of another twice. A block with a stride does not add its input,
     # whatever its settings say: its output has another size.
     return tuple(
-        block
-        if block.run
-        else Block(block.name, block.layers, False, halved - done, step == 0 and _adds(block, network))
+        block if block.run else Block(block.name, block.layers, False, last - done, step == 0 and _adds(block, network))
         for block, (done, step) in zip(blocks, steps, strict=True)
     )
+
+
+def _strides_given_up(blocks: Sequence[Block], dilations: Mapping[str, int]) -> list[int]:
+    """How many strides gave way to dilated convolutions in each block, or in a block before it.
+
+    So networks for segmentation keep the resolution of their last stages ("atrous" convolutions): a stage of dilation 2
+    sees what it saw behind a stride of 2. The block that gives up its stride often keeps the dilation of those before
+    it, so that the block behind it tells. Other dilations, such as 12, 24 and 36 side by side, are no strides.
+    """
+    own = []
+    for block in blocks:
+        wide = [
+            dilations[layer.name] for layer in block.layers if prod(layer.shape[2:]) > 1 and layer.name in dilations
+        ]
+        own.append(log2(min(wide)) if not block.run and wide and min(wide) in (2, 4, 8) else 0)
+    found, most = [], 0
+    for place, block in enumerate(blocks):
+        after = blocks[place + 1] if place + 1 < len(blocks) else block
+        beside = after.name.rpartition(".")[0] == block.name.rpartition(".")[0]
+        most = max(most, own[place], own[place + 1] if beside and after is not block else 0)
+        found.append(int(most))
+    return found
 
 
 def _halvings(module: nn.Module) -> int:

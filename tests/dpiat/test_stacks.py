@@ -1,6 +1,7 @@
 """A stack of blocks that grows or shrinks: each matrix from its own role, whole blocks from whole blocks."""
 
 import re
+from functools import partial
 
 import pytest
 import timm
@@ -194,3 +195,51 @@ def test_stages_grow_each_from_its_own(make, block, depths, stored):
         if not theirs.startswith(stage) or role_ours != role_theirs:
             wrong.append((ours, theirs))
     assert wrong == []
+
+
+def vision_deeplab() -> nn.Module:
+    return vision.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)
+
+
+def vision_lraspp() -> nn.Module:
+    return vision.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+
+
+# A network that classifies, the same with strides that gave way to dilations, and what its names begin with in both.
+DILATED = {
+    "DeepLab": (vision.resnet50, vision_deeplab, "", "backbone."),
+    "LRASPP": (vision.mobilenet_v3_large, vision_lraspp, "features.", "backbone."),
+    "ResNet-50": (
+        partial(timm.create_model, "resnet50"),
+        partial(timm.create_model, "resnet50", output_stride=8),
+        "",
+        "",
+    ),
+    "EfficientNet-B0": (
+        partial(timm.create_model, "efficientnet_b0"),
+        partial(timm.create_model, "efficientnet_b0", output_stride=16),
+        "",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there", "back"])
+@pytest.mark.parametrize("case", DILATED.values(), ids=DILATED.keys())
+def test_a_stage_whose_stride_gave_way_to_dilation_is_the_same_stage(case, there):
+    plain, dilated, *prefixes = case
+    networks, prefixes = [on_meta(plain), on_meta(dilated)], list(prefixes)
+    source, target = networks if there else networks[::-1]
+    theirs, ours = prefixes if there else prefixes[::-1]
+    heads = "fc.", "classifier.", "aux_classifier."
+    entries = [e for e in plan(source, target).report.entries if e.target.startswith(ours)]
+    entries = [e for e in entries if not e.target.startswith(heads)]
+    assert len(entries) > 90
+    assert [(e.target, e.source) for e in entries if e.source != theirs + e.target.removeprefix(ours)] == []
+
+
+def test_a_linear_layer_of_a_whole_picture_tells_no_width():
+    vgg = on_meta(vision.vgg16)
+    ssd = on_meta(vision.detection.ssd300_vgg16, weights=None, weights_backbone=None)
+    entries = [e for e in plan(vgg, ssd).report.entries if e.target.startswith("backbone.features")]
+    assert len(entries) == 20 and [e for e in entries if e.source != e.target.removeprefix("backbone.")] == []
