@@ -1,8 +1,8 @@
 """The resolution at which each block of a network works, and whether the block adds its input to its output.
 
-Both follow from the modules: from the strides and dilations of convolutions, and from what blocks say of their shortcuts. Levels
-count from the end, so that it does not matter how often the stem halves an image, or with what: a block of level 0
-gives the last resolution. A state dict tells neither.
+Both follow from the modules: from the strides and dilations of convolutions, and from what blocks say of their
+shortcuts. Levels count from the end, so that it does not matter how often the stem halves an image, or with what: a
+block of level 0 gives the last resolution. A state dict tells neither.
 """
 
 from __future__ import annotations
