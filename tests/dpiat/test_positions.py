@@ -6,7 +6,9 @@ import transformers as hf
 from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table
 from timm.models import Beit, SwinTransformer, VisionTransformer, VisionTransformerDistilled
 from torch import Tensor, nn
+from torchvision import models as vision
 from torchvision.models import VisionTransformer as TorchvisionViT
+from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from dpiat import transfer
 
@@ -155,6 +157,20 @@ def test_a_window_of_another_size_is_resampled(given, wanted, stored):
         size = target[name].shape
         side = (int(size[0] ** 0.5) + 1) // 2
         torch.testing.assert_close(target[name], resize_rel_pos_bias_table(source[name], (side, side), tuple(size)))
+
+
+@as_given
+def test_a_window_of_a_video_has_the_picture_s_offsets_at_each_distance_in_time(stored):
+    sizes = {"embed_dim": 8, "depths": [2], "num_heads": [2], "num_classes": 5}
+    picture = vision.SwinTransformer([4, 4], window_size=[3, 3], **sizes)
+    video = SwinTransformer3d(patch_size=[2, 4, 4], window_size=[4, 3, 3], **sizes)
+    source, _, target = transferred(picture, video, stored)
+    theirs, ours = (
+        state[f"features.{place}.1.attn.relative_position_bias_table"] for state, place in ((source, 1), (target, 0))
+    )
+    assert theirs.shape == (5 * 5, 2) and ours.shape == (7 * 5 * 5, 2)
+    for distance in ours.unflatten(0, (7, 25)):
+        assert torch.equal(distance, theirs)
 
 
 @as_given
