@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from itertools import groupby
 from math import prod
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from dpiat.standardization import DEPTHWISE, GROUPED, MATRICES, NORMS
 # they share most of the smaller block's names, in one order: a "conv1" and a "norm" stand in blocks of any kind.
 OTHER_NAME = 0.25
 TRUSTED = 0.75
-TOWERS = ("encoder", "decoder", "text", "vision", "visual", "image", "audio", "generator", "discriminator")
+TOWERS = ("encoder", "decoder", "text", "language", "vision", "visual", "image", "audio", "generator", "discriminator")
 DENSE = ("Linear", "Conv")
 GATES = (roles.REDUCE, roles.EXPAND)
 RANK = {role: rank for rank, role in enumerate(roles.ORDER)}
@@ -160,11 +161,15 @@ class Tables:
         columns: For each different block, the places of the layers of each family, in the order of their roles.
         count: The number of layers with weights.
         towers: The tower that each block is in ("encoder"), or "".
+        stacks: How many towers have blocks of attention.
         stages: The number of the stage that each block is in.
     """
 
     def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates, grouped: str = "dense"):
         self.grouped = grouped
+        self.stacks = len({_tower(block.name) for block in blocks if _attends(block)})
+        if self.stacks > 1:  # what stands between two towers belongs to one or the other
+            blocks = [part for block in blocks for part in (_by_tower(block) if block.run else [block])]
         self.blocks: list[Block] = []
         layers: dict[tuple, int] = {}
         known: dict[tuple, int] = {}
@@ -327,6 +332,16 @@ def _width(block: Block) -> int:
     return wide[-1] if wide else 0
 
 
+def _by_tower(run: Block) -> list[Block]:
+    """The layers of a run that are in one tower each, as runs of their own."""
+    layers = [tuple(group) for _, group in groupby(run.layers, key=lambda layer: _tower(layer.name))]
+    return [Block(_tower(group[0].name), group, run=True) for group in layers] if len(layers) > 1 else [run]
+
+
+def _attends(block: Block) -> bool:
+    return not block.run and any(layer.role == roles.VALUE for layer in block.layers)
+
+
 def _tower(name: str) -> str:
     words = name.lower().replace("_", ".").split(".")
     return next((word for word in words if word in TOWERS), "")
@@ -359,9 +374,12 @@ class _Alignment:
         self._match_blocks()
 
     def _match_blocks(self) -> None:
-        self.positions = np.arange(len(self.target.blocks))
-        self.phase_two = ordered_scores(self.blocks[:, :, None, None], Positions(self.positions[:, None]))[:, :, 0, 0]
-        self.total = float(self.phase_two[-1, -1])
+        ways = (
+            [_Part(rows, columns, self.blocks[rows[:, None], columns]) for rows, columns in parts]
+            for parts in _parts(self.source, self.target)
+        )
+        self.parts = max(ways, key=lambda parts: sum(part.total for part in parts))
+        self.total = sum(part.total for part in self.parts)
 
     def back(self) -> _Alignment:
         """The alignment of the target with the source: only the matching of blocks differs from this alignment."""
@@ -392,7 +410,9 @@ class _Alignment:
         t, s = self.target, self.source
         run_t, run_s = (np.array([side.is_run[i] for i in side.block_numbers], dtype=bool) for side in (t, s))
         may = run_t[:, None] == run_s
-        if not (run_t.all() or run_s.all()):
+        if not (run_t.all() or run_s.all()) and not _differ_in_stacks(
+            s, t
+        ):  # each stack has a stem and a head of its own
             for end in (0, -1):
                 if run_t[end] and run_s[end]:
                     may[end, :] &= np.arange(len(run_s)) == np.arange(len(run_s))[end]
@@ -421,7 +441,7 @@ class _Alignment:
 
     def _matched(self) -> list[Matched]:
         ours, theirs = self.target.block_numbers.tolist(), self.source.block_numbers.tolist()
-        blocks = trace(self.phase_two, self.blocks, self.positions)
+        blocks = sorted(pair for part in self.parts for pair in part.pairs())
         pairs = self._layer_pairs(list(dict.fromkeys((ours[i], theirs[j]) for i, j in blocks)))
         return [(i, j, pairs[ours[i], theirs[j]]) for i, j in blocks]
 
@@ -471,6 +491,40 @@ class _Alignment:
                     of_target, of_source = t.columns[pair[0]][kind], s.columns[pair[1]][kind]
                     found[pair] += [(of_target[a], of_source[b]) for a, b in places]
         return {pair: sorted(places) for pair, places in found.items()}
+
+
+class _Part:
+    """The matching of some blocks of the target (`rows`) with some blocks of the source (`columns`)."""
+
+    def __init__(self, rows: np.ndarray, columns: np.ndarray, scores: np.ndarray):
+        self.rows, self.columns, self.scores = rows, columns, scores
+        self.positions = np.arange(len(rows))
+        self.phase_two = ordered_scores(scores[:, :, None, None], Positions(self.positions[:, None]))[:, :, 0, 0]
+        self.total = float(self.phase_two[-1, -1])
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        for i, j in trace(self.phase_two, self.scores, self.positions):
+            yield int(self.rows[i]), int(self.columns[j])
+
+
+def _differ_in_stacks(source: Tables, target: Tables) -> bool:
+    """Has one network several stacks of attention, and the other one or none?"""
+    return (source.stacks > 1) != (target.stacks > 1)
+
+
+def _parts(source: Tables, target: Tables) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """The blocks of target and source that are matched with each other; several ways where the best is to be taken."""
+    # Mostly all with all. But where the target has several stacks of attention and the source one, as a decoder beside
+    # an encoder or a vision tower beside a language model, one order for all would share the source out among them:
+    # each is matched with the whole source. Where the source has several, the target is matched with the best one.
+    rows, columns = np.arange(len(target.blocks)), np.arange(len(source.blocks))
+    if _differ_in_stacks(source, target):
+        towers = np.array(source.towers if source.stacks > 1 else target.towers)
+        different = list(dict.fromkeys(towers.tolist()))
+        if source.stacks > 1:
+            return [[(rows, columns[(towers == tower) | (towers == "")])] for tower in different if tower]
+        return [[(rows[towers == tower], columns) for tower in different]]
+    return [[(rows, columns)]]
 
 
 def tables_of(network: Architecture, gates: bool = BEST.gates, grouped: str = "dense") -> Tables:

@@ -27,7 +27,9 @@ def leveled(blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn
         return tuple(blocks)
     convolutions = [layer for layer in layers if len(layer.plain.shape) > 2 and isinstance(layer.module, CONVOLUTIONS)]
     halvings = {layer.name: _halvings(layer.module) for layer in convolutions}
-    given_up = _strides_given_up(blocks, {layer.name: layer.module.dilation[0] for layer in convolutions})
+    given_up = [0] * len(blocks)
+    if any(layer.module.dilation[0] > 1 for layer in convolutions):
+        given_up = _strides_given_up(blocks, {layer.name: layer.module.dilation[0] for layer in convolutions})
     # Single layers follow one another, so that each of their strides counts. In a block, two layers with a stride are
     # mostly the main way and its shortcut, which halve the same picture: the greater stride counts once.
     halved, steps = 0, []

@@ -234,11 +234,15 @@ class _Walk:
 
 def _tell_roles(children: list[_Node], above: Above) -> None:
     """Give the matrices of a module the roles that only all of them together tell."""
-    counted = [child for child in children if child.counted]
-    if len(counted) < 2 or any(child.children for child in counted):
-        return
-    places = [(leaf, place) for leaf in counted for place, layer in enumerate(leaf.own) if len(layer.plain.shape) > 1]
+    places = []
+    for leaf in children:
+        if leaf.counted:
+            if leaf.children:
+                return
+            places += [(leaf, place) for place, layer in enumerate(leaf.own) if len(layer.plain.shape) > 1]
     layers = [leaf.own[place] for leaf, place in places]
+    if len(layers) < 2 or all(layer.plain.role for layer in layers):
+        return
     told = roles_of_a_module([layer.plain for layer in layers])
     for (leaf, place), layer, role in zip(places, layers, told, strict=True):
         if role != layer.plain.role:

@@ -243,3 +243,59 @@ def test_a_linear_layer_of_a_whole_picture_tells_no_width():
     ssd = on_meta(vision.detection.ssd300_vgg16, weights=None, weights_backbone=None)
     entries = [e for e in plan(vgg, ssd).report.entries if e.target.startswith("backbone.features")]
     assert len(entries) == 20 and [e for e in entries if e.source != e.target.removeprefix("backbone.")] == []
+
+
+TWO_TOWERS = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+WORDS = {**TWO_TOWERS, "vocab_size": 40, **NO_TOKENS}
+IMAGES = {**TWO_TOWERS, "image_size": 32, "patch_size": 16}
+
+
+def language_model() -> nn.Module:
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**WORDS))
+
+
+def language_and_vision() -> nn.Module:
+    config = hf.LlavaConfig(text_config=hf.LlamaConfig(**WORDS), vision_config=hf.CLIPVisionConfig(**IMAGES))
+    return hf.LlavaForConditionalGeneration(config)
+
+
+def vision_tower() -> nn.Module:
+    return hf.CLIPVisionModel(hf.CLIPVisionConfig(**IMAGES))
+
+
+def partners(source: nn.Module, target: nn.Module, tower: str) -> dict[str, str]:
+    """The source's tensors by the target's, in one tower of the target."""
+    entries = plan(source, target).report.entries
+    return {
+        entry.target[entry.target.index(tower) + len(tower) :]: entry.source
+        for entry in entries
+        if tower in entry.target
+    }
+
+
+@as_given
+@pytest.mark.parametrize(
+    ("make", "tower", "before"), [(language_model, "language_model.", "model."), (vision_tower, "vision_tower.", "")]
+)
+def test_a_tower_takes_the_whole_of_a_network_that_is_one(make, tower, before, stored):
+    source = on_meta(make)
+    found = partners(source.state_dict() if stored else source, on_meta(language_and_vision), tower)
+    assert len(found) > 35 and found == {name: before + name for name in found}
+
+
+@as_given
+@pytest.mark.parametrize(
+    ("make", "tower", "before"), [(language_model, "language_model.", "model."), (vision_tower, "vision_tower.", "")]
+)
+def test_a_network_takes_the_tower_that_is_like_it(make, tower, before, stored):
+    source, target = on_meta(language_and_vision), on_meta(make)
+    found = partners(source.state_dict() if stored else source, target, before)
+    assert len(found) > 35 and found == {name: f"model.{tower}{name}" for name in found}
+
+
+def test_encoder_and_decoder_both_take_the_whole_encoder():
+    source = on_meta(lambda: hf.BertModel(hf.BertConfig(**WORDS)))
+    for tower in ("encoder.block.", "decoder.block."):
+        found = partners(source, on_meta(t5, 4), tower)
+        queries = [found[f"{place}.layer.0.SelfAttention.q.weight"] for place in range(4)]
+        assert queries == [f"encoder.layer.{place}.attention.self.query.weight" for place in range(4)]
