@@ -18,7 +18,7 @@ TABLE, FIGURE = "table of the paper", "figure of the paper"
 KINDS = {TABLE, FIGURE, "ours", "demonstration"}
 OURS = [
     *("imagenet_to_imagenette", "imagenette_modes", "imagenette_methods", "imagenette_growing"),
-    *("cifar100_classifier", "cifar100_growing"),
+    *("cifar100_classifier", "cifar100_growing", "cifar100_modes"),
 ]
 
 
