@@ -1,9 +1,10 @@
 """Which source layer goes to which target layer in default mode: whole blocks from whole blocks, role by role.
 
-Blocks are matched by the recurrence of the paper (Eq. 3), runs of single layers with runs. Inside of two blocks, the
-layers of each family (dense, depthwise, norms, ...) are matched in their order, each at most once: families are
-registered in another order from library to library, and layers of one family rarely. Layers of different known roles
-never match. Where two blocks name their layers alike, names count as well.
+Blocks are matched by the recurrence of the paper (Eq. 3), runs of single layers with runs, tower by tower where one of
+the networks has several. Inside of two blocks, the layers of each family (dense, depthwise, norms, ...) are matched in
+their order, each at most once: families are registered in another order from library to library, and layers of one
+family rarely. Layers of different known roles never match. Where two blocks name their layers alike, names count as
+well.
 """
 
 from __future__ import annotations
@@ -410,9 +411,8 @@ class _Alignment:
         t, s = self.target, self.source
         run_t, run_s = (np.array([side.is_run[i] for i in side.block_numbers], dtype=bool) for side in (t, s))
         may = run_t[:, None] == run_s
-        if not (run_t.all() or run_s.all()) and not _differ_in_stacks(
-            s, t
-        ):  # each stack has a stem and a head of its own
+        # Where one network has several stacks, each has a stem and a head of its own.
+        if not (run_t.all() or run_s.all() or _differ_in_stacks(s, t)):
             for end in (0, -1):
                 if run_t[end] and run_s[end]:
                     may[end, :] &= np.arange(len(run_s)) == np.arange(len(run_s))[end]

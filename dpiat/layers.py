@@ -45,9 +45,9 @@ COMPUTED = (
 )
 OUTPUTS = ("proj", "out_proj", "o_proj", "c_proj", "wo", "o", "out", "dense", "to_out")  # of an attention
 BY_HEADS = ("query_key_value",)  # head by head: its query, its key, its value
-EXPERTS = "experts"
+EXPERTS = "experts"  # ends the name of a module whose tensors stack the experts of a mixture
 PACKED = ("gate_up_proj", "w12")  # a gate, and what it lets through
-STACKED = roles.GATE, roles.INTO
+STACKED = roles.GATE, roles.INTO  # in this order
 HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads", "nhead", "num_query_heads")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_local_kv_heads")
 GPT2 = ("c_attn", "c_proj", "c_fc", "q_attn")  # of a kind that stores (in, out)

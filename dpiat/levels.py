@@ -18,6 +18,7 @@ from dpiat.standardization import CONVOLUTIONS, DEPTHWISE, GROUPED, MATRICES, La
 from dpiat.stored import Stored
 
 ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a block
+STRIDES = (2, 4, 8)  # that a dilation may stand for
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
 
 
@@ -55,18 +56,15 @@ def _strides_given_up(blocks: Sequence[Block], dilations: Mapping[str, int]) -> 
     sees what it saw behind a stride of 2. The block that gives up its stride often keeps the dilation of those before
     it, so that the block behind it tells. Other dilations, such as 12, 24 and 36 side by side, are no strides.
     """
-    own = []
+    own = []  # what each block alone tells
     for block in blocks:
-        wide = [
-            dilations[layer.name] for layer in block.layers if prod(layer.shape[2:]) > 1 and layer.name in dilations
-        ]
-        own.append(log2(min(wide)) if not block.run and wide and min(wide) in (2, 4, 8) else 0)
+        wide = [dilations[layer.name] for layer in block.layers if prod(layer.shape[2:]) > 1 if layer.name in dilations]
+        own.append(int(log2(min(wide))) if not block.run and wide and min(wide) in STRIDES else 0)
     found, most = [], 0
-    for place, block in enumerate(blocks):
-        after = blocks[place + 1] if place + 1 < len(blocks) else block
-        beside = after.name.rpartition(".")[0] == block.name.rpartition(".")[0]
-        most = max(most, own[place], own[place + 1] if beside and after is not block else 0)
-        found.append(int(most))
+    for block, after, here, behind in zip(blocks, [*blocks[1:], None], own, [*own[1:], 0], strict=True):
+        beside = after is not None and after.name.rpartition(".")[0] == block.name.rpartition(".")[0]
+        most = max(most, here, behind if beside else 0)
+        found.append(most)
     return found
 
 
