@@ -48,7 +48,7 @@ def share_among_experts(target: Network, partner: MutableMapping[str, str]) -> N
     for names in experts.values():
         given = [partner[name] for name in names if name in partner]
         if given:  # by the place of an expert, so that all of its parts come from one
-            partner |= {name: given[place % len(given)] for place, name in enumerate(names)}
+            partner.update({name: given[place % len(given)] for place, name in enumerate(names)})
 
 
 def _shapes(layer: LayerTensors) -> list[tuple[int, ...]]:
