@@ -31,7 +31,9 @@ TARGET = {"epochs": 4, "lr": 4e-3, "schedule_epochs": 100, "batch_size": 128, "i
 SOURCE = TARGET | {"epochs": 30, "schedule_epochs": 30}
 SEEDS = (0,)  # the seeds of targets
 DRAWS = 2000
-CLOSE, ROUGHLY = 1e-5, 0.08  # the tolerance of numbers, and of intervals, which come from other random numbers here
+CLOSE = 1e-5  # the tolerance of numbers
+LEVELS = 0.025, 0.975  # of the two ends of an interval
+NOTHING = (math.nan,) * 3
 
 Cells = dict[tuple[str, str], float]  # (target, source): value
 
@@ -139,8 +141,8 @@ def statistics(
     }
 
 
-def intervals(ours: Cells, paper: Cells, similarity: Cells) -> dict[str, tuple[float, float]]:
-    """The bootstrap's intervals of all verdicts."""
+def intervals(ours: Cells, paper: Cells, similarity: Cells) -> dict[str, list[tuple[float, ...]]]:
+    """The bootstrap's intervals of all verdicts: the ends of each, as `end` gives them."""
     # Targets and sources without a cell are not drawn. A verdict that leaves the diagonal out has fewer of them.
     found = {}
     for with_diagonal in (False, True):
@@ -151,8 +153,16 @@ def intervals(ours: Cells, paper: Cells, similarity: Cells) -> dict[str, tuple[f
                 told = [draw[name] for draw in draws if math.isfinite(draw[name])]
                 enough = len({s for _, s in run}) >= 5 or not name.endswith("within rows")
                 enough = enough and draws and len(told) >= 0.75 * len(draws)
-                found[name] = tuple(np.quantile(told, (0.025, 0.975))) if enough else (math.nan, math.nan)
+                found[name] = [end(told, level) if enough else NOTHING for level in LEVELS]
     return found
+
+
+def end(told: list[float], level: float) -> tuple[float, ...]:
+    """An end of an interval, after the least and before the most that it may be with other random numbers."""
+    # The page draws other numbers. How far its end is from this one depends on how thinly the values are strewn there,
+    # so that no tolerance fits all: the quantiles of three standard deviations of a difference of two shares do.
+    chance = 3 * math.sqrt(2 * level * (1 - level) / len(told))
+    return tuple(np.quantile(told, (max(level - chance, 0), level, min(level + chance, 1))))
 
 
 def drawn(targets: list[str], sources: list[str], *cells: Cells) -> list[dict[str, float]]:
@@ -208,13 +218,13 @@ def main() -> None:
     faults = [] if {row["verdict"] for row in said} == set(values) else ["other verdicts are there"]
     for row in said:
         name = row["verdict"]
-        low, high = (
-            bounds[name] if row["low"] or not name.endswith(("above 1", "similarity: all cells")) else (math.nan,) * 2
-        )
-        print(f"{name:30} {values[name]:7.3f}  {low:6.2f} to {high:6.2f}")
+        shown = row["low"] or not name.endswith(("above 1", "similarity: all cells"))
+        low, high = bounds[name] if shown else (NOTHING, NOTHING)
+        print(f"{name:30} {values[name]:7.3f}  {low[1]:6.2f} to {high[1]:6.2f}")
         faults += [f"{name}: {row['value']}"] if differs(row["value"], values[name], CLOSE) else []
-        faults += [f"{name}, low: {row['low']}"] if differs(row["low"], low, ROUGHLY) else []
-        faults += [f"{name}, high: {row['high']}"] if differs(row["high"], high, ROUGHLY) else []
+        for key, (least, found, most) in (("low", low), ("high", high)):
+            tolerance = max(found - least, most - found) + CLOSE
+            faults += [f"{name}, {key}: {row[key]}"] if differs(row[key], found, tolerance) else []
         if row["p"]:
             print(f"{'p':30} {p:7.4f}")
             faults += [f"{name}, p: {row['p']}"] if differs(row["p"], p, 0.01 + 3 * math.sqrt(p / DRAWS)) else []
