@@ -12,6 +12,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 40, "rms_norm_eps": 1e-5}
 SIZES |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}  # the two classes have other defaults
 WORDS = torch.arange(12).reshape(2, 6)
+pytestmark = pytest.mark.slow
 as_given = pytest.mark.parametrize("stored", [False, True], ids=["module", "state dict"])
 
 

@@ -99,7 +99,11 @@ PAIRS = {
         lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT)),
     ),
 }
-pairs = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+SLOW = ("efficientnet_b0, torchvision", "regnet, Hugging Face", "resnet50, Hugging Face")
+pairs = pytest.mark.parametrize(
+    "pair",
+    [pytest.param(pair, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, pair in PAIRS.items()],
+)
 directions = pytest.mark.parametrize("there", [True, False], ids=["there", "back"])
 as_given = pytest.mark.parametrize("stored", [False, True], ids=["module", "state dict"])
 

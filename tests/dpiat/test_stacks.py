@@ -5,12 +5,13 @@ from functools import partial
 
 import pytest
 import timm
+import torch
 import torchvision.models as vision
 import transformers as hf
 from functions import on_meta
 from torch import nn
 
-from dpiat import plan
+from dpiat import plan, transfer
 
 pytestmark = pytest.mark.slow
 
@@ -299,3 +300,53 @@ def test_encoder_and_decoder_both_take_the_whole_encoder():
         found = partners(source, on_meta(t5, 4), tower)
         queries = [found[f"{place}.layer.0.SelfAttention.q.weight"] for place in range(4)]
         assert queries == [f"encoder.layer.{place}.attention.self.query.weight" for place in range(4)]
+
+
+def test_a_network_that_names_its_queries_has_no_nameless_ones():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    bert, albert = hf.BertConfig(**sizes, vocab_size=40), hf.AlbertConfig(**sizes, vocab_size=40)
+    albert.embedding_size = 16  # so that the mapping into the hidden size is as large as a matrix of queries
+    with torch.device("meta"):
+        planned = plan(hf.BertModel(bert), hf.AlbertModel(albert))
+    mapping = next(e for e in planned.report.entries if e.target == "encoder.embedding_hidden_mapping_in.weight")
+    assert (mapping.action, mapping.filled) == ("left", 0)
+
+
+def test_a_router_is_filled_from_a_router_alone():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 40}
+    with torch.device("meta"):
+        dense = hf.LlamaModel(hf.LlamaConfig(**sizes))
+        four, eight = (hf.MixtralModel(hf.MixtralConfig(**sizes, num_local_experts=count)) for count in (4, 8))
+    routers = [e for e in plan(dense, four).report.entries if e.target.endswith("gate.weight")]
+    assert [e.action for e in routers] == ["left", "left"]
+    routers = [e for e in plan(four, eight).report.entries if e.target.endswith("gate.weight")]
+    assert [e.source for e in routers] == [e.target for e in routers]
+
+
+def test_the_patches_of_a_second_tower_are_resampled():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    text = sizes | {"vocab_size": 40}
+    source, target = (
+        hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 64, "patch_size": patch}))
+        for patch in (8, 16)
+    )
+    report = transfer(source, target)
+    patches = next(e for e in report.entries if e.target == "vision_model.embeddings.patch_embedding.weight")
+    assert (patches.rule, patches.share, patches.note) == ("patches", 1, "")
+
+
+@as_given
+def test_a_wider_mamba_keeps_the_rows_of_its_state_space_apart(stored):
+    source, target = (
+        hf.MambaModel(
+            hf.MambaConfig(hidden_size=width, num_hidden_layers=1, vocab_size=9, state_size=4, time_step_rank=rank)
+        )
+        for width, rank in ((16, 1), (32, 2))
+    )
+    transfer(source.state_dict() if stored else source, target)
+    theirs, ours = (network.layers[0].mixer.x_proj.weight for network in (source, target))
+    assert theirs.shape == (9, 32) and ours.shape == (10, 64)
+    assert torch.equal(ours[0, :32], theirs[0])  # time steps, of which there are 1 and 2
+    assert torch.equal(ours[2:, :32], theirs[1:])  # what leads into the state and out of it
+    assert not ours[2:, 32:].any()
