@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isqrt, prod
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -480,15 +480,11 @@ def _offsets(by: LayerTensors, to: LayerTensors) -> Ruled:
     if to.plain.role != roles.OFFSET or (found := _weights(by, to, 2)) is None or len(found[0]) == len(found[1]):
         return NO_RULE
     table, rows = found[0], len(found[1])
-    times, rest = divmod(rows, len(table))
-    if not rest and times % 2 and not _is_square(rows):  # windows of a video: each distance in time has the picture's
-        return {"weight": table.repeat(times, 1)}, {}
     values = resampled_offsets(table, rows)
+    times, rest = divmod(rows, len(table))
+    if values is None and not rest and times % 2:  # windows of a video: each distance in time has the picture's biases
+        values = table.repeat(times, 1)
     return NO_RULE if values is None else ({"weight": values}, {})
-
-
-def _is_square(rows: int) -> bool:
-    return isqrt(rows) ** 2 == rows
 
 
 def _patches(by: LayerTensors, to: LayerTensors) -> Ruled:

@@ -172,7 +172,7 @@ def _is_transposed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
     if layer.name.rpartition(".")[2] not in GPT2 or not above:
         return False
     fused = above[0]._modules.get("c_attn")  # which has more outputs than inputs
-    weight = fused._buffers.get("weight") if fused is not None else None
+    weight = _weight_of(fused)
     return weight is not None and weight.dim() == 2 and weight.shape[1] > weight.shape[0]
 
 
@@ -187,12 +187,12 @@ def _taken_apart(
     weight = layer.tensors.get("weight")
     if weight is None or weight.dim() < 2:
         return [layer]
-    if stem == "x_proj" and (sizes := _of_a_state_space(weight, above)):
-        return _cut_apart(layer, roles.STATE_SPACE, sizes)
-    parts = roles.fused(stem)
-    stacked = parts or stem in PACKED or (role == roles.INTO and _is_packed(layer, above))
+    parts, sizes = roles.fused(stem), _of_a_state_space(weight, above) if stem == "x_proj" else []
+    stacked = parts or sizes or stem in PACKED or (role == roles.INTO and _is_packed(layer, above))
     if not stacked or any(map(opaque, layer.tensors.values())):
         return [layer]
+    if sizes:
+        return _cut_apart(layer, roles.STATE_SPACE, sizes)
     if parts:
         count = head_counts(above)
         if count is None and head_size and not len(weight) % (len(parts) * head_size):
@@ -204,17 +204,22 @@ def _taken_apart(
     # Most libraries put the gate first. timm's GluMlp says where it does not; a state dict does not say.
     half = len(weight) // 2
     last = not shapes_alone and bool(above) and above[0].__dict__.get("gate_last") is True
-    return _cut_apart(layer, (roles.INTO, roles.GATE) if last else (roles.GATE, roles.INTO), [half, half])
+    return _cut_apart(layer, STACKED[::-1] if last else STACKED, [half, half])
 
 
 def _of_a_state_space(weight: Tensor, above: Sequence[nn.Module]) -> list[int]:
     """The rows of a Mamba's time step, inputs and outputs of the state, which its `x_proj` gives; [] for others."""
-    inside = {**above[0]._parameters, **above[0]._buffers} if above else {}
-    step, state = above[0]._modules.get("dt_proj") if above else None, inside.get("A_log")
-    taken = None if step is None else step._parameters.get("weight", step._buffers.get("weight"))
+    around = above[0] if above else nn.Module()
+    taken = _weight_of(around._modules.get("dt_proj"))
+    state = around._parameters.get("A_log", around._buffers.get("A_log"))
     if taken is None or state is None or taken.dim() != 2 or len(weight) != taken.shape[1] + 2 * state.shape[-1]:
         return []
     return [taken.shape[1], state.shape[-1], state.shape[-1]]
+
+
+def _weight_of(module: nn.Module | None) -> Tensor | None:
+    """The weight of a module, which is a buffer in a state dict's tree of modules."""
+    return None if module is None else module._parameters.get("weight", module._buffers.get("weight"))
 
 
 def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
@@ -222,7 +227,7 @@ def _is_packed(layer: LayerTensors, above: Sequence[nn.Module]) -> bool:
     out = len(layer.tensors["weight"])
     for key, child in above[0]._modules.items() if above else ():
         if child is not None and roles.role(f"mlp.{key}") == roles.OUT_OF:
-            weight = child._parameters.get("weight", child._buffers.get("weight"))
+            weight = _weight_of(child)
             if weight is not None and weight.dim() > 1 and prod(weight.shape[2:]) == 1:
                 return 2 * weight.shape[1] == out
     return False
@@ -240,8 +245,10 @@ def _experts(name: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> lis
     if told not in ([roles.INTO, roles.OUT_OF], [roles.GATE, roles.INTO, roles.OUT_OF]):
         return []
     sizes = {key: (tensor.shape[1] // len(parts[key]), tensor.shape[2]) for key, tensor in tensors.items()}
-    (hidden, width) = next(size for key, size in sizes.items() if roles.INTO in parts[key])
+    hidden, width = next(size for key, size in sizes.items() if roles.INTO in parts[key])
     if any(size != ((width, hidden) if roles.OUT_OF in parts[key] else (hidden, width)) for key, size in sizes.items()):
+        return []
+    if any(tensor.shape[1] % len(parts[key]) for key, tensor in tensors.items()):
         return []
     found = []
     for key, tensor in tensors.items():
@@ -374,7 +381,7 @@ def roles_of_a_module(layers: Sequence[Layer]) -> list[str]:
     """
     told = [layer.role for layer in layers]
     nameless = [layer for layer in layers if not layer.role]
-    if not nameless or not all(map(is_pointwise, nameless)):
+    if not nameless or not all(map(_is_pointwise, nameless)):
         return told
     if len(nameless) == 1 and roles.VALUE in told and roles.PROJECTED not in told:
         told[told.index("")] = roles.PROJECTED
@@ -392,7 +399,7 @@ def with_role(layer: LayerTensors, role: str, above: Sequence[nn.Module]) -> Lay
     return _described(layer, layer.plain.kind, role, above)
 
 
-def is_pointwise(layer: Layer) -> bool:
+def _is_pointwise(layer: Layer) -> bool:
     """Is a layer a linear layer or a convolution that sees one place at a time?"""
     return is_matrix(layer) and prod(layer.shape[2:]) == 1 and not layer.kind.startswith((DEPTHWISE, GROUPED))
 

@@ -223,8 +223,8 @@ def main() -> None:
         print(f"{name:30} {values[name]:7.3f}  {low[1]:6.2f} to {high[1]:6.2f}")
         faults += [f"{name}: {row['value']}"] if differs(row["value"], values[name], CLOSE) else []
         for key, (least, found, most) in (("low", low), ("high", high)):
-            tolerance = max(found - least, most - found) + CLOSE
-            faults += [f"{name}, {key}: {row[key]}"] if differs(row[key], found, tolerance) else []
+            nearest = found if row[key] == "" else min(max(float(row[key]), least), most)
+            faults += [f"{name}, {key}: {row[key]}"] if differs(row[key], nearest, CLOSE) else []
         if row["p"]:
             print(f"{'p':30} {p:7.4f}")
             faults += [f"{name}, p: {row['p']}"] if differs(row["p"], p, 0.01 + 3 * math.sqrt(p / DRAWS)) else []

@@ -95,6 +95,15 @@ def test_a_plan_of_experts_is_kept_as_text():
     assert all(torch.equal(a, b) for a, b in zip(target.parameters(), again.parameters(), strict=True))
 
 
+def test_tensors_of_experts_in_another_form_stay_whole():
+    source, target = mixture(), mixture()
+    for network in (source, target):
+        experts = network.model.layers[0].mlp.experts
+        experts.gate_up_proj = nn.Parameter(torch.randn(4, 2 * 24 + 1, 16))  # which no gate and hidden units share
+    entries = plan(source, target).report.entries
+    assert [e for e in entries if e.target.startswith("model.layers.0.mlp.experts") and e.parts] == []
+
+
 def test_a_mixture_is_similar_to_itself_alone():
     assert similarity(mixture(), mixture()) == pytest.approx(1)
     assert similarity(dense(), mixture()) < 1

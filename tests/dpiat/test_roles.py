@@ -267,7 +267,10 @@ def test_classes_are_chosen_for_every_classifier_that_has_a_partner():
     assert torch.equal(target.aux[1].weight[:4], before[:4])
     found = entries(plan(Auxiliary(21, auxiliary=False), Auxiliary(5), head={4: 20}).report)
     assert found["fc.weight"].source == "fc.weight" and found["fc.weight"].rule == "classes"
-    assert found["aux.1.weight"].rule or found["aux.1.weight"].action in ("left", "zero")
+    assert [(found[f"aux.1.{key}"].action, found[f"aux.1.{key}"].source) for key in ("weight", "bias")] == [
+        ("zero", ""),  # no partner, so that the classifier is a new one
+        ("left", ""),
+    ]
 
 
 class Boxes(nn.Module):
@@ -408,7 +411,7 @@ def test_an_inner_layer_of_as_many_outputs_is_no_classifier():
 class Gated(nn.Module):
     """A block that names its parts as few libraries do: an attention, a feed-forward network, a squeeze and excitation.
 
-    `hidden` is the width inside of `there` and `back`.
+    `hidden` is the width between the two layers of the latter.
     """
 
     def __init__(self, width: int, hidden: int, convolutions: bool):

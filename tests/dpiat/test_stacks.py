@@ -303,8 +303,7 @@ def test_encoder_and_decoder_both_take_the_whole_encoder():
 
 
 def test_a_network_that_names_its_queries_has_no_nameless_ones():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    bert, albert = hf.BertConfig(**sizes, vocab_size=40), hf.AlbertConfig(**sizes, vocab_size=40)
+    bert, albert = hf.BertConfig(**WORDS), hf.AlbertConfig(**WORDS)
     albert.embedding_size = 16  # so that the mapping into the hidden size is as large as a matrix of queries
     with torch.device("meta"):
         planned = plan(hf.BertModel(bert), hf.AlbertModel(albert))
@@ -313,22 +312,19 @@ def test_a_network_that_names_its_queries_has_no_nameless_ones():
 
 
 def test_a_router_is_filled_from_a_router_alone():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    sizes |= {"num_key_value_heads": 2, "vocab_size": 40}
+    sizes = {**WORDS, "num_key_value_heads": 2}
     with torch.device("meta"):
         dense = hf.LlamaModel(hf.LlamaConfig(**sizes))
         four, eight = (hf.MixtralModel(hf.MixtralConfig(**sizes, num_local_experts=count)) for count in (4, 8))
     routers = [e for e in plan(dense, four).report.entries if e.target.endswith("gate.weight")]
-    assert [e.action for e in routers] == ["left", "left"]
+    assert [e.action for e in routers] == ["left"] * 4
     routers = [e for e in plan(four, eight).report.entries if e.target.endswith("gate.weight")]
     assert [e.source for e in routers] == [e.target for e in routers]
 
 
 def test_the_patches_of_a_second_tower_are_resampled():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    text = sizes | {"vocab_size": 40}
     source, target = (
-        hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 64, "patch_size": patch}))
+        hf.CLIPModel(hf.CLIPConfig(text_config=WORDS, vision_config=IMAGES | {"image_size": 64, "patch_size": patch}))
         for patch in (8, 16)
     )
     report = transfer(source, target)

@@ -70,7 +70,14 @@ def test_both_agree_on_a_column_that_has_begun(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("4 of 81 cells"), done.stderr
 
 
-@pytest.mark.parametrize(("column", "verdict"), [("value", "direction: mean log"), ("p", "similarity: within rows")])
+@pytest.mark.parametrize(
+    ("column", "verdict"),
+    [
+        ("value", "direction: mean log"),
+        *(("low", "direction: mean log"), ("high", "direction: mean log")),
+        ("p", "similarity: within rows"),
+    ],
+)
 def test_a_fault_is_found(results, tmp_path, column, verdict):
     shutil.copytree(results, tmp_path / "results")
     file = tmp_path / "results" / "tables" / "verdicts.csv"
