@@ -7,6 +7,7 @@ block of level 0 gives the last resolution. A state dict tells neither.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import log2, prod
 
@@ -19,6 +20,7 @@ from dpiat.stored import Stored
 
 ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a block
 STRIDES = (2, 4, 8)  # that a dilation may stand for
+IN_ATTENTION, OF_QUERIES = re.compile(roles.ATTENTION), re.compile(r"(^|_)q(uery|ueries)?(_|$)")
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
 
 
@@ -36,6 +38,8 @@ def leveled(blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn
     halved, steps = 0, []
     for block, more in zip(blocks, given_up, strict=True):
         each = [halvings.get(layer.name, 0) for layer in block.layers]
+        if any(each) and any(layer.role == roles.VALUE for layer in block.layers):
+            each = [times if _on_the_way(layer, block) else 0 for times, layer in zip(each, block.layers, strict=True)]
         step = sum(each) if block.run else max(each, default=0)
         halved += step
         steps.append((halved + more, step))
@@ -66,6 +70,16 @@ def _strides_given_up(blocks: Sequence[Block], dilations: Mapping[str, int]) -> 
         most = max(most, here, behind if beside else 0)
         found.append(most)
     return found
+
+
+def _on_the_way(layer: Layer, block: Block) -> bool:
+    """Does what a layer of an attention's block gives have a place in what the block gives?
+
+    PVT and SegFormer shrink the picture that keys and values come from. What an attention gives has the places of its
+    queries.
+    """
+    *above, own = layer.name[len(block.name) + 1 :].lower().split(".")
+    return not any(map(IN_ATTENTION.fullmatch, above)) or any(map(OF_QUERIES.search, (*above, own)))
 
 
 def _halvings(module: nn.Module) -> int:

@@ -47,11 +47,11 @@ WORDS: list[tuple[str, str]] = [
     (r"a\.q", QUERY),
     (r"a\.k", KEY),
     (r"a\.v", VALUE),
-    (r"(query|queries|q_?proj|to_q|wq|q_lin|q_linear|query_proj|linear_q|w_q|q_a_proj)", QUERY),
-    (r"(key|keys|k_?proj|to_k|wk|k_lin|k_linear|key_proj|linear_k|w_k)", KEY),
-    (r"(value|values|v_?proj|to_v|wv|v_lin|v_linear|value_proj|linear_v|w_v)", VALUE),
+    (r"(query([._]proj)?|queries|q_?proj|to_q|wq|q_lin|q_linear|projection_query|linear_q|w_q|q_a_proj)", QUERY),
+    (r"(key([._]proj)?|keys|k_?proj|to_k|wk|k_lin|k_linear|projection_key|linear_k|w_k)", KEY),
+    (r"(value([._]proj)?|values|v_?proj|to_v|wv|v_lin|v_linear|projection_value|linear_v|w_v)", VALUE),
     (
-        r"a\.(proj|c_proj|out_?proj|o_?proj|o|wo|out_lin|out|to_out(\.0)?|dense|output\.dense|linear_out|projection)",
+        r"a\.(proj|c_proj|out_?proj|o_?proj|o|wo|out_lin|out|to_out(\.0)?|dense|output\.(dense|proj)|linear_out|projection)",
         PROJECTED,
     ),
     (r"_?se_reduce", REDUCE),
@@ -79,7 +79,8 @@ WORDS: list[tuple[str, str]] = [
         r"m\.[23]|m\.dense2)",
         OUT_OF,
     ),
-    (r"(down_?sample\w*|short_?cut\w*|skip_conv\w*|conv_skip|proj_conv)(\.\w+)*", SHORTCUT),
+    (r"(short_?cut\w*|skip_conv\w*|conv_skip|proj_conv)(\.\w+)*", SHORTCUT),
+    (r"down_?sample\w*(\.(\d+|conv))?(\.\w+)?", SHORTCUT),
 ]
 """The roles of layers by the ends of their dotted names: pairs of a regular expression and a role.
 
