@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -26,8 +26,8 @@ def in_context(layers: list[LayerTensors], shapes_alone: bool) -> list[LayerTens
     for facts in (_positions(layers), _inputs(layers, shapes_alone), _stacks(layers)):
         for place, fields in facts:
             told[place] = told[place]._replace(**fields)
-    for place, norm in _norms(layers):
-        told[place] = LayerTensors(*told[place][:-1], norm)  # `_replace` takes twice as long, and norms are many
+    for place, norm in norms_behind([layer.plain for layer in layers]).items():
+        told[place] = LayerTensors(*told[place][:-1], layers[norm])  # `_replace` takes twice as long; norms are many
     return told
 
 
@@ -142,9 +142,38 @@ def _stacks(layers: list[LayerTensors]) -> Facts:
         taken = plain.shape[1] if linear else 0
 
 
-def _norms(layers: list[LayerTensors]) -> Iterator[tuple[int, LayerTensors]]:
-    """Find the norm of each matrix and convolution: the next layer, if it is a vector of as many numbers."""
+def norms_behind(layers: Sequence[Layer]) -> dict[int, int]:
+    """The place of the norm of each matrix and convolution: the next layer, if it is a vector of as many numbers.
+
+    Where a network registers several convolutions and then as many batch norms, these belong to them in their order.
+    """
+    found, first = {}, None
     for place, (layer, after) in enumerate(pairwise(layers)):
-        shape = layer.plain.shape
-        if len(shape) > 1 and len(after.plain.shape) == 1 and after.plain.shape[0] == shape[0]:
-            yield place, after
+        if len(layer.shape) > 1:
+            if len(after.shape) == 1 and after.shape[0] == layer.shape[0]:
+                found[place] = place + 1
+            first = place + 1
+        elif first == place and _is_batch_norm(layer) and _is_batch_norm(after):
+            found |= _in_their_order(layers, first)
+    return found
+
+
+def _in_their_order(layers: Sequence[Layer], first: int) -> dict[int, int]:
+    """The convolutions in a row before `first` and their batch norms, which begin there; {} if one has no convolution.
+
+    The last norm belongs to the last convolution of its size: layers without a norm may stand before the others.
+    """
+    norm = first
+    while norm + 1 < len(layers) and _is_batch_norm(layers[norm + 1]):
+        norm += 1
+    found, place = {}, first - 1
+    while norm >= first and place >= 0 and len(layers[place].shape) > 1:
+        if layers[place].shape[0] == layers[norm].shape[0]:
+            found[place] = norm
+            norm -= 1
+        place -= 1
+    return found if norm < first else {}
+
+
+def _is_batch_norm(layer: Layer) -> bool:
+    return layer.kind.startswith("BatchNorm")

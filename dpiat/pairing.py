@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, MutableMapping
-from itertools import pairwise
 
 from torch.nn.modules.loss import _Loss
 
 from dpiat.alignment import GATES, family
 from dpiat.architecture import Layer
+from dpiat.context import norms_behind
 from dpiat.layers import CONSTANT
 from dpiat.matching import Matching
 from dpiat.standardization import LayerTensors, Network
@@ -73,11 +73,8 @@ def keep_norms(source: Network, target: Network, partner: MutableMapping[str, st
 def _normed(network: Network) -> list[tuple[Layer, Layer]]:
     """The convolutions and linear layers that a batch norm of their outputs follows, each with the norm."""
     layers = [layer for layer in network.architecture.layers if layer.shape]
-    return [
-        (layer, norm)
-        for layer, norm in pairwise(layers)
-        if len(layer.shape) > 1 and norm.kind.startswith("BatchNorm") and norm.shape == layer.shape[:1]
-    ]
+    pairs = ((layers[place], layers[norm]) for place, norm in norms_behind(layers).items())
+    return [(layer, norm) for layer, norm in pairs if norm.kind.startswith("BatchNorm")]
 
 
 def reasons(source: Network, target: Network, partner: Mapping[str, str]) -> dict[str, str]:
