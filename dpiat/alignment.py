@@ -10,7 +10,7 @@ well.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -25,12 +25,13 @@ from dpiat.architecture import Architecture, Block, Layer, Positions
 from dpiat.levels import widths
 from dpiat.matching import BlockPair, LayerPair, Matching, ordered_scores, trace
 from dpiat.recipe import BEST, Recipe
-from dpiat.standardization import DEPTHWISE, GROUPED, MATRICES, NORMS
+from dpiat.standardization import DEPTHWISE, GROUPED, MATRICES, NORMS, is_matrix
 
 # Where two blocks name their layers alike, a pair of different names is worth a part of its score. Two blocks do so if
 # they share most of the smaller block's names, in one order: a "conv1" and a "norm" stand in blocks of any kind.
 OTHER_NAME = 0.25
 TRUSTED = 0.75
+NAMELESS = 1 - 2**-20  # a layer of the same role is better than one whose name tells none; all else is
 TOWERS = ("encoder", "decoder", "text", "language", "vision", "visual", "image", "audio", "generator", "discriminator")
 DENSE = ("Linear", "Conv")
 GATES = (roles.REDUCE, roles.EXPAND)
@@ -160,6 +161,7 @@ class Tables:
         roles: The role of each different layer.
         projections: The roles among them that layers of an attention have.
         columns: For each different block, the places of the layers of each family, in the order of their roles.
+        matrices: The families of matrices and convolutions; `has_matrix` tells which different blocks have such layers.
         count: The number of layers with weights.
         towers: The tower that each block is in ("encoder"), or "".
         stacks: How many towers have blocks of attention.
@@ -220,6 +222,8 @@ class Tables:
                     ordered = _in_order([(place, self.layers[members[place]]) for place in places])
                     columns[kind] = [place for place, _ in ordered]
             self.columns.append(columns)
+        self.matrices = {kind for kind, numbers in families.items() if is_matrix(self.layers[numbers[0]])}
+        self.has_matrix = np.array([not self.matrices.isdisjoint(columns) for columns in self.columns], dtype=bool)
         self.count = sum(map(len, self.weighted))
         self.towers = [_tower(block.name) for block in self.blocks]
         self.stages = _stages(self.blocks)
@@ -360,8 +364,10 @@ class _Alignment:
         told = recipe.levels and all(b.level is not None for side in (t, s) for b in side.blocks if not b.run)
         self.levels = _levels(t.blocks, s.blocks) if told else None
         ratios = _ratios(s, t, told) if recipe.relative else None
+        alike = _of_names(_name_alike, t.names, s.names)  # (different blocks of the target, of the source)
         # Of each family, the scores of the layers of different blocks: (target blocks, n, source blocks, m).
-        self.scores = _scores_in_blocks(s, t, ratios)
+        self.scores = _scores_in_blocks(s, t, ratios, alike)
+        self.strange = _of_another_kind(s, t, alike)
         different = self._blocks()
         blocks = (
             different[t.block_numbers[:, None], s.block_numbers]
@@ -387,6 +393,7 @@ class _Alignment:
         found = copy(self)
         found.source, found.target, found.blocks = self.target, self.source, self.blocks.T
         found.scores = {kind: scores.transpose(2, 3, 0, 1) for kind, scores in self.scores.items()}
+        found.strange = self.strange.T
         found._match_blocks()
         return found
 
@@ -399,9 +406,15 @@ class _Alignment:
         """The best score of each different target block (rows) against each different source block."""
         t, s = self.target, self.source
         total = np.zeros((len(t.members), len(s.members)))
+        of_matrices = np.zeros_like(total)
         for kind, scores in self.scores.items():
-            total[t.padded[kind].blocks[:, None], s.padded[kind].blocks] += _aligned(scores)
-        return total
+            places, found = (t.padded[kind].blocks[:, None], s.padded[kind].blocks), _aligned(scores)
+            total[places] += found
+            if kind in t.matrices:
+                of_matrices[places] += found
+        # An attention and a feed-forward network that are blocks of their own share a norm, and have nothing to give.
+        nothing = (of_matrices == 0) & t.has_matrix[:, None] & s.has_matrix
+        return np.where(nothing | self.strange, 0.0, total)
 
     def _may_match(self) -> np.ndarray:
         """Which blocks may match: (target blocks, source blocks)."""
@@ -571,16 +584,19 @@ def _common(source: Tables, target: Tables) -> list[str]:
     return sorted(target.families.keys() & source.families.keys() - {""})
 
 
-def _scores_in_blocks(source: Tables, target: Tables, wider: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The scores of layers in their blocks, by family: where names are trusted, those of others are worth less."""
-    trusted = _alike(target.names, source.names)  # (different blocks of the target, of the source)
+def _scores_in_blocks(
+    source: Tables, target: Tables, wider: np.ndarray | None, trusted: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The scores of layers in their blocks, by family: in `trusted` pairs of blocks, other names are worth less."""
     r_t, r_s = _numbered(target.roles, source.roles)
     n_t, n_s = _numbered(target.different_names, source.different_names)
     # Any role may be that of a layer whose name tells none. But a network that names its queries has no nameless ones.
     told_t = np.array([role in source.projections for role in target.roles])
     told_s = np.array([role in target.projections for role in source.roles])
     nameless = ((r_t == 0)[:, None] & ~told_s) | ((r_s == 0) & ~told_t[:, None])
-    layers = _layer_scores(source, target, (r_t[:, None] == r_s) | nameless, wider)
+    equal = r_t[:, None] == r_s
+    layers = _layer_scores(source, target, equal | nameless, wider)
+    layers *= np.where(equal, 1.0, NAMELESS)
     r_t = np.where(r_t == 0, -1, r_t)  # as from here on, no role is another role than none
     found = {}
     for kind in _common(source, target):
@@ -624,13 +640,30 @@ def _numbered(ours: list[str], theirs: list[str]) -> tuple[np.ndarray, np.ndarra
     return tuple(np.array([number.setdefault(word, len(number)) for word in words]) for words in (ours, theirs))
 
 
-def _alike(ours: list[tuple[str, ...]], theirs: list[tuple[str, ...]]) -> np.ndarray:
-    """Which blocks name their layers alike: (ours, theirs)."""
+def _of_names(
+    test: Callable[[tuple[str, ...], tuple[str, ...]], bool], ours: list[tuple[str, ...]], theirs: list[tuple[str, ...]]
+) -> np.ndarray:
+    """What a test says of the names in two blocks: (ours, theirs)."""
     rows, columns = ({names: i for i, names in enumerate(dict.fromkeys(side))} for side in (ours, theirs))
-    different = np.array([[_name_alike(a, b) for b in columns] for a in rows], dtype=bool)
+    different = np.array([[test(a, b) for b in columns] for a in rows], dtype=bool)
     different = different.reshape(len(rows), len(columns))
     index = np.ix_([rows[names] for names in ours], [columns[names] for names in theirs])
     return different[index] if different.size else np.zeros((len(ours), len(theirs)), dtype=bool)
+
+
+def _of_another_kind(source: Tables, target: Tables, alike: np.ndarray) -> np.ndarray:
+    """Which blocks are of two kinds, where both networks have both: (different blocks of the target, of the source).
+
+    Such as an attention and a feed-forward network in turn. Two blocks of two kinds share no name.
+    """
+    run_t, run_s = (np.array(side.is_run, dtype=bool) for side in (target, source))
+    alike = alike & ~run_t[:, None] & ~run_s
+    both = alike.any(axis=1)[:, None] & alike.any(axis=0) & ~alike
+    return both & _of_names(_share_no_name, target.names, source.names) if both.any() else both
+
+
+def _share_no_name(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    return set(a).isdisjoint(b)
 
 
 def _name_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:

@@ -14,7 +14,7 @@ from dpiat.structure import read_structure
 
 Mode = Literal["default", "paper"]
 MODES = get_args(Mode)
-VERSION = 5  # of the default mode; raised whenever some network is matched otherwise than before
+VERSION = 6  # of the default mode; raised whenever some network is matched otherwise than before
 
 
 def standardize(module: nn.Module, mode: Mode = "default") -> Architecture:

@@ -122,8 +122,9 @@ class _Node:
     def lists(self) -> list[list[_Node]]:
         """The lists of alike elements in this node, wherever nested."""
         # Libraries number their blocks in many ways ("3", "layer3", "Mixed_5b"), and number other things too. Children
-        # are one list if their names are the same but for the number and at least two neighbours hold alike names: the
-        # first block of a stage may have a shortcut that the others lack, and two different modules may have numbers.
+        # are one list if their names are the same but for the number and two neighbours hold alike names, or two with
+        # one between them: attentions and feed-forward networks may alternate. The first block of a stage may have a
+        # shortcut that the others lack, and two different modules may have numbers.
         inside = [child for child in self.children if child.counted > 1]  # an element, or what holds elements
         if not inside or not any(child.children for child in self.children):
             return []  # elements are more than single layers
@@ -136,7 +137,7 @@ class _Node:
         # blocks inside of a stage that has a number, as RDNet's are.
         if self.key.isdigit():
             groups = {before: group for before, group in groups.items() if not before or len(group) > 2}
-        own = [group for group in groups.values() if any(_alike(a, b) for a, b in pairwise(group))]
+        own = [group for group in groups.values() if _repeats(group)]
         return own + [group for child in inside for group in child.lists]
 
     @_once
@@ -235,11 +236,16 @@ class _Walk:
 def _tell_roles(children: list[_Node], above: Above) -> None:
     """Give the matrices of a module the roles that only all of them together tell."""
     places = []
-    for leaf in children:
-        if leaf.counted:
-            if leaf.children:
-                return
-            places += [(leaf, place) for place, layer in enumerate(leaf.own) if len(layer.plain.shape) > 1]
+    for child in children:
+        if child.counted > 1 and child.children:
+            return
+        places += [
+            (leaf, place)
+            for leaf in child.leaves  # the matrix of a child may have a norm beside it
+            if leaf.counted
+            for place, layer in enumerate(leaf.own)
+            if len(layer.plain.shape) > 1
+        ]
     layers = [leaf.own[place] for leaf, place in places]
     if len(layers) < 2 or all(layer.plain.role for layer in layers):
         return
@@ -267,6 +273,11 @@ def _bare(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def _alike(a: _Node, b: _Node) -> bool:
     shared = len(a.names & b.names)
     return shared >= ALIKE * (len(a.names) + len(b.names) - shared)
+
+
+def _repeats(group: Sequence[_Node]) -> bool:
+    """Are two neighbours alike, or two with one between them?"""
+    return any(_alike(a, b) for a, b in [*pairwise(group), *zip(group, group[2:], strict=False)])
 
 
 def _find_stem(root: _Node) -> None:

@@ -173,12 +173,24 @@ class Residual(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3), nn.BatchNorm2d(width)
 
 
+def pvt(depths: tuple[int, ...]) -> nn.Module:
+    options = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "num_classes": 5}
+    return timm.models.PyramidVisionTransformerV2(64, depths=(*depths, 1), **options)
+
+
+def segformer(depths: tuple[int, ...]) -> nn.Module:
+    config = hf.SegformerConfig(depths=[*depths, 1], hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 3, 4])
+    return hf.SegformerModel(config)
+
+
 # Networks in stages, and what precedes and numbers their blocks.
 STAGED = {
     "swin": (swin, r"(layers\.\d)\.blocks\.(\d+)\."),
     "convnext": (convnext, r"(stages\.\d)\.blocks\.(\d+)\."),
     "resnet": (resnet, r"(layer\d)\.(\d+)\."),
     "resnet of bottlenecks, torchvision": (bottlenecks, r"(layer\d)\.(\d+)\."),
+    "PVT, whose attention shrinks keys and values": (pvt, r"(stages\.\d)\.blocks\.(\d+)\."),
+    "SegFormer": (segformer, r"(stages\.\d)\.blocks\.(\d+)\."),
     "residual blocks of one's own": (residual, r"(s\d)\.(\d+)\."),
 }
 
@@ -346,3 +358,91 @@ def test_a_wider_mamba_keeps_the_rows_of_its_state_space_apart(stored):
     assert torch.equal(ours[0, :32], theirs[0])  # time steps, of which there are 1 and 2
     assert torch.equal(ours[2:, :32], theirs[1:])  # what leads into the state and out of it
     assert not ours[2:, 32:].any()
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width) for _ in range(4))
+
+
+def alternating(depth: int) -> nn.Module:
+    """A list of [norm, attention], [norm, feed-forward network], [norm, attention], ... as in x-transformers."""
+
+    def element(place: int) -> nn.Module:
+        wide = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
+        return nn.ModuleList([nn.LayerNorm(16), nn.ModuleDict({"ff": wide}) if place % 2 else Attention(16)])
+
+    return nn.ModuleDict({"layers": nn.ModuleList(map(element, range(2 * depth))), "head": nn.Linear(16, 5)})
+
+
+def levit(depth: int) -> nn.Module:
+    sizes = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "key_dim": [8] * 3, "image_size": 64}
+    return hf.LevitModel(hf.LevitConfig(**sizes, depths=[depth] * 3))
+
+
+@pytest.mark.parametrize(("make", "attends"), [(alternating, r"\d+\.1\.to_q"), (levit, r"module\.queries_keys_values")])
+@as_given
+def test_attentions_and_feed_forward_networks_that_alternate_stay_apart(make, attends, stored):
+    source, target = on_meta(make, 2), on_meta(make, 5)
+    report = plan(source.state_dict() if stored else source, target).report
+    filled = [e for e in report.entries if e.source and ".layers." in f".{e.target}"]
+    assert [e for e in filled if re.sub(r"\d+", "#", e.target) != re.sub(r"\d+", "#", e.source)] == []
+    queries = [e.source for e in filled if re.search(f"{attends}.*weight$", e.target)]
+    assert len(set(queries)) == len([name for name in source.state_dict() if re.search(f"{attends}.*weight$", name)])
+
+
+def test_a_new_element_of_an_alternating_list_does_nothing_at_first():
+    entries = plan(on_meta(alternating, 2), on_meta(alternating, 4)).report.entries
+    zero = [e.target for e in entries if e.action == "zero"]
+    assert len([name for name in zero if name.endswith("to_out.weight")]) == 2
+    assert len([name for name in zero if name.endswith("ff.2.weight")]) == 2
+
+
+def test_levit_of_timm_takes_all_of_hugging_faces():
+    source = on_meta(lambda: hf.LevitModel(hf.LevitConfig()))
+    entries = plan(source, on_meta(timm.create_model, "levit_128")).report.entries
+    missing = {e.target.split(".")[0] for e in entries if e.action != "copied"}
+    assert len(entries) > 300 and missing <= {"head", "head_dist"}
+
+
+def test_batch_norms_that_are_registered_last_belong_to_the_convolutions_in_their_order():
+    class Block(nn.Module):
+        def __init__(self, width: int, last: bool):
+            super().__init__()
+            parts = {f"conv{i}": nn.Conv2d(width, width, 3, bias=False) for i in (1, 2)}
+            norms = {f"bn{i}": nn.BatchNorm2d(width) for i in (1, 2)}
+            for name in [*parts, *norms] if last else ["conv1", "bn1", "conv2", "bn2"]:
+                self.add_module(name, (parts | norms)[name])
+
+    def network(width: int, last: bool) -> nn.Module:
+        blocks = nn.Sequential(*(Block(width, last) for _ in range(3)))
+        return nn.ModuleDict({"stem": nn.Conv2d(3, width, 3), "blocks": blocks, "fc": nn.Linear(width, 5)})
+
+    for ours, theirs in ((True, False), (False, True), (True, True)):
+        entries = plan(on_meta(network, 8, theirs), on_meta(network, 16, ours)).report.entries
+        assert [e for e in entries if e.source != e.target] == []
+
+
+def test_the_first_layers_of_a_point_net_take_in_the_norms_that_are_registered_last():
+    class PointNet(nn.Module):
+        def __init__(self, norms: bool):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 16, 1)
+            self.fc1, self.fc2 = nn.Linear(16, 12), nn.Linear(12, 5)
+            if norms:
+                self.bn1, self.bn2, self.bn3 = nn.BatchNorm1d(8), nn.BatchNorm1d(16), nn.BatchNorm1d(12)
+
+        def forward(self, points):
+            layers = (self.conv1, "bn1"), (self.conv2, "bn2"), (self.fc1, "bn3")
+            for layer, norm in layers:
+                points = points.amax(2) if layer is self.fc1 else points
+                points = getattr(self, norm, nn.Identity())(layer(points)).relu()
+            return self.fc2(points)
+
+    source, target, points = PointNet(norms=True), PointNet(norms=False), torch.randn(9, 3, 20)
+    source(points), source.eval()
+    for norm in (source.bn1, source.bn2, source.bn3):
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    transfer(source, target, head="copy")
+    torch.testing.assert_close(target.eval()(points), source(points))
