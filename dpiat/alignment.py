@@ -307,10 +307,10 @@ def _stages(blocks: Sequence[Block]) -> list[int]:
     found_in: dict[str, set[int]] = {}
     for block in blocks:
         if not block.run:
-            found_in.setdefault(block.name.rpartition(".")[0], set()).add(_width(block))
+            found_in.setdefault(block.stage, set()).add(_width(block))
     for block in blocks:
         if not block.run:
-            path = block.name.rpartition(".")[0]
+            path = block.stage
             stage = path, _width(block) if len(found_in[path]) > 1 else 0
             number += stage != before
             before = stage
@@ -705,8 +705,11 @@ def _compared(kind: str, shape: tuple[int, ...]) -> tuple:
     return (*sizes, dimensions == 1 and sizes[-1] > 1)
 
 
-def _equal(a: Layer, b: Layer) -> bool:
-    return a.role == b.role and _compared(a.kind, a.shape) == _compared(b.kind, b.shape)
+def _equal(a: Layer, b: Layer) -> float:
+    """Are two layers equal? Where several are, the same last word of a name is worth a little more."""
+    if a.role != b.role or _compared(a.kind, a.shape) != _compared(b.kind, b.shape):
+        return 0.0
+    return 1.0 if a.name.rpartition(".")[2] == b.name.rpartition(".")[2] else NAMELESS
 
 
 def _traced(scores: np.ndarray) -> Iterator[list[tuple[int, int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,8 +45,8 @@ class Block:
         name: The block's dotted path in the module.
         layers: In the order of the definition.
         run: Whether these are the single layers between two blocks, such as the stem or the head (default mode).
-        level: How many times the network halves the resolution of what comes out of the block; None where nobody says
-            (`dpiat.levels`).
+        level: How many times the resolution of what comes out of the block is halved down to the network's lowest one;
+            None where nobody says (`dpiat.levels`).
         skip: Whether the block adds its input to its output; None where nobody says.
     """
 
@@ -58,6 +59,13 @@ class Block:
     @cached_property
     def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return tuple(layer.signature for layer in self.layers)
+
+    @cached_property
+    def stage(self) -> str:
+        """The dotted path of the list that the block is in: "stages.1.blocks" of "stages.1.blocks.0.body"."""
+        # The number of an element is not always at the end: a block that is all in one module has that module's name.
+        numbered = re.fullmatch(r"(.*)\.[^.]*\d[a-z]?(\.[^.\d]*)*", self.name)
+        return numbered[1] if numbered else self.name.rpartition(".")[0]
 
     def __str__(self) -> str:
         return f"[{self.name}]\n" + "\n".join(f"  {layer}" for layer in self.layers)

@@ -37,7 +37,8 @@ CONSTANT = "Constant"  # what a network computes from its own settings, such as 
 RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # Names of tensors that stand for the usual ones.
-ALIASES = {"gamma": "weight", "beta": "bias", "lambda1": "weight", "scale": "weight", "kernel": "weight"}
+ALIASES = {"gamma": "weight", "beta": "bias", "g": "weight", "b": "bias"}
+ALIASES |= {"lambda1": "weight", "scale": "weight", "kernel": "weight"}
 # Buffers that libraries save and that hold no knowledge, by the ends of their names.
 COMPUTED = (
     *("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "token_type_ids", "inv_freq"),

@@ -1,8 +1,8 @@
 """The resolution at which each block of a network works, and whether the block adds its input to its output.
 
 Both follow from the modules: from the strides and dilations of convolutions, and from what blocks say of their
-shortcuts. Levels count from the end, so that it does not matter how often the stem halves an image, or with what: a
-block of level 0 gives the last resolution. A state dict tells neither.
+shortcuts. Levels count from the lowest resolution, so that it does not matter how often the stem halves an image, or
+with what: a block of level 0 gives the lowest one. A state dict tells neither.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from dpiat.stored import Stored
 
 ASIDE = (roles.SHORTCUT, roles.REDUCE, roles.EXPAND)  # beside the way through a block
 STRIDES = (2, 4, 8)  # that a dilation may stand for
-IN_ATTENTION, OF_QUERIES = re.compile(roles.ATTENTION), re.compile(r"(^|_)q(uery|ueries)?(_|$)")
+IN_ATTENTION = re.compile(roles.ATTENTION)
+OF_QUERIES, OF_KEYS = re.compile(r"(^|_)q(uery|ueries)?(_|$)"), re.compile(r"(^|_)(kv?|vk?|keys?|values?)(_|$)")
 SKIPS = ("has_skip", "use_shortcut", "use_res_connect", "has_residual", "use_residual")  # what libraries call it
 
 
-def leveled(blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn.Module) -> tuple[Block, ...]:
-    """The blocks with their levels and shortcuts; unchanged where there are only tensors."""
+def leveled(
+    blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn.Module, doublings: Mapping[str, int]
+) -> tuple[Block, ...]:
+    """The blocks with their levels and shortcuts; unchanged where there are only tensors.
+
+    `doublings` says how often the picture is doubled right before a layer.
+    """
     if isinstance(network, Stored):
         return tuple(blocks)
     convolutions = [layer for layer in layers if len(layer.plain.shape) > 2 and isinstance(layer.module, CONVOLUTIONS)]
@@ -38,17 +44,19 @@ def leveled(blocks: Sequence[Block], layers: Sequence[LayerTensors], network: nn
     halved, steps = 0, []
     for block, more in zip(blocks, given_up, strict=True):
         each = [halvings.get(layer.name, 0) for layer in block.layers]
-        if any(each) and any(layer.role == roles.VALUE for layer in block.layers):
+        if any(each):
             each = [times if _on_the_way(layer, block) else 0 for times, layer in zip(each, block.layers, strict=True)]
         step = sum(each) if block.run else max(each, default=0)
+        if doublings:
+            step -= sum(doublings.get(layer.name, 0) for layer in block.layers)
         halved += step
         steps.append((halved + more, step))
-    last = steps[-1][0] if steps else 0
-    # The level of a block is the number of halvings that come after the block. Runs have no level: they match runs, and
-    # the stem of one network may halve once and that of another twice. A block with a stride does not add its input,
-    # whatever its settings say: its output has another size.
+    most = max((done for done, _ in steps), default=0)
+    # The level of a block is the number of halvings from its resolution to the lowest one, which is mostly the last.
+    # Runs have no level: they match runs, and the stem of one network may halve once and that of another twice. A block
+    # with a stride does not add its input, whatever its settings say: its output has another size.
     return tuple(
-        block if block.run else Block(block.name, block.layers, False, last - done, step == 0 and _adds(block, network))
+        block if block.run else Block(block.name, block.layers, False, most - done, step == 0 and _adds(block, network))
         for block, (done, step) in zip(blocks, steps, strict=True)
     )
 
@@ -66,7 +74,7 @@ def _strides_given_up(blocks: Sequence[Block], dilations: Mapping[str, int]) -> 
         own.append(int(log2(min(wide))) if not block.run and wide and min(wide) in STRIDES else 0)
     found, most = [], 0
     for block, after, here, behind in zip(blocks, [*blocks[1:], None], own, [*own[1:], 0], strict=True):
-        beside = after is not None and after.name.rpartition(".")[0] == block.name.rpartition(".")[0]
+        beside = after is not None and after.stage == block.stage and ends(after)[1] == ends(block)[1]
         most = max(most, here, behind if beside else 0)
         found.append(most)
     return found
@@ -78,8 +86,13 @@ def _on_the_way(layer: Layer, block: Block) -> bool:
     PVT and SegFormer shrink the picture that keys and values come from. What an attention gives has the places of its
     queries.
     """
-    *above, own = layer.name[len(block.name) + 1 :].lower().split(".")
-    return not any(map(IN_ATTENTION.fullmatch, above)) or any(map(OF_QUERIES.search, (*above, own)))
+    words = layer.name[len(block.name) + 1 :].lower().split(".")
+    if layer.role.endswith((roles.KEY, roles.VALUE)) or any(map(OF_KEYS.search, words)):
+        return False
+    if any(map(OF_QUERIES.search, words)):
+        return True
+    attends = any(layer.role == roles.VALUE for layer in block.layers)
+    return not (attends and any(map(IN_ATTENTION.fullmatch, words[:-1])))
 
 
 def _halvings(module: nn.Module) -> int:

@@ -30,7 +30,7 @@ def stages(network: Network) -> list[Stage]:
     # torchvision's ResNet has its blocks in four lists, "layer1" to "layer4", and these are the stages. Its MobileNetV2
     # has all blocks in one list, "features", so that the list tells nothing. With nested lists, strides are not asked
     # for: a first block without a stride is still the first of its list.
-    nested = len({_above(block) for block in blocks if not block.run}) > 1
+    nested = len({block.stage for block in blocks if not block.run}) > 1
     found: list[Stage] = []
     for block in blocks:
         if found and not block.run and _goes_on(found[-1][-1], block, tensors, nested):
@@ -54,8 +54,8 @@ def align_stages(source: Network, target: Network, repeat: bool) -> Aligned:
     partner, new = {}, []
     for given, wanted in zip(theirs, ours, strict=True):
         if len(wanted) < len(given) and not repeat:
-            shown = f"{_above(wanted[0]) or 'the target'} has {len(wanted)} block{'s' * (len(wanted) > 1)}"
-            raise ValueError(f"{shown}, fewer than the {len(given)} of {_above(given[0]) or 'the source'}")
+            shown = f"{wanted[0].stage or 'the target'} has {len(wanted)} block{'s' * (len(wanted) > 1)}"
+            raise ValueError(f"{shown}, fewer than the {len(given)} of {given[0].stage or 'the source'}")
         for place, block in enumerate(wanted):
             if place < len(given) or repeat:
                 partner |= _paired(given[min(place, len(given) - 1)], block)
@@ -83,13 +83,9 @@ def _paired(source: Block, target: Block) -> dict[str, str]:
 
 def _goes_on(before: Block, block: Block, tensors: dict[str, LayerTensors], nested: bool) -> bool:
     """Is a block in the stage of the one before it?"""
-    if before.run or _above(block) != _above(before):
+    if before.run or block.stage != before.stage:
         return False
     return nested or not (_steps(block, tensors) or _width(block) != _width(before))
-
-
-def _above(block: Block) -> str:
-    return block.name.rpartition(".")[0]
 
 
 def _steps(block: Block, tensors: dict[str, LayerTensors]) -> bool:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from math import log2
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def read_structure(module: nn.Module, shapes_alone: bool, head_size: int = 0) ->
     if walk.displaced:
         layers += [layer for node in walk.again for leaf in node.leaves for layer in leaf.own]
         order = {path: place for place, path in enumerate(nn.Module.state_dict(module, keep_vars=True))}
-    blocks = leveled(elements, layers, module)
+    blocks = leveled(elements, layers, module, walk.doublings)
     return merged(Network(Architecture(type(module).__name__, blocks, structured=True), layers, order))
 
 
@@ -85,7 +86,7 @@ class _Node:
     """
 
     counted = vectors = 0
-    is_stem = False
+    is_open = False  # whether a node's children are looked at, though it holds no list of blocks
 
     def __init__(self, key: str, name: str, children: Sequence[_Node] = (), own: Sequence[LayerTensors] = ()):
         self.key, self.name, self.children, self.own = key, name, children, own
@@ -98,9 +99,9 @@ class _Node:
         for layer in own:
             plain = layer.plain
             if plain.kind != CONSTANT:
-                rank = len(plain.shape)
-                self.vectors += rank == 1
-                self.counted += rank > 1 and plain.kind != "Parameter"
+                is_vector = len(plain.shape) == 1 or plain.kind == "Norm"  # which may be (1, C, 1, 1)
+                self.vectors += is_vector
+                self.counted += not is_vector and len(plain.shape) > 1 and plain.kind != "Parameter"
 
     @property
     def leaves(self) -> list[_Node]:
@@ -152,6 +153,11 @@ class _Node:
         )
 
     @_once
+    def has_list_of_one(self) -> bool:
+        """Is there a list of one block in the node, wherever nested?"""
+        return any(_is_list_of_one(child) or child.has_list_of_one for child in self.children)
+
+    @_once
     def is_numbered(self) -> bool:
         return _before_number(self.key) is not None
 
@@ -166,6 +172,8 @@ class _Walk:
         self.shapes_alone, self.head_size = shapes_alone, head_size
         self.seen: set[int] = set()  # by id: modules may have an equality of their own
         self.again: list[_Node] = []  # modules under their other names: each is one layer or block, under its first
+        self.enlarged = 0  # how often the picture is doubled right before the next leaf
+        self.doublings: dict[str, int] = {}  # of pictures, by the first layer after them
         self.displaced = False  # does a tensor stand elsewhere than in the order of the state dict?
 
     def node(self, key: str, name: str, module: nn.Module, above: Above = ()) -> _Node | None:
@@ -176,6 +184,8 @@ class _Walk:
         prefix, children, around = f"{name}." if name else "", [], (module, *above)
         for child_key, child in inside.items():
             if child is None or not (child._parameters or child._modules or child._buffers or packs(type(child))):
+                if isinstance(child, nn.Upsample):
+                    self.enlarged += _doublings(child)
                 continue  # such as an activation
             if id(child) in self.seen:
                 self.once_more(child_key, prefix + child_key, child, around)
@@ -211,6 +221,8 @@ class _Walk:
             if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
                 raise without_shape(name) from error
             raise
+        if own and self.enlarged:
+            self.doublings[own[0].name], self.enlarged = self.enlarged, 0
         return _Node(key, name, own=own) if own else None
 
     def with_biases(self, children: list[_Node], own: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -255,6 +267,13 @@ def _tell_roles(children: list[_Node], above: Above) -> None:
             leaf.own[place] = with_role(layer, role, above)
 
 
+def _doublings(module: nn.Upsample) -> int:
+    """How often a module doubles its picture; 0 where it does not say."""
+    factor = module.scale_factor
+    factor = max(factor) if isinstance(factor, tuple) else factor
+    return round(log2(factor)) if factor else 0
+
+
 def _is_list_of_one(node: _Node) -> bool:
     """Is a module a list of one block?"""
     return len(node.children) == 1 and node.children[0].key.isdigit() and node.children[0].counted > 1
@@ -290,7 +309,7 @@ def _find_stem(root: _Node) -> None:
     while following := next((child for child in node.children if child.counted), None):
         before = _before_number(following.key)
         alike = (_alike(following, child) for child in node.children if child is not following)
-        following.is_stem = bool(before) and not any(alike)
+        following.is_open = bool(before) and not any(alike)
         node = following
 
 
@@ -298,7 +317,11 @@ def _elements(node: _Node) -> Iterator[Block]:
     """The blocks of a network and the single layers between them, in order."""
     # A node is opened if it holds blocks, or if nothing says that it is one: without a number in its name, two
     # convolutions in a module are a stem or a head as often as a block.
-    if node.children and (node.is_container or node.is_stem or not (node.is_numbered and node.counted > 1)):
+    if node.children and (node.is_container or node.is_open or not (node.is_numbered and node.counted > 1)):
+        for child in node.children:
+            if child.is_container and child.is_numbered:  # a stage of one block, beside a stage of several
+                for other in node.children:
+                    other.is_open |= other.has_list_of_one and _alike(child, other)
         for child in node.children:
             yield from _elements(child)
     elif node.children:

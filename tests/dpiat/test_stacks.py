@@ -11,7 +11,7 @@ import transformers as hf
 from functions import on_meta
 from torch import nn
 
-from dpiat import plan, transfer
+from dpiat import plan, standardize, transfer
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +183,28 @@ def segformer(depths: tuple[int, ...]) -> nn.Module:
     return hf.SegformerModel(config)
 
 
+class Attends(nn.Module):
+    """An attention as vit_pytorch writes it, whose norms have "g" and "b" of (1, width, 1, 1)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.ParameterDict({"g": torch.ones(1, width, 1, 1), "b": torch.zeros(1, width, 1, 1)})
+        self.to_q, self.to_kv = nn.Conv2d(width, width, 1), nn.Conv2d(width, 2 * width, 2, 2)
+        self.to_out = nn.Sequential(nn.Conv2d(width, width, 1))
+
+
+def nested(depths: tuple[int, ...]) -> nn.Module:
+    """Stages in a list, each with a list of blocks somewhere inside, which may be a list of one."""
+
+    def stage(width: int, wider: int, depth: int) -> nn.Module:
+        blocks = nn.ModuleList(nn.ModuleList([Attends(wider), nn.Conv2d(wider, wider, 1)]) for _ in range(depth))
+        return nn.ModuleList([nn.Conv2d(width, wider, 3, 2), nn.ModuleDict({"layers": blocks})])
+
+    widths = (3, 8, 16, 24, 32)
+    parts = zip(widths, widths[1:], (*depths, 1), strict=False)
+    return nn.ModuleDict({"layers": nn.ModuleList(stage(*part) for part in parts), "head": nn.Linear(32, 5)})
+
+
 # Networks in stages, and what precedes and numbers their blocks.
 STAGED = {
     "swin": (swin, r"(layers\.\d)\.blocks\.(\d+)\."),
@@ -191,6 +213,7 @@ STAGED = {
     "resnet of bottlenecks, torchvision": (bottlenecks, r"(layer\d)\.(\d+)\."),
     "PVT, whose attention shrinks keys and values": (pvt, r"(stages\.\d)\.blocks\.(\d+)\."),
     "SegFormer": (segformer, r"(stages\.\d)\.blocks\.(\d+)\."),
+    "stages of nested lists, one of one block": (nested, r"(layers\.\d)\.1\.layers\.(\d+)\."),
     "residual blocks of one's own": (residual, r"(s\d)\.(\d+)\."),
 }
 
@@ -446,3 +469,43 @@ def test_the_first_layers_of_a_point_net_take_in_the_norms_that_are_registered_l
         nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     transfer(source, target, head="copy")
     torch.testing.assert_close(target.eval()(points), source(points))
+
+
+def test_levels_count_from_the_lowest_resolution_of_a_network_with_a_decoder():
+    class Unit(nn.Module):
+        def __init__(self, into: int, out: int, stride: int = 1):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(into, out, 3, stride), nn.BatchNorm2d(out)
+            self.conv2, self.bn2 = nn.Conv2d(out, out, 3), nn.BatchNorm2d(out)
+
+    def encoder(depth: int) -> list[nn.Module]:
+        return [unit for stage in range(3) for unit in (Unit(8, 8, 2), *(Unit(8, 8) for _ in range(depth - 1)))]
+
+    def detector(depth: int) -> nn.Module:  # up to a higher resolution, and down again
+        neck = [nn.Upsample(scale_factor=2), Unit(8, 8), nn.Upsample(scale_factor=2), Unit(8, 8), Unit(8, 8, 2)]
+        return nn.Sequential(nn.Conv2d(3, 8, 3, 2), *encoder(depth), *neck, nn.Conv2d(8, 5, 1))
+
+    levels = [block.level for block in standardize(detector(2)).blocks if not block.run]
+    assert levels == [2, 2, 1, 1, 0, 0, 1, 2, 1]
+    decoder = [Unit(8, 8), nn.ConvTranspose2d(8, 8, 2, 2), Unit(8, 8), nn.ConvTranspose2d(8, 8, 2, 2), Unit(8, 8)]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), *encoder(1), *decoder)
+    assert [block.level for block in standardize(net).blocks if not block.run] == [2, 1, 0, 0, 1, 2]
+
+
+def test_a_norm_is_taken_from_the_layer_of_its_name_where_several_are_equal():
+    class Net(nn.Module):
+        def __init__(self, first: bool):
+            super().__init__()
+            embed = [nn.Linear(12, 16), nn.LayerNorm(16)] if first else [nn.Linear(12, 16)]
+            self.embed, self.norm = nn.Sequential(*embed), nn.LayerNorm(16)
+            blocks = [nn.TransformerEncoderLayer(16, 2, 32) for _ in range(3)]
+            self.blocks, self.head = nn.ModuleList(blocks), nn.Linear(16, 5)
+            if not first:  # registered behind the blocks
+                self.norm = self._modules.pop("norm")
+                self.head = self._modules.pop("head")
+
+    entries = plan(on_meta(Net, True), on_meta(Net, False)).report.entries
+    assert {e.target: e.source for e in entries if e.target.startswith("norm")} == {
+        "norm.weight": "norm.weight",
+        "norm.bias": "norm.bias",
+    }
