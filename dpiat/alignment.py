@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -166,6 +166,7 @@ class Tables:
         towers: The tower that each block is in ("encoder"), or "".
         stacks: How many towers have blocks of attention.
         stages: The number of the stage that each block is in.
+        goes_up: Whether the resolution rises again, as in a decoder.
     """
 
     def __init__(self, blocks: Sequence[Block], gates: bool = BEST.gates, grouped: str = "dense"):
@@ -227,6 +228,8 @@ class Tables:
         self.count = sum(map(len, self.weighted))
         self.towers = [_tower(block.name) for block in self.blocks]
         self.stages = _stages(self.blocks)
+        levels = [block.level for block in self.blocks if block.level is not None]
+        self.goes_up = any(after > before for before, after in pairwise(levels))
 
     @cached_property
     def padded(self) -> dict[str, Padded]:
@@ -531,6 +534,8 @@ def _parts(source: Tables, target: Tables) -> list[list[tuple[np.ndarray, np.nda
     # an encoder or a vision tower beside a language model, one order for all would share the source out among them:
     # each is matched with the whole source. Where the source has several, the target is matched with the best one.
     rows, columns = np.arange(len(target.blocks)), np.arange(len(source.blocks))
+    if k := _in_common(source, target):
+        return [[(rows[:k], columns[:k]), (rows[k:], columns[k:])]]
     if _differ_in_stacks(source, target):
         towers = np.array(source.towers if source.stacks > 1 else target.towers)
         different = list(dict.fromkeys(towers.tolist()))
@@ -538,6 +543,26 @@ def _parts(source: Tables, target: Tables) -> list[list[tuple[np.ndarray, np.nda
             return [[(rows, columns[(towers == tower) | (towers == "")])] for tower in different if tower]
         return [[(rows[towers == tower], columns) for tower in different]]
     return [[(rows, columns)]]
+
+
+def _in_common(source: Tables, target: Tables) -> int:
+    """How many blocks a network with a decoder begins with that are all of the other network, but for its head; or 0.
+
+    A decoder has blocks like those of the encoder, and more of them: a detector's neck would take what is its backbone.
+    """
+    if source.goes_up == target.goes_up:
+        return 0
+    pairs = zip(target.blocks, source.blocks, strict=False)
+    k = next((k for k, (a, b) in enumerate(pairs) if not _same(a, b)), 0)
+    return k if k >= min(len(source.blocks), len(target.blocks)) - 1 else 0
+
+
+def _same(a: Block, b: Block) -> bool:
+    """Have two blocks the same layers, by all but the names of what is around the blocks?"""
+    if a.run != b.run or len(a.layers) != len(b.layers):
+        return False
+    names = (x.name[len(a.name) :] == y.name[len(b.name) :] for x, y in zip(a.layers, b.layers, strict=True))
+    return all(names) and all(x[1:] == y[1:] for x, y in zip(a.layers, b.layers, strict=True))
 
 
 def tables_of(network: Architecture, gates: bool = BEST.gates, grouped: str = "dense") -> Tables:

@@ -471,25 +471,45 @@ def test_the_first_layers_of_a_point_net_take_in_the_norms_that_are_registered_l
     torch.testing.assert_close(target.eval()(points), source(points))
 
 
+class Unit(nn.Module):
+    def __init__(self, into: int, out: int, stride: int = 1):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(into, out, 3, stride), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3), nn.BatchNorm2d(out)
+
+
+def encoder(depth: int) -> list[nn.Module]:
+    stages = [[Unit(8, 8, 2), *(Unit(8, 8) for _ in range(depth - 1))] for _ in range(3)]
+    return [nn.Conv2d(3, 8, 3, 2), *(unit for stage in stages for unit in stage)]
+
+
+def classifier(depth: int) -> nn.Module:
+    return nn.Sequential(*encoder(depth), nn.Flatten(), nn.Linear(8, 5))
+
+
+def detector(depth: int) -> nn.Module:
+    """Up to a higher resolution, and down again."""
+    neck = [nn.Upsample(scale_factor=2), Unit(8, 8), nn.Upsample(scale_factor=2), Unit(8, 8), Unit(8, 8, 2)]
+    return nn.Sequential(*encoder(depth), *neck, nn.Conv2d(8, 5, 1))
+
+
 def test_levels_count_from_the_lowest_resolution_of_a_network_with_a_decoder():
-    class Unit(nn.Module):
-        def __init__(self, into: int, out: int, stride: int = 1):
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(into, out, 3, stride), nn.BatchNorm2d(out)
-            self.conv2, self.bn2 = nn.Conv2d(out, out, 3), nn.BatchNorm2d(out)
-
-    def encoder(depth: int) -> list[nn.Module]:
-        return [unit for stage in range(3) for unit in (Unit(8, 8, 2), *(Unit(8, 8) for _ in range(depth - 1)))]
-
-    def detector(depth: int) -> nn.Module:  # up to a higher resolution, and down again
-        neck = [nn.Upsample(scale_factor=2), Unit(8, 8), nn.Upsample(scale_factor=2), Unit(8, 8), Unit(8, 8, 2)]
-        return nn.Sequential(nn.Conv2d(3, 8, 3, 2), *encoder(depth), *neck, nn.Conv2d(8, 5, 1))
-
     levels = [block.level for block in standardize(detector(2)).blocks if not block.run]
     assert levels == [2, 2, 1, 1, 0, 0, 1, 2, 1]
     decoder = [Unit(8, 8), nn.ConvTranspose2d(8, 8, 2, 2), Unit(8, 8), nn.ConvTranspose2d(8, 8, 2, 2), Unit(8, 8)]
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), *encoder(1), *decoder)
+    net = nn.Sequential(*encoder(1), *decoder)
     assert [block.level for block in standardize(net).blocks if not block.run] == [2, 1, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["classifier to detector", "detector to classifier"])
+@as_given
+def test_the_backbone_of_a_detector_is_the_network_that_classifies(back, stored):
+    source, target = on_meta(classifier, 2), on_meta(detector, 2)
+    if back:
+        source, target = target, source
+    entries = plan(source.state_dict() if stored and not back else source, target).report.entries
+    backbone = [e for e in entries if int(e.target.split(".")[0]) < 7]
+    assert len(backbone) == 86 and [(e.target, e.source) for e in backbone if e.source != e.target] == []
 
 
 def test_a_norm_is_taken_from_the_layer_of_its_name_where_several_are_equal():
