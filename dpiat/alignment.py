@@ -552,9 +552,9 @@ def _in_common(source: Tables, target: Tables) -> int:
     """
     if source.goes_up == target.goes_up:
         return 0
-    pairs = zip(target.blocks, source.blocks, strict=False)
-    k = next((k for k, (a, b) in enumerate(pairs) if not _same(a, b)), 0)
-    return k if k >= min(len(source.blocks), len(target.blocks)) - 1 else 0
+    pairs, fewer = zip(target.blocks, source.blocks, strict=False), min(len(source.blocks), len(target.blocks))
+    k = next((k for k, (a, b) in enumerate(pairs) if not _same(a, b)), fewer)
+    return k if k >= fewer - 1 else 0
 
 
 def _same(a: Block, b: Block) -> bool:

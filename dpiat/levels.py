@@ -86,7 +86,7 @@ def _on_the_way(layer: Layer, block: Block) -> bool:
     PVT and SegFormer shrink the picture that keys and values come from. What an attention gives has the places of its
     queries.
     """
-    words = layer.name[len(block.name) + 1 :].lower().split(".")
+    words = layer.name.removeprefix(f"{block.name}.").lower().split(".")
     if layer.role.endswith((roles.KEY, roles.VALUE)) or any(map(OF_KEYS.search, words)):
         return False
     if any(map(OF_QUERIES.search, words)):

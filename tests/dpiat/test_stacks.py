@@ -422,6 +422,26 @@ def test_a_new_element_of_an_alternating_list_does_nothing_at_first():
     assert len([name for name in zero if name.endswith("ff.2.weight")]) == 2
 
 
+def test_a_new_block_whose_input_is_added_outside_of_it_does_nothing_at_first():
+    class Net(nn.Module):
+        def __init__(self, depth: int):
+            super().__init__()
+            units = (
+                nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(depth)
+            )
+            self.stem, self.layers, self.head = nn.Linear(9, 16), nn.ModuleList(units), nn.Linear(16, 5)
+
+        def forward(self, inputs):
+            given = self.stem(inputs)
+            for layer in self.layers:
+                given = given + layer(given)
+            return self.head(given)
+
+    source, target, inputs = Net(2), Net(5), torch.randn(7, 9)
+    transfer(source, target)
+    torch.testing.assert_close(target(inputs), source(inputs))
+
+
 def test_levit_of_timm_takes_all_of_hugging_faces():
     source = on_meta(lambda: hf.LevitModel(hf.LevitConfig()))
     entries = plan(source, on_meta(timm.create_model, "levit_128")).report.entries
@@ -483,6 +503,10 @@ def encoder(depth: int) -> list[nn.Module]:
     return [nn.Conv2d(3, 8, 3, 2), *(unit for stage in stages for unit in stage)]
 
 
+def features(depth: int) -> nn.Module:
+    return nn.Sequential(*encoder(depth))
+
+
 def classifier(depth: int) -> nn.Module:
     return nn.Sequential(*encoder(depth), nn.Flatten(), nn.Linear(8, 5))
 
@@ -501,10 +525,11 @@ def test_levels_count_from_the_lowest_resolution_of_a_network_with_a_decoder():
     assert [block.level for block in standardize(net).blocks if not block.run] == [2, 1, 0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("back", [False, True], ids=["classifier to detector", "detector to classifier"])
+@pytest.mark.parametrize("make", [classifier, features])
+@pytest.mark.parametrize("back", [False, True], ids=["to detector", "from detector"])
 @as_given
-def test_the_backbone_of_a_detector_is_the_network_that_classifies(back, stored):
-    source, target = on_meta(classifier, 2), on_meta(detector, 2)
+def test_the_backbone_of_a_detector_is_the_network_that_classifies(make, back, stored):
+    source, target = on_meta(make, 2), on_meta(detector, 2)
     if back:
         source, target = target, source
     entries = plan(source.state_dict() if stored and not back else source, target).report.entries
