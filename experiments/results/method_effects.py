@@ -290,10 +290,9 @@ def _start(
     from torch.nn.utils import parameters_to_vector, vector_to_parameters  # here: other tables do not need torch
 
     from dpiat import transfer
-    from dpiat.reading import VERSION
-    from experiments.initialization import Method
+    from experiments.initialization import SAME_SINCE, Method
 
-    if mode == "default" and version < VERSION:
+    if mode == "default" and version < SAME_SINCE:
         return "another"
 
     (network, before), (giver, _) = _network(target, seed=0), _network(source, seed=1)

@@ -1,10 +1,13 @@
-"""Net2Net and FNA give a trial's target its first weights."""
+"""What gives a trial's target its first weights: Net2Net, FNA and the default mode."""
+
+import hashlib
 
 import pytest
 import timm
 import torch
 from functions import differ, randomized
 
+import dpiat
 from experiments import models
 from experiments.initialization import Start, initialize
 from experiments.planning import target_trial
@@ -41,3 +44,25 @@ def test_a_trial_that_is_not_admissible_is_told_before_anything_is_trained():
     settings = Settings(DatasetSettings(name="digits"), InitSettings(name="net2net"), source="eff_b2", target="eff_b0")
     with pytest.raises(UserError, match=r"eff_b0 cannot grow from eff_b2: .* fewer than"):
         target_trial(settings)
+
+
+# Digests of the plans of version 5 of the default mode, by source and target.
+PLANS = {
+    ("eff_b0", "eff_b1"): "0103eea71e",
+    ("rex", "eff_b1"): "38e406f419",
+    ("mix_m", "mnas"): "71a2f55bf8",
+    ("mnas", "mix_l"): "f50c3469c4",
+    ("semnas", "rex_150"): "095f6496b1",
+    ("eff_b2", "rex"): "5ba9239cd7",
+    ("eff_lite0", "mix_m"): "ae9d0ebc81",
+    ("eff_lite2", "rex_150"): "9e93c41db8",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "target"), PLANS)
+def test_plans_are_those_of_the_version_that_records_name(source, target):
+    with torch.device("meta"):
+        entries = dpiat.plan(models.build(source, 100), models.build(target, 100)).report.entries
+    words = "\n".join(" ".join(map(str, (e.target, e.action, e.source, e.rule, e.filled))) for e in entries)
+    assert hashlib.sha256(words.encode()).hexdigest()[:10] == PLANS[source, target], "raise SAME_SINCE"
