@@ -43,7 +43,7 @@ ALLOWED = {
     "dpiat.alignment": {"architecture", "levels", "matching", "recipe", "roles", "standardization"},
     "dpiat.assignment": {"alignment", "architecture", "matching", "scoring"},
     "dpiat.heads": {"architecture", "roles", "standardization"},
-    "dpiat.pairing": {"alignment", "architecture", "layers", "matching", "standardization"},
+    "dpiat.pairing": {"alignment", "architecture", "context", "layers", "matching", "standardization"},
     "dpiat.writing": {"operators", "parametrized", "standardization"},
     "dpiat.filling": {
         *("branches", "layers", "operators", "positions", "recipe", "report", "roles"),
