@@ -162,6 +162,7 @@ class Tables:
         projections: The roles among them that layers of an attention have.
         columns: For each different block, the places of the layers of each family, in the order of their roles.
         matrices: The families of matrices and convolutions; `has_matrix` tells which different blocks have such layers.
+        in_all: The names that are in every block.
         count: The number of layers with weights.
         towers: The tower that each block is in ("encoder"), or "".
         stacks: How many towers have blocks of attention.
@@ -225,6 +226,8 @@ class Tables:
             self.columns.append(columns)
         self.matrices = {kind for kind, numbers in families.items() if is_matrix(self.layers[numbers[0]])}
         self.has_matrix = np.array([not self.matrices.isdisjoint(columns) for columns in self.columns], dtype=bool)
+        in_blocks = [frozenset(names) for names, run in zip(self.names, self.is_run, strict=True) if not run]
+        self.in_all = frozenset.intersection(*in_blocks) if in_blocks else frozenset()
         self.count = sum(map(len, self.weighted))
         self.towers = [_tower(block.name) for block in self.blocks]
         self.stages = _stages(self.blocks)
@@ -681,6 +684,8 @@ def _of_another_kind(source: Tables, target: Tables, alike: np.ndarray) -> np.nd
 
     Such as an attention and a feed-forward network in turn. Two blocks of two kinds share no name.
     """
+    if target.in_all & source.in_all:
+        return np.zeros_like(alike)
     run_t, run_s = (np.array(side.is_run, dtype=bool) for side in (target, source))
     alike = alike & ~run_t[:, None] & ~run_s
     both = alike.any(axis=1)[:, None] & alike.any(axis=0) & ~alike

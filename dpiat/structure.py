@@ -99,9 +99,11 @@ class _Node:
         for layer in own:
             plain = layer.plain
             if plain.kind != CONSTANT:
-                is_vector = len(plain.shape) == 1 or plain.kind == "Norm"  # which may be (1, C, 1, 1)
-                self.vectors += is_vector
-                self.counted += not is_vector and len(plain.shape) > 1 and plain.kind != "Parameter"
+                rank = len(plain.shape)
+                if rank == 1 or plain.kind == "Norm":  # which may be (1, C, 1, 1)
+                    self.vectors += 1
+                elif rank > 1 and plain.kind != "Parameter":
+                    self.counted += 1
 
     @property
     def leaves(self) -> list[_Node]:
@@ -249,15 +251,12 @@ def _tell_roles(children: list[_Node], above: Above) -> None:
     """Give the matrices of a module the roles that only all of them together tell."""
     places = []
     for child in children:
-        if child.counted > 1 and child.children:
-            return
-        places += [
-            (leaf, place)
-            for leaf in child.leaves  # the matrix of a child may have a norm beside it
-            if leaf.counted
-            for place, layer in enumerate(leaf.own)
-            if len(layer.plain.shape) > 1
-        ]
+        if child.counted:
+            if child.counted > 1 and child.children:
+                return
+            for leaf in child.leaves:  # the matrix of a child may have a norm beside it
+                if leaf.counted:
+                    places += [(leaf, place) for place, layer in enumerate(leaf.own) if len(layer.plain.shape) > 1]
     layers = [leaf.own[place] for leaf, place in places]
     if len(layers) < 2 or all(layer.plain.role for layer in layers):
         return
@@ -318,10 +317,10 @@ def _elements(node: _Node) -> Iterator[Block]:
     # A node is opened if it holds blocks, or if nothing says that it is one: without a number in its name, two
     # convolutions in a module are a stem or a head as often as a block.
     if node.children and (node.is_container or node.is_open or not (node.is_numbered and node.counted > 1)):
-        for child in node.children:
-            if child.is_container and child.is_numbered:  # a stage of one block, beside a stage of several
-                for other in node.children:
-                    other.is_open |= other.has_list_of_one and _alike(child, other)
+        stages = [child for child in node.children if child.is_numbered and child.is_container]
+        for child in node.children if stages else ():
+            if not child.is_container and child.has_list_of_one:  # a stage of one block, beside stages of several
+                child.is_open |= any(_alike(child, stage) for stage in stages)
         for child in node.children:
             yield from _elements(child)
     elif node.children:
