@@ -146,6 +146,8 @@ class _Runner:
             state, record = parallel.from_first(lambda: (self.store.checkpoint(trial), self.store.record(trial)))
             if state is None and (record is None or record["status"] == "finished"):
                 record, state = self._train(trial, keep=True)
+            elif parallel.rank() == 0:
+                self.store.clean_up(trial)  # a process may have been killed right before
         if state is None:
             raise Diverged(f"{trial.id}, the source, {records.divergence_text(record)}: no target can start from it")
         network = models.build(trial.model, classes)

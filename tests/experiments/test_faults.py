@@ -333,6 +333,19 @@ def test_a_trial_killed_at_twenty_random_moments_ends_as_if_undisturbed(tmp_path
     assert "going on after epoch" in logs(tmp_path / "after 0")
 
 
+def test_what_a_kill_after_a_sources_end_left_is_removed(tmp_path):
+    wanted = settings(tmp_path, source_epochs=1, target_epochs=1)
+    trial.run(wanted)
+    (source,) = (tmp_path / "checkpoints").glob("*.pt")
+    left = [tmp_path / "unfinished" / f"{source.stem}.epoch-000001.pt", source.with_name(f".{source.stem}.1.tmp")]
+    for file in left:
+        file.write_bytes(b"a state")
+    for record in (tmp_path / "records").glob("*dpiat*"):
+        record.unlink()
+    trial.run(wanted)
+    assert [file for file in left if file.exists()] == []
+
+
 def test_four_processes_on_one_cell_share_the_work_even_if_one_is_killed(tmp_path):
     wanted = settings(tmp_path / "alone", source_epochs=20, target_epochs=3)
     trial.run(wanted)
