@@ -31,7 +31,7 @@ from dpiat.standardization import DEPTHWISE, GROUPED, MATRICES, NORMS, is_matrix
 # they share most of the smaller block's names, in one order: a "conv1" and a "norm" stand in blocks of any kind.
 OTHER_NAME = 0.25
 TRUSTED = 0.75
-NAMELESS = 1 - 2**-20  # a layer of the same role is better than one whose name tells none; all else is
+NEARLY = 1 - 2**-20  # decides between equals: a layer of the same role, or name, and one whose name tells nothing
 TOWERS = ("encoder", "decoder", "text", "language", "vision", "visual", "image", "audio", "generator", "discriminator")
 DENSE = ("Linear", "Conv")
 GATES = (roles.REDUCE, roles.EXPAND)
@@ -151,6 +151,7 @@ class Tables:
         blocks: The blocks that have weights.
         weighted: The layers with weights of each block.
         block_numbers: Which of the different blocks each block is, (blocks,).
+        keys: What tells each different block from others.
         members: The numbers of the layers of each different block.
         names: The names of these layers in their block; `name_numbers` are their numbers among `different_names`.
         is_run: Whether each different block is a run of single layers.
@@ -201,6 +202,7 @@ class Tables:
                 self.names.append(names)
                 self.is_run.append(block.run)
             index.append(known[key])
+        self.keys = list(known)
         self.block_numbers = np.array(index, dtype=int)
         self.layers = [Layer("", *key) for key, _ in layers]
         self.widths = np.array([of_layer for _, of_layer in layers], dtype=int).reshape(-1, 2)
@@ -555,17 +557,10 @@ def _in_common(source: Tables, target: Tables) -> int:
     """
     if source.goes_up == target.goes_up:
         return 0
-    pairs, fewer = zip(target.blocks, source.blocks, strict=False), min(len(source.blocks), len(target.blocks))
-    k = next((k for k, (a, b) in enumerate(pairs) if not _same(a, b)), fewer)
+    ours, theirs = ([side.keys[number] for number in side.block_numbers.tolist()] for side in (target, source))
+    fewer = min(len(ours), len(theirs))
+    k = next((k for k in range(fewer) if ours[k] != theirs[k]), fewer)
     return k if k >= fewer - 1 else 0
-
-
-def _same(a: Block, b: Block) -> bool:
-    """Have two blocks the same layers, by all but the names of what is around the blocks?"""
-    if a.run != b.run or len(a.layers) != len(b.layers):
-        return False
-    names = (x.name[len(a.name) :] == y.name[len(b.name) :] for x, y in zip(a.layers, b.layers, strict=True))
-    return all(names) and all(x[1:] == y[1:] for x, y in zip(a.layers, b.layers, strict=True))
 
 
 def tables_of(network: Architecture, gates: bool = BEST.gates, grouped: str = "dense") -> Tables:
@@ -624,7 +619,7 @@ def _scores_in_blocks(
     nameless = ((r_t == 0)[:, None] & ~told_s) | ((r_s == 0) & ~told_t[:, None])
     equal = r_t[:, None] == r_s
     layers = _layer_scores(source, target, equal | nameless, wider)
-    layers *= np.where(equal, 1.0, NAMELESS)
+    layers *= np.where(equal, 1.0, NEARLY)
     r_t = np.where(r_t == 0, -1, r_t)  # as from here on, no role is another role than none
     found = {}
     for kind in _common(source, target):
@@ -739,7 +734,7 @@ def _equal(a: Layer, b: Layer) -> float:
     """Are two layers equal? Where several are, the same last word of a name is worth a little more."""
     if a.role != b.role or _compared(a.kind, a.shape) != _compared(b.kind, b.shape):
         return 0.0
-    return 1.0 if a.name.rpartition(".")[2] == b.name.rpartition(".")[2] else NAMELESS
+    return 1.0 if a.name.rpartition(".")[2] == b.name.rpartition(".")[2] else NEARLY
 
 
 def _traced(scores: np.ndarray) -> Iterator[list[tuple[int, int]]]:

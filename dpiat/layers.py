@@ -37,8 +37,10 @@ CONSTANT = "Constant"  # what a network computes from its own settings, such as 
 RECURRENT = "Recurrent"  # followed by the number of its gates: 4 of an LSTM, 3 of a GRU, 1
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # Names of tensors that stand for the usual ones.
-ALIASES = {"gamma": "weight", "beta": "bias", "g": "weight", "b": "bias"}
-ALIASES |= {"lambda1": "weight", "scale": "weight", "kernel": "weight"}
+ALIASES = {
+    **dict.fromkeys(("gamma", "g", "lambda1", "scale", "kernel"), "weight"),
+    **dict.fromkeys(("beta", "b"), "bias"),
+}
 # Buffers that libraries save and that hold no knowledge, by the ends of their names.
 COMPUTED = (
     *("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "token_type_ids", "inv_freq"),
